@@ -1,0 +1,31 @@
+"""onnxfuse: make a trained ONNX model structurally smaller by merging similar channels.
+
+    import onnxfuse
+    result = onnxfuse.fuse("in.onnx", "out.onnx", sparsity=0.4)
+    for group in onnxfuse.analyze("in.onnx"):
+        print(group)
+"""
+
+from .channels import ChannelGroup, Slot
+from .errors import ModelError, NothingToMerge, OnnxFuseError, OutputError, UsageError, VerificationFailed
+from .pipeline import FuseResult, analyze, fuse
+from .plan import Plan
+from .report import Report
+
+__version__ = "0.1.0"
+__all__ = [
+    "ChannelGroup",
+    "FuseResult",
+    "ModelError",
+    "NothingToMerge",
+    "OnnxFuseError",
+    "OutputError",
+    "Plan",
+    "Report",
+    "Slot",
+    "UsageError",
+    "VerificationFailed",
+    "__version__",
+    "analyze",
+    "fuse",
+]

@@ -1,0 +1,169 @@
+"""How the channels of a group become fewer: every strategy returns one pair of matrices.
+
+`compress` (k, n) makes the k new channels from the n old ones; `expand` (n, k) is how consumers, which read n
+channels, read the k new ones instead. Producing weights become `compress @ w`, consuming ones `w @ expand`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from . import transport
+from .errors import UsageError
+from .importance import Scores
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """What happens to the n channels of a group.
+
+    Attributes:
+        kept: (k,) old channels whose places the new ones take, ascending.
+        compress: (k, n) sparse.
+        expand: (n, k) sparse.
+    """
+
+    kept: Ids
+    compress: csr_array
+    expand: csr_array
+
+
+@dataclass(frozen=True)
+class TransportOptions:
+    """The ablations of the paper's §5: masses of both sides, what the targets are, the exponent of the ground cost."""
+
+    source_mass: str = "uniform"
+    target_mass: str = "uniform"
+    target: str = "important"
+    cost_norm: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One group to merge.
+
+    Attributes:
+        rows: (n, d) all weights that make or read each channel, side by side.
+        scores: (n,) importance.
+        keep: k.
+        options: of the transport.
+    """
+
+    rows: NDArray[np.floating]
+    scores: Scores
+    keep: int
+    options: TransportOptions
+
+
+Strategy = Callable[[Task], Merge]
+
+
+def most_important(task: Task) -> Ids:
+    """The k channels with the highest scores, ascending; of equal ones the first."""
+    order = np.argsort(-task.scores, kind="stable")
+    return np.sort(order[: task.keep])
+
+
+def drop(task: Task) -> Merge:
+    """Keep the most important channels, forget the others."""
+    kept, n = most_important(task), len(task.scores)
+    select = csr_array((np.ones(len(kept)), (np.arange(len(kept)), kept)), shape=(len(kept), n))
+    return Merge(kept, select, csr_array(select.T))
+
+
+def intra_fusion(task: Task) -> Merge:
+    """The paper's §3: F is the transposed plan with every source's column divided by its sum; consumers get Fᵀ."""
+    kept, plan = _plan(task)
+    fuse = csr_array(_per_row(plan).T)
+    return Merge(kept, fuse, csr_array(fuse.T))
+
+
+def barycentric(task: Task) -> Merge:
+    """New channels are plan-weighted means of what flows into them; consumers read plan-weighted shares."""
+    kept, plan = _plan(task)
+    return Merge(kept, csr_array(_per_row(plan.T)), csr_array(_per_row(plan)))
+
+
+def fold(task: Task) -> Merge:
+    """Model Folding (ICLR 2025): k-means; producers take a cluster's mean, consumers the sum of its columns."""
+    labels = transport.clusters(task.rows, task.keep)
+    kept, member = _places(labels, task.scores)
+    return Merge(kept, csr_array(_per_row(member.T)), csr_array(member))
+
+
+METHODS: Mapping[str, Strategy] = {
+    "intra-fusion": intra_fusion,
+    "barycentric": barycentric,
+    "fold": fold,
+    "drop": drop,
+}
+TRANSPORTS = ("intra-fusion", "barycentric")
+"""Methods that solve a transport problem, to which its options apply."""
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+def _plan(task: Task) -> tuple[Ids, NDArray[np.float64]]:
+    """(k,) places and the (n, k) plan of the task. Dead channels (all weights zero) send nothing."""
+    features, o = transport.normalized(task.rows), task.options
+    if o.target == "cluster":
+        labels = transport.clusters(features, task.keep)
+        kept, member = _places(labels, task.scores)
+        targets = _per_row(member.T) @ features
+    else:
+        kept = most_important(task)
+        member = np.zeros((len(features), task.keep))
+        member[kept, np.arange(task.keep)] = 1
+        targets = features[kept]
+    alive = features.any(axis=1)
+    alive[kept] = True
+    plan = np.zeros((len(features), task.keep))
+    if o == TransportOptions(cost_norm=o.cost_norm):
+        plan[alive] = transport.kept_plan(features[alive], np.flatnonzero(np.isin(np.flatnonzero(alive), kept)), o.cost_norm)
+    else:
+        source = _mass(o.source_mass, task.scores)[alive]
+        plan[alive] = transport.full_plan(
+            features[alive], targets, source, _target_mass(o, task.scores, member), o.cost_norm
+        )
+    return kept, plan
+
+
+def _mass(kind: str, scores: Scores) -> Scores:
+    return scores if kind == "importance" and scores.any() else np.ones_like(scores)
+
+
+def _target_mass(o: TransportOptions, scores: Scores, member: NDArray[np.float64]) -> Scores:
+    """Mass of each target: equal, or the importance of the channels it stands for."""
+    return member.T @ scores if o.target_mass == "importance" and scores.any() else np.ones(member.shape[1])
+
+
+def _places(labels: Ids, scores: Scores) -> tuple[Ids, NDArray[np.float64]]:
+    """For each cluster the place of its most important member, and the (n, k) membership in order of these places."""
+    order = np.lexsort((-scores, labels))
+    first = order[np.unique(labels[order], return_index=True)[1]]
+    rank = np.argsort(first)
+    member = labels[:, None] == rank[None]
+    return first[rank], member.astype(np.float64)
+
+
+def _per_row(plan: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows divided by their sums; a row of zeros stays."""
+    total = plan.sum(axis=1, keepdims=True)
+    return np.asarray(plan / np.where(total == 0, 1, total))
+
+
+def strategy(method: str) -> Strategy:
+    """The function of a method.
+
+    Raises:
+        UsageError: no such method.
+    """
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is not known; choose from {', '.join(METHODS)}")
+    return METHODS[method]

@@ -1,0 +1,264 @@
+"""Model files in and out, and a read view of a graph.
+
+The `ModelProto` is the one source of truth and the only thing that is ever edited, by tensor name and node
+position, so nothing that an edit does not touch can be lost: metadata, doc strings, opsets, node attributes
+of any type. graphsurgeon parses it into connected nodes for the stages that only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from .errors import ModelError, OutputError, one_line
+
+log = logging.getLogger("onnxfuse")
+Array = NDArray[Any]
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes above which protobuf cannot serialize a model in one piece."""
+
+
+class Tensor(Protocol):
+    """What is read of a graphsurgeon tensor."""
+
+    name: str
+
+
+class Node(Protocol):
+    """What is read of a graphsurgeon node."""
+
+    op: str
+    name: str
+    domain: str | None
+    attrs: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One use of a tensor: input `slot` of the main graph's node number `node`; −1 for any use elsewhere."""
+
+    node: int
+    slot: int
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+def load(path: Path) -> ModelProto:
+    """Read an ONNX file with its external data.
+
+    Raises:
+        ModelError: no such file, not an ONNX model, truncated, an empty graph, or external data missing.
+    """
+    if path.is_dir() or not path.exists():
+        raise ModelError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; give an .onnx file")
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path}: {_not_onnx(path)}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path}: {'empty graph: no nodes' if model.ir_version else _not_onnx(path)}")
+    try:
+        load_external_data_for_model(model, os.fspath(path.parent))
+    except (OSError, onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(
+            f"{path}: external data is missing or unreadable ({one_line(error)}); put the data file beside the model"
+        ) from error
+    return model
+
+
+def _not_onnx(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[4:8] == b"ORTM":
+        return "is an ORT-format model; convert the .onnx file it was made from"
+    return "is not an ONNX model, or is truncated; check it with onnx.checker"
+
+
+def has_external_data(path: Path) -> bool:
+    """Whether any initializer of the file lies in a file beside it."""
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    return any(uses_external_data(tensor) for tensor in model.graph.initializer)
+
+
+@contextlib.contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """A new directory beside `destination` to build the result in; it is gone afterwards, whatever happens.
+
+    Raises:
+        OutputError: the directory of the destination does not exist or is not writable.
+    """
+    if destination.is_dir():
+        raise OutputError(f"{destination}: is a directory; give a file name")
+    if not destination.parent.is_dir():
+        raise OutputError(f"{destination}: the directory {destination.parent} does not exist; create it first")
+    try:
+        directory = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
+    except OSError as error:
+        raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+    with directory as name:
+        yield Path(name)
+
+
+def save(model: ModelProto, path: Path, external: bool) -> None:
+    """Write `model`, its large tensors to `<name>.data` beside it if `external` or if protobuf's 2 GB demand it.
+
+    Raises:
+        OutputError: the disk is full or the place is not writable.
+    """
+    try:
+        if external or model.ByteSize() > PROTOBUF_LIMIT:
+            onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
+        else:
+            path.write_bytes(model.SerializeToString())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def move(staged_file: Path, destination: Path) -> None:
+    """Move a staged model and its data file, if any, into place; each replaces its predecessor in one step.
+
+    Raises:
+        OutputError: the destination cannot be replaced.
+    """
+    try:
+        for suffix in (".data", ""):
+            source = staged_file.with_name(staged_file.name + suffix)
+            if source.exists():
+                os.replace(source, destination.with_name(destination.name + suffix))
+    except OSError as error:
+        raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+# --- nodes and constants --------------------------------------------------------------------------------------------
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of one attribute of a NodeProto, or `default`."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def set_attribute(node: NodeProto, name: str, value: Any) -> None:
+    """Replace or add one attribute of a NodeProto."""
+    drop_attribute(node, name)
+    node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def drop_attribute(node: NodeProto, name: str) -> None:
+    """Remove one attribute of a NodeProto, if it is there."""
+    for i in reversed(range(len(node.attribute))):
+        if node.attribute[i].name == name:
+            del node.attribute[i]
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs a control-flow node holds."""
+    for a in node.attribute:
+        if a.type == onnx.AttributeProto.GRAPH:
+            yield a.g
+        yield from a.graphs
+
+
+def outer_names(graph: GraphProto) -> Iterator[str]:
+    """Names that `graph` may take from the graph around it (all it reads; a superset does no harm)."""
+    for node in graph.node:
+        yield from node.input
+        for inner in subgraphs(node):
+            yield from outer_names(inner)
+    for value in graph.output:
+        yield value.name
+
+
+def constant_tensors(graph: GraphProto) -> dict[str, TensorProto]:
+    """Name → tensor of every constant: initializers and the `value` of Constant nodes."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output:
+            for a in node.attribute:
+                if a.name == "value":
+                    found[node.output[0]] = a.t
+    return found
+
+
+def consumers(graph: GraphProto) -> dict[str, list[Edge]]:
+    """Name → every use of that tensor, with one `Edge(-1, 0)` for each use by a subgraph or as a graph output."""
+    edges: dict[str, list[Edge]] = defaultdict(list)
+    for i, node in enumerate(graph.node):
+        for k, name in enumerate(node.input):
+            if name:
+                edges[name].append(Edge(i, k))
+        for inner in subgraphs(node):
+            for name in set(outer_names(inner)):
+                edges[name].append(Edge(-1, 0))
+    for value in graph.output:
+        edges[value.name].append(Edge(-1, 0))
+    return edges
+
+
+class Graph:
+    """A read view of a model's main graph: connected nodes, constants, and who uses what.
+
+    Attributes:
+        model: the proto behind the view; edits go there, at node `i` for `nodes[i]`.
+        nodes: graphsurgeon's nodes, in the model's (topological) order.
+        constants: name → TensorProto, initializers and Constant nodes alike.
+        edges: name → its uses.
+        clones: name of a copy → the constant it copies.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+        self.nodes: list[Node] = list(gs.import_onnx(model).nodes)
+        self.constants = constant_tensors(model.graph)
+        self.edges = consumers(model.graph)
+        self.clones: dict[str, str] = {}
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def array(self, name: str) -> Array:
+        """The values of a constant, read-only or copied."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def clone(self, name: str, edges: list[Edge]) -> str:
+        """Give `edges` their own copy of the constant `name`; returns the copy's name."""
+        new = self._register(name, self.constants[name], edges)
+        self.clones[new] = name
+        self.edges[name] = [e for e in self.edges[name] if e not in edges]
+        for edge in edges:
+            self.model.graph.node[edge.node].input[edge.slot] = new
+            self.nodes[edge.node].inputs[edge.slot] = gs.Variable(new)
+        return new
+
+    def add(self, values: Array, stem: str, edge: Edge) -> str:
+        """A new initializer for `edge`, named after `stem`; returns its name."""
+        return self._register(stem, numpy_helper.from_array(values), [edge])
+
+    def _register(self, stem: str, tensor: TensorProto, edges: list[Edge]) -> str:
+        taken = self.constants.keys() | self.edges.keys()
+        name = next(n for i in range(1, len(taken) + 2) if (n := f"{stem}_fuse{i}") not in taken)
+        copy = self.model.graph.initializer.add()
+        copy.CopyFrom(tensor)
+        copy.name = name
+        self.constants[name] = copy
+        self.edges[name] = list(edges)
+        return name
+
+
+def label(node: Node) -> str:
+    """How messages name a node: its name, or its operator and first output."""
+    return node.name or f"{node.op} → {next((t.name for t in node.outputs if t.name), '?')}"

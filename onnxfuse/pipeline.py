@@ -1,0 +1,372 @@
+"""`fuse` and `analyze`: one readable line per stage."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from . import model as files
+from .allocate import allocate, kept_count
+from .channels import ChannelGroup, Channels, find_channels, shrunk_shape
+from .errors import NothingToMerge, UsageError, VerificationFailed
+from .importance import METRICS, importance
+from .merge import TRANSPORTS, Merge, Task, TransportOptions, strategy
+from .model import Array, Graph, label
+from .plan import Plan
+from .prepare import Folded, inline, prepare
+from .probe import Probe, probe, provider_list
+from .report import GroupRow, LockedRow, Report, Size, macs, parameters
+from .rewrite import Removal, conflicts, removed_mask, rewrite
+from .tracker import Role
+from .verify import Comparison, run, verify
+from .weights import Weights
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how many of its steps are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to merge. Fields that only apply to some methods are None unless given.
+
+    Attributes:
+        sparsity: fraction of channels removed from each group.
+        method: intra-fusion, barycentric, fold or drop.
+        importance: l1, l2, lamp or random.
+        source_mass, target_mass, target, cost_norm: the transport's ablations (None: the method's own).
+        exclude: regular expressions of nodes to leave alone.
+        input_shapes: input name → shape for the probe run.
+        provider: onnxruntime execution provider.
+        seed: of random inputs and random importance.
+        min_cosine: smallest cosine similarity allowed for any output.
+    """
+
+    sparsity: float
+    method: str = "intra-fusion"
+    importance: str = "l1"
+    source_mass: str | None = None
+    target_mass: str | None = None
+    target: str | None = None
+    cost_norm: int | None = None
+    exclude: tuple[str, ...] = ()
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    provider: str = "cpu"
+    seed: int = 0
+    min_cosine: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FuseResult:
+    """What `fuse` returns.
+
+    Attributes:
+        model: the smaller model.
+        report: sizes, groups, and the verification's measurements.
+        plan: every merge that was made.
+    """
+
+    model: ModelProto
+    report: Report
+    plan: Plan
+
+
+CHOICES: Mapping[str, Sequence[Any]] = {
+    "importance": tuple(METRICS),
+    "source_mass": ("uniform", "importance"),
+    "target_mass": ("uniform", "importance"),
+    "target": ("important", "cluster"),
+    "cost_norm": (1, 2),
+}
+"""Options with a closed list of values."""
+
+
+def check_options(o: Options) -> TransportOptions:
+    """The transport options that apply; every value is checked.
+
+    Raises:
+        UsageError: an unknown value, or an option that the method does not use.
+    """
+    kept_count(1, o.sparsity)
+    strategy(o.method)
+    for name, valid in CHOICES.items():
+        value = getattr(o, name)
+        if value is not None and value not in valid:
+            raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {', '.join(map(str, valid))}")
+    given = {n: getattr(o, n) for n in ("source_mass", "target_mass", "target", "cost_norm") if getattr(o, n) is not None}
+    if given and o.method not in TRANSPORTS:
+        names = ", ".join("--" + n.replace("_", "-") for n in given)
+        raise UsageError(f"method {o.method!r} solves no transport problem: leave out {names}")
+    if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
+        raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
+    for pattern in o.exclude:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"exclude {pattern!r} is not a regular expression: {error}") from error
+    default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
+    return replace(default, **given)
+
+
+def fuse(
+    model: PathLike | ModelProto,
+    output: PathLike | None = None,
+    *,
+    sparsity: float,
+    method: str = "intra-fusion",
+    importance: str = "l1",
+    source_mass: str | None = None,
+    target_mass: str | None = None,
+    target: str | None = None,
+    cost_norm: int | None = None,
+    exclude: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    provider: str = "cpu",
+    seed: int = 0,
+    min_cosine: float | None = None,
+    progress: Progress | None = None,
+) -> FuseResult:
+    """Merge channels of a trained model and write a smaller, verified one.
+
+    Args:
+        model: an ONNX file, or a model in memory (which is left alone).
+        output: where to write; may be the input file. None writes nothing. It is replaced in one step, and only
+            when every check has passed.
+        sparsity: fraction of channels removed from each group, 0 ≤ s < 1; n − int(n(1 − s)) of n go.
+        method: 'intra-fusion' (the paper's), 'barycentric', 'fold' or 'drop'.
+        importance: 'l1', 'l2', 'lamp' or 'random': which channels survive.
+        source_mass, target_mass: 'uniform' or 'importance'; for the transport methods only, like the next two.
+        target: 'important' channels or means of a 'cluster'; barycentric defaults to 'cluster'.
+        cost_norm: exponent p of the Lp ground cost, 1 or 2.
+        exclude: regular expressions; nodes whose name matches keep their input and output channels.
+        input_shapes: input name → shape, where dynamic dimensions cannot be guessed.
+        provider: 'cpu', 'cuda' or another of onnxruntime's.
+        seed: of the probe input and random importance.
+        min_cosine: fail if any output's cosine similarity to the original's falls below.
+        progress: called as the stages go on.
+
+    Raises:
+        UsageError: an option has an impossible value.
+        ModelError: the file cannot be read, or onnxruntime cannot run it.
+        NothingToMerge: no channel group may shrink; the message has the reasons.
+        VerificationFailed: the result is not sound, or below `min_cosine`; nothing was written.
+        OutputError: the result cannot be written.
+    """
+    shapes = {k: tuple(v) for k, v in input_shapes.items()} if input_shapes else None
+    options = Options(
+        sparsity, method, importance, source_mass, target_mass, target, cost_norm,
+        tuple(exclude), shapes, provider, seed, min_cosine,
+    )  # fmt: skip
+    return fuse_with(model, output, options, progress)
+
+
+def fuse_with(
+    model: PathLike | ModelProto, output: PathLike | None, options: Options, progress: Progress | None = None
+) -> FuseResult:
+    """`fuse` with its options as one object."""
+    start, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
+    transport, providers = check_options(options), provider_list(options.provider)
+    tell("load", 0, 1)
+    source = _Source(model)
+    original = source.load()
+    tell("run the original", 0, 1)
+    reference = probe(original, providers, options.input_shapes, options.seed)
+    if options.sparsity == 0:
+        small = _untouched(original, reference, options)
+    else:
+        small = _compress(original, reference, options, transport, tell)
+    tell("verify", 0, 1)
+
+    def optimized_original() -> Mapping[str, Array]:
+        return run(source.load(), reference.inputs, providers, optimized=True)
+
+    def finish(candidate: Path | ModelProto) -> Comparison:
+        return verify(candidate, reference, providers, options.min_cosine, optimized_original)
+
+    destination = None if output is None else Path(output)
+    if destination is None:
+        comparison, size = finish(small.model), small.model.ByteSize()
+    else:
+        comparison, size = _write(small.model, destination, source.external, finish)
+    before = replace(small.before, file_bytes=source.bytes)
+    report = Report(
+        source.name, None if destination is None else str(destination), _as_dict(options), before,
+        replace(small.after, file_bytes=size), small.groups, small.locked, comparison, time.perf_counter() - start,
+    )  # fmt: skip
+    return FuseResult(small.model, report, small.plan)
+
+
+def analyze(
+    model: PathLike | ModelProto,
+    *,
+    exclude: Sequence[str] = (),
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    provider: str = "cpu",
+) -> list[ChannelGroup]:
+    """The channel groups of a model, in graph order; `print(group)` shows one as a table.
+
+    Raises:
+        UsageError, ModelError: as for `fuse`.
+    """
+    graph = _Source(model).load()
+    reference = probe(graph, provider_list(provider), input_shapes)
+    prepare(graph, exclude)
+    return list(find_channels(Graph(graph), reference, exclude).groups)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+class _Source:
+    """The input, which can be loaded again when a late check needs the original."""
+
+    def __init__(self, model: PathLike | ModelProto) -> None:
+        self.given = model
+        self.name = None if isinstance(model, ModelProto) else str(model)
+        self.external = False if isinstance(model, ModelProto) else files.has_external_data(Path(model))
+        self.bytes = 0
+
+    def load(self) -> ModelProto:
+        """A copy of the model that may be changed, its functions inlined."""
+        if isinstance(self.given, ModelProto):
+            loaded = ModelProto()
+            loaded.CopyFrom(self.given)
+        else:
+            loaded = files.load(Path(self.given))
+        self.bytes = loaded.ByteSize()
+        return inline(loaded)
+
+
+def _write(
+    small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Comparison]
+) -> tuple[Comparison, int]:
+    """Stage, verify, move into place; returns the comparison and the bytes written."""
+    with files.staged(destination) as directory:
+        staged = directory / destination.name
+        files.save(small, staged, external)
+        comparison = finish(staged)
+        size = sum(f.stat().st_size for f in directory.iterdir())
+        files.move(staged, destination)
+    return comparison, size
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Small:
+    """A model after merging, and what the report says of it."""
+
+    model: ModelProto
+    before: Size
+    after: Size
+    groups: tuple[GroupRow, ...]
+    locked: tuple[LockedRow, ...]
+    plan: Plan
+
+
+def _untouched(original: ModelProto, reference: Probe, options: Options) -> _Small:
+    size = Size(0, parameters(original), macs(original, reference.shapes), 0)
+    return _Small(original, size, size, (), (), Plan(_as_dict(options)))
+
+
+def _compress(
+    model: ModelProto, reference: Probe, options: Options, transport: TransportOptions, tell: Progress
+) -> _Small:
+    """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place."""
+    before = (parameters(model), macs(model, reference.shapes))
+    folded = prepare(model, options.exclude)
+    _check_excludes(model, options.exclude)
+    graph = Graph(model)
+    channels, keep = _settle(graph, reference, options)
+    merges = _merge_all(channels, keep, options, transport, tell)
+    return _finish(channels, merges, before, folded, options)
+
+
+def _settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
+    """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
+    locks = []
+    while True:
+        channels = find_channels(graph, reference, options.exclude, locks)
+        keep = allocate(channels.groups, options.sparsity)
+        if not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
+            raise NothingToMerge(_nothing(channels))
+        trial = [Removal(g, np.arange(k)) for g, k in zip(channels.groups, keep, strict=True)]
+        found = conflicts(channels, removed_mask(channels, trial))
+        if not found:
+            return channels, keep
+        locks += found
+
+
+def _nothing(channels: Channels) -> str:
+    reasons = dict.fromkeys(f"{row.reason} ({row.name})" for row in channels.locked)
+    listed = "; ".join(list(reasons)[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    if channels.groups:
+        largest = max(g.unit for g in channels.groups)
+        listed = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity" + (
+            f"; {listed}" if listed else ""
+        )
+    return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"
+
+
+def _check_excludes(model: ModelProto, patterns: Sequence[str]) -> None:
+    import difflib
+
+    names = [n.name or n.output[0] for n in model.graph.node if n.output]
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            near = difflib.get_close_matches(pattern, names, 3, 0.3)
+            raise UsageError(f"--exclude {pattern!r} matches no node" + (f"; near: {', '.join(near)}" if near else ""))
+
+
+def _merge_all(
+    channels: Channels, keep: Sequence[int], options: Options, transport: TransportOptions, tell: Progress
+) -> list[tuple[ChannelGroup, Merge]]:
+    """Merge every group, the last in the graph first: later plans see the weights that earlier ones left."""
+    weights, method = Weights(channels.tracker.graph), strategy(options.method)
+    todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
+    merges = []
+    for number, (group, k) in enumerate(todo):
+        tell("merge", number, len(todo))
+        rows = [weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)]
+        rng = np.random.default_rng([options.seed, number])
+        task = Task(np.concatenate(rows, axis=1), importance(options.importance, rows, rng), k, transport)
+        merge = method(task)
+        weights.apply(group, merge)
+        merges.append((group, merge))
+    rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
+    return merges
+
+
+def _finish(
+    channels: Channels,
+    merges: Sequence[tuple[ChannelGroup, Merge]],
+    before: tuple[int, int],
+    folded: Sequence[Folded],
+    options: Options,
+) -> _Small:
+    t = channels.tracker
+    kept = removed_mask(channels, [Removal(g, m.kept) for g, m in merges])
+    shapes = {name: shrunk_shape(channels, kept, name) for name in t.probe.shapes}
+    after = {g.name + str(g.classes[0]): len(m.kept) for g, m in merges}
+    rows = tuple(
+        GroupRow(g.name, g.channels, after.get(g.name + str(g.classes[0]), g.channels), g.nodes) for g in channels.groups
+    )
+    model = t.graph.model
+    sizes = (
+        Size(sum(r.before for r in rows), *before, 0),
+        Size(sum(r.after for r in rows), parameters(model), macs(model, shapes), 0),
+    )
+    locked = tuple(LockedRow(r.name, r.channels, r.reason, r.node) for r in channels.locked)
+    return _Small(model, *sizes, rows, locked, Plan(_as_dict(options), tuple(folded), t.graph.clones, tuple(merges)))
+
+
+def _as_dict(options: Options) -> dict[str, Any]:
+    return asdict(options)
+
+
+__all__ = ["FuseResult", "Options", "VerificationFailed", "analyze", "fuse", "fuse_with", "label"]

@@ -1,0 +1,99 @@
+"""What a run did, in a form from which NumPy alone can do it again.
+
+`PLAN.json` lists the BatchNormalizations folded first, the initializers cloned, and for every group its slots;
+`PLAN.json.npz` holds the matrices. To redo a group g in a slot of initializer W:
+
+    V = W.reshape(split, -1, *W.shape[1:]) if split > 1 else W
+    V = np.moveaxis(V, axes, range(len(axes)))          # the slot's axes in front
+    rows = V.reshape(-1, *rest)[positions]              # (n, q, …): each channel's places
+    new = np.tensordot(M, rows, 1)                      # M: compress; for role consumes expand.T;
+                                                        #    for role scale compress with rows of sum 1
+    V.reshape(-1, *rest)[positions[kept]] = new         # and the places of the others are dropped at the end
+
+The matrices are in coordinate form: `M = np.zeros(shape); M[row, column] = value`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array, csr_array
+
+from .channels import ChannelGroup
+from .merge import Merge
+from .model import Array
+from .prepare import Folded
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The merges of one run, in the order they were made.
+
+    Attributes:
+        options: what the run was asked for.
+        folded: BatchNormalizations that went into weights before anything was merged.
+        clones: name of a new initializer → the one it copies.
+        merges: group and merge, first to last.
+    """
+
+    options: dict[str, Any]
+    folded: tuple[Folded, ...] = ()
+    clones: dict[str, str] = field(default_factory=dict)
+    merges: tuple[tuple[ChannelGroup, Merge], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan without its matrices, as JSON values."""
+        return {
+            "options": self.options,
+            "folded_batch_norms": [asdict(f) for f in self.folded],
+            "clones": self.clones,
+            "groups": [_group_json(i, g, m) for i, (g, m) in enumerate(self.merges)],
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        """The matrices of group number i, as group_i_compress_row and so on, and its slots' positions."""
+        found: dict[str, Array] = {}
+        for i, (group, merge) in enumerate(self.merges):
+            for name, matrix in (("compress", merge.compress), ("expand", merge.expand)):
+                found |= {f"group_{i}_{name}_{part}": a for part, a in _coordinates(matrix).items()}
+            found |= {f"group_{i}_slot_{k}_positions": s.positions for k, s in enumerate(group.slots)}
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write `path` (JSON) and `path`.npz.
+
+        Raises:
+            OSError: the place is not writable.
+        """
+        path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+        np.savez_compressed(path.with_name(path.name + ".npz"), allow_pickle=False, **self.arrays())
+
+
+def _coordinates(matrix: csr_array) -> dict[str, Array]:
+    entries = coo_array(matrix)
+    return {"shape": np.array(matrix.shape), "row": entries.row, "column": entries.col, "value": entries.data}
+
+
+def _group_json(number: int, group: ChannelGroup, merge: Merge) -> dict[str, Any]:
+    slots = [
+        {
+            "initializer": s.tensor,
+            "node": s.node,
+            "role": s.role.value,
+            "axes": list(s.axes),
+            "split": s.split,
+            "kept": np.sort(s.positions[merge.kept].ravel()).tolist(),
+        }
+        for s in group.slots
+    ]
+    return {
+        "group": number,
+        "name": group.name,
+        "channels": group.channels,
+        "kept": merge.kept.tolist(),
+        "slots": slots,
+    }

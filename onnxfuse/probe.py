@@ -1,0 +1,244 @@
+"""Run a graph once in onnxruntime and note the shape of every value and the value of the small integer ones.
+
+Intermediate tensors are never kept: a Shape node hangs on each, so memory stays that of a plain run. Weights are
+handed to onnxruntime by reference (`add_external_initializers`) instead of being serialized.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from .errors import ModelError, UsageError, one_line
+from .model import Array
+
+INLINE = 128
+"""Initializers of at most this many elements stay in the proto: shape inference wants to see their values."""
+PREFIX = "__onnxfuse_"
+INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16)
+"""Sizes tried, in this order, for dynamic dimensions other than the batch."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One run of a model.
+
+    Attributes:
+        inputs: the feeds of the run, by input name.
+        outputs: the model's outputs, by name.
+        shapes: the concrete shape of every tensor of the main graph.
+        integers: value of each int or bool tensor of rank 0 or 1.
+    """
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    shapes: Mapping[str, tuple[int, ...]]
+    integers: Mapping[str, Array]
+
+
+def provider_list(name: str) -> list[str]:
+    """onnxruntime's provider list for a short or full provider name, CPU last.
+
+    Raises:
+        UsageError: this onnxruntime has no such provider.
+    """
+    full = PROVIDERS.get(name.lower(), name)
+    available = ort.get_available_providers()
+    if full not in available:
+        short = [k for k, v in PROVIDERS.items() if v in available]
+        raise UsageError(f"provider {name!r} is not in this onnxruntime; choose from {', '.join(short)}")
+    return [full] if full == PROVIDERS["cpu"] else [full, PROVIDERS["cpu"]]
+
+
+def session(model: ModelProto, providers: Sequence[str], optimized: bool = True) -> ort.InferenceSession:
+    """An onnxruntime session on a model in memory, its weights shared with the proto."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    skeleton, weights = without_weights(model)
+    options.add_external_initializers(list(weights), list(weights.values()))
+    return ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
+
+
+def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:
+    """A copy of `model` whose large initializers are external, and these initializers as OrtValues."""
+    skeleton = ModelProto(ir_version=max(model.ir_version, 4))
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    graph, source = skeleton.graph, model.graph
+    graph.name = source.name or "graph"
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    graph.value_info.extend(source.value_info)
+    weights = {}
+    for tensor in source.initializer:
+        if int(np.prod(tensor.dims)) <= INLINE or tensor.data_type == TensorProto.STRING:
+            graph.initializer.append(tensor)
+            continue
+        stub = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub.data_location = TensorProto.EXTERNAL
+        stub.external_data.add(key="location", value="memory")
+        weights[tensor.name] = _ort_value(tensor)
+    return skeleton, weights
+
+
+def _ort_value(tensor: TensorProto) -> ort.OrtValue:
+    array = numpy_helper.to_array(tensor)
+    if array.dtype.kind in "fiub" and array.dtype.isbuiltin:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, tensor.data_type)
+
+
+def run_probe(model: ModelProto, feeds: Mapping[str, Array], providers: Sequence[str]) -> Probe:
+    """Run `model` unoptimized on `feeds` and note shapes and small integers.
+
+    Raises:
+        Exception: whatever onnxruntime raises when it cannot load or run the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    skeleton, weights = without_weights(model)
+    options.add_external_initializers(list(weights), list(weights.values()))
+    asked = _ask_for_shapes(skeleton)
+    run = ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
+    names = [o.name for o in model.graph.output]
+    results = run.run([*names, *asked], dict(feeds))
+    outputs = dict(zip(names, results[: len(names)], strict=True))
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer} | {k: v.shape for k, v in feeds.items()}
+    integers = {}
+    for name, value in zip(asked, results[len(names) :], strict=True):
+        if name.startswith(PREFIX):
+            shapes[name.removeprefix(PREFIX)] = tuple(int(d) for d in value)
+        else:
+            integers[name] = value
+    integers |= {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "ib" and v.ndim < 2}
+    return Probe(feeds, outputs, shapes, integers)
+
+
+def _ask_for_shapes(skeleton: ModelProto) -> list[str]:
+    """Add a Shape node for every tensor and expose small integers; returns the names of the added outputs."""
+    inferred = onnx.shape_inference.infer_shapes(skeleton).graph
+    types = {v.name: v.type for v in [*inferred.value_info, *inferred.output]}
+    graph, asked = skeleton.graph, []
+    outputs = {o.name for o in graph.output}
+    for name in [n for node in skeleton.graph.node for n in node.output if n]:
+        kind = types[name].WhichOneof("value") if name in types else "tensor_type"
+        if kind not in ("tensor_type", None):
+            continue
+        shape = graph.node.add(op_type="Shape", output=[PREFIX + name])
+        shape.input.append(name)
+        graph.output.append(helper.make_tensor_value_info(PREFIX + name, TensorProto.INT64, None))
+        asked.append(PREFIX + name)
+        tensor = types[name].tensor_type if name in types else None
+        small = tensor is not None and (not tensor.HasField("shape") or len(tensor.shape.dim) < 2)
+        if tensor is not None and small and tensor.elem_type in INTEGERS and name not in outputs:
+            graph.output.append(helper.make_tensor_value_info(name, tensor.elem_type, None))
+            asked.append(name)
+    return asked
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+def probe(
+    model: ModelProto, providers: Sequence[str], overrides: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> Probe:
+    """Run `model` on made-up inputs, trying sizes for its dynamic dimensions until onnxruntime accepts them.
+
+    Args:
+        model: the model, external data loaded.
+        providers: onnxruntime execution providers.
+        overrides: input name → shape, for inputs whose dynamic dimensions cannot be guessed.
+        seed: of the random inputs.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model on any of the sizes tried.
+        UsageError: `overrides` names an unknown input, or a shape that contradicts the model.
+    """
+    initializers = {t.name for t in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    _check_overrides(inputs, overrides or {})
+    error: Exception = RuntimeError("no inputs could be made")
+    for batch, size in _candidates(inputs, overrides or {}):
+        try:
+            return run_probe(model, _feeds(inputs, overrides or {}, batch, size, seed), providers)
+        except ModelError:
+            raise
+        except Exception as failure:  # onnxruntime has no base class for what it raises
+            error = failure
+    dynamic = any(_free(v) for v in inputs)
+    advice = "give the right shapes with --input-shape NAME:1,3,224,224" if dynamic else "repair the model first"
+    raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; {advice}") from error
+
+
+def _candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """(batch, other size) pairs to try: two samples first, so that the batch cannot be mistaken for a channel."""
+    free = [v for v in inputs if v.name not in given and _free(v)]
+    sizes = SPATIAL_GUESSES if any(i > 0 for v in free for i in _free(v)) else SPATIAL_GUESSES[:1]
+    batches = (2, 1) if any(0 in _free(v) for v in free) else (1,)
+    return iter(itertools.product(batches, sizes))
+
+
+def _free(value: ValueInfoProto) -> list[int]:
+    """Axes of a graph input whose size the model leaves open."""
+    return [i for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_value <= 0]
+
+
+def _feeds(
+    inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int, size: int, seed: int
+) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for value in inputs:
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        guess = [d if d > 0 else (batch if i == 0 else size) for i, d in enumerate(dims)]
+        feeds[value.name] = make_input(value, tuple(given.get(value.name, guess)), rng)
+    return feeds
+
+
+def make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A random array for one graph input: normal for floats, 0 or 1 for integers, true for booleans.
+
+    Raises:
+        ModelError: the input is not a numeric tensor.
+    """
+    kind = value.type.WhichOneof("value")
+    element = value.type.tensor_type.elem_type
+    if kind != "tensor_type" or element == TensorProto.STRING:
+        raise ModelError(f"input {value.name!r} is not a numeric tensor; onnxfuse cannot make data for it")
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    if dtype.kind == "b":
+        return np.ones(shape, dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
+    known = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inputs}
+    for name, shape in given.items():
+        if name not in known:
+            raise UsageError(f"--input-shape names {name!r}, but the model's inputs are {', '.join(known) or 'none'}")
+        dims = known[name]
+        wrong = len(dims) != len(shape) or any(d > 0 and d != s for d, s in zip(dims, shape, strict=True))
+        if any(s < 1 for s in shape) or wrong:
+            raise UsageError(f"--input-shape {name}:{','.join(map(str, shape))} does not fit the model's {dims}")

@@ -1,0 +1,210 @@
+"""What a run changed: counts before and after, as data, JSON and a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .model import attribute, constant_tensors
+from .verify import Comparison
+
+Shapes = Mapping[str, tuple[int, ...]]
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        channels: of all channel groups that may shrink.
+        parameters: elements of all floating-point constants.
+        macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for the probe input.
+        file_bytes: of the file and its external data.
+    """
+
+    channels: int
+    parameters: int
+    macs: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: its name, and its channels before and after."""
+
+    name: str
+    before: int
+    after: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LockedRow:
+    """Channels left alone: who makes them, how many, why, and the node that causes it."""
+
+    name: str
+    channels: int
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a run has to say.
+
+    Attributes:
+        source, destination: files, or None for models in memory.
+        options: what was asked for.
+        before, after: sizes.
+        groups: what was merged, in graph order.
+        locked: what was left alone.
+        comparison: the verification's measurements.
+        seconds: of the whole run.
+    """
+
+    source: str | None
+    destination: str | None
+    options: dict[str, Any]
+    before: Size
+    after: Size
+    groups: tuple[GroupRow, ...]
+    locked: tuple[LockedRow, ...]
+    comparison: Comparison
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"status": "passed", **asdict(self)}
+
+    def reasons(self) -> list[tuple[str, int, int]]:
+        """(reason, places, channels) of what was left alone, most channels first."""
+        places, channels = Counter[str](), Counter[str]()
+        for row in self.locked:
+            places[row.reason] += 1
+            channels[row.reason] += row.channels
+        return [(reason, places[reason], n) for reason, n in channels.most_common()]
+
+
+# --- counting -------------------------------------------------------------------------------------------------------
+def parameters(model: ModelProto) -> int:
+    """Elements of all floating-point constants of the main graph."""
+    tensors = constant_tensors(model.graph).values()
+    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
+
+
+def macs(model: ModelProto, shapes: Shapes) -> int:
+    """Multiply-accumulates of the main graph's Conv, ConvTranspose, Gemm and MatMul nodes, given all shapes."""
+    total = 0
+    constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
+    for node in model.graph.node:
+        if node.op_type in MACS:
+            ins = [constants.get(i) or shapes.get(i, ()) for i in node.input]
+            total += MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))
+    return total
+
+
+def _conv(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    return int(np.prod(out) * np.prod(ins[1][1:]))
+
+
+def _conv_transpose(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    return int(np.prod(ins[0]) * np.prod(ins[1][1:]))
+
+
+def _gemm(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    return int(np.prod(out) * ins[0][0 if attribute(node, "transA", 0) else -1])
+
+
+def _matmul(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
+    return int(np.prod(out) * ins[0][-1]) if ins[0] else 0
+
+
+MACS: Mapping[str, Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], int]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+"""Operator → multiply-accumulates, from the shapes of its inputs and its output."""
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+def render(report: Report, verbose: bool = False) -> RenderableType:
+    """The before/after table, the groups left alone with the reasons counted, and the verification line."""
+    table = Table(title=f"{report.source or 'model'} → {report.destination or 'nothing written'}", title_justify="left")
+    for heading in ("", "before", "after", "change"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    b, a = report.before, report.after
+    for name, x, y, show in (
+        ("channels", b.channels, a.channels, _count),
+        ("parameters", b.parameters, a.parameters, _count),
+        ("MACs", b.macs, a.macs, _count),
+        ("file size", b.file_bytes, a.file_bytes, _bytes),
+    ):
+        table.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
+    merged = sum(g.after < g.before for g in report.groups)
+    table.add_row("groups merged", str(len(report.groups)), str(merged), "")
+    parts: list[RenderableType] = [table]
+    if verbose:
+        parts.append(_group_table(report.groups))
+    if report.locked:
+        parts.append(_reason_table(report, verbose))
+    parts.append(Text(verification_line(report.comparison)))
+    return Group(*parts)
+
+
+def _group_table(groups: Sequence[GroupRow]) -> Table:
+    table = Table(title="groups", title_justify="left")
+    for heading in ("made by", "before", "after", "nodes"):
+        table.add_column(heading, justify="right" if heading in ("before", "after") else "left")
+    for g in groups:
+        table.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)))
+    return table
+
+
+def _reason_table(report: Report, verbose: bool) -> Table:
+    table = Table(title="left alone", title_justify="left")
+    table.add_column("reason")
+    table.add_column("layers", justify="right")
+    table.add_column("channels", justify="right")
+    if verbose:
+        for row in report.locked:
+            table.add_row(Text(f"{row.name}: {row.reason} ({row.node})"), "1", str(row.channels))
+    else:
+        for reason, places, channels in report.reasons():
+            table.add_row(Text(reason), str(places), str(channels))
+    return table
+
+
+def verification_line(c: Comparison) -> str:
+    """One line: how close the outputs are, and that onnxruntime agrees with itself."""
+    worst = max((o.max_abs for o in c.outputs), default=0.0)
+    return (
+        f"verified in onnxruntime: cosine {c.cosine:.4f}, max abs error {worst:.3g} against the original; "
+        f"optimizations off/on agree to {c.agreement:.1g}"
+    )
+
+
+def _count(n: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.2f} {unit}"
+    return str(n)
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
+
+
+def print_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """Print the table to `console`."""
+    console.print(render(report, verbose))

@@ -1,0 +1,196 @@
+"""Shorten the tensors whose channels were merged, and all constants and attributes that spell out a channel count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from .channels import ChannelGroup, Channels, Slot, kept_extent, shrunk_number, shrunk_shape
+from .model import Array, Edge, Graph, drop_attribute, set_attribute
+from .symbols import Place
+from .tracker import Demand, Ids, Lock, Pick
+from .weights import Weights, front
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """The channels of one group and which of them are kept."""
+
+    group: ChannelGroup
+    kept: Ids
+
+    @property
+    def gone(self) -> Ids:
+        """The others, ascending."""
+        return np.setdiff1d(np.arange(self.group.channels), self.kept)
+
+
+def removed_mask(channels: Channels, removals: Sequence[Removal]) -> Mask:
+    """(ids,) True for every id that stays."""
+    return channels.mask(r.group.classes[r.gone] for r in removals)
+
+
+# --- demands --------------------------------------------------------------------------------------------------------
+def conflicts(channels: Channels, kept: Mask) -> list[Lock]:
+    """Locks on the channels whose shape constants could not follow them.
+
+    A number computed from shapes must come out as the count that is needed; a constant can be edited, but only
+    to one value.
+    """
+    found, wanted = [], dict[Place, float]()
+    for d in channels.tracker.demands:
+        needed = d.sign * kept_extent(channels, kept, d)
+        if d.number.place is None:
+            fits = shrunk_number(channels, kept, d.number) == needed
+        else:
+            fits = wanted.setdefault(d.number.place, needed) == needed
+        if not fits:
+            found += _locks(channels, d)
+    return found
+
+
+def _locks(channels: Channels, d: Demand) -> list[Lock]:
+    reason = "a shape is computed from their count in a way that cannot follow"
+    ids = [d.ids, *(channels.tracker.ids[name] for name, _ in d.number.dims if name in channels.tracker.ids)]
+    return [Lock(np.unique(i), reason, d.node) for i in ids]
+
+
+# --- rewriting ------------------------------------------------------------------------------------------------------
+def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -> None:
+    """Make the graph of `channels` small, in place: its weights must be merged already."""
+    graph, kept = channels.tracker.graph, removed_mask(channels, removals)
+    _shrink_tensors(graph, weights, removals)
+    for place, number in _edits(channels, kept).items():
+        _edit(channels, place, number)
+    for pick in channels.tracker.picks:
+        _renumber(channels, kept, pick)
+    _update_value_info(channels, kept)
+
+
+def _shrink_tensors(graph: Graph, weights: Weights, removals: Sequence[Removal]) -> None:
+    masks: dict[str, dict[tuple[tuple[int, ...], int], Mask]] = {}
+    views: dict[str, dict[tuple[tuple[int, ...], int], Slot]] = {}
+    for r in removals:
+        for slot in r.group.slots:
+            key = (slot.axes, slot.split)
+            views.setdefault(slot.tensor, {})[key] = slot
+            axes = masks.setdefault(slot.tensor, {})
+            if key not in axes:
+                axes[key] = np.ones(_extents(weights[slot.tensor], slot), bool)
+            axes[key].reshape(-1)[slot.positions[r.gone].ravel()] = False
+    for name, slots in views.items():
+        array = weights.arrays.pop(name)
+        for key, slot in slots.items():
+            array = shrink(array, slot, masks[name][key])
+        _store(graph.constants[name], array)
+    for name, array in weights.arrays.items():
+        _store(graph.constants[name], array)
+
+
+def _extents(array: Array, slot: Slot) -> tuple[int, ...]:
+    return front(array, slot).shape[: len(slot.axes)]
+
+
+def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
+    """`array` with only the positions of `mask` on the slot's axes; each row of several axes keeps equally many."""
+    axes = len(slot.axes)
+    differ = [a for a in range(axes) if (mask != mask.take([0], a)).any()]
+    if not differ:
+        return array
+    view, last = front(array, slot), axes - 1
+    view, mask = np.moveaxis(view, differ[-1], last), np.moveaxis(mask, differ[-1], last)
+    small = view[mask].reshape(*view.shape[:last], -1, *view.shape[axes:])
+    small = np.moveaxis(np.moveaxis(small, last, differ[-1]), range(axes), slot.axes)
+    return small.reshape(-1, *small.shape[2:]) if slot.split > 1 else small
+
+
+def _store(tensor: TensorProto, array: Array) -> None:
+    """Replace a tensor's values and dims, keeping its name, type and doc string."""
+    values = np.ascontiguousarray(array).astype(helper.tensor_dtype_to_np_dtype(tensor.data_type), copy=False)
+    new = numpy_helper.from_array(values, tensor.name)
+    new.doc_string = tensor.doc_string
+    tensor.CopyFrom(new)
+
+
+def _edits(channels: Channels, kept: Mask) -> dict[Place, int]:
+    """Every constant number that must change, and its new value."""
+    edits = {}
+    for d in channels.tracker.demands:
+        needed = d.sign * kept_extent(channels, kept, d)
+        if d.number.place is not None and needed != d.number.value:
+            edits[d.number.place] = needed
+    return edits
+
+
+def _edit(channels: Channels, place: Place, number: int) -> None:
+    graph = channels.tracker.graph
+    node = graph.model.graph.node[place.node]
+    if isinstance(place.where, int):
+        name = _own_constant(channels, node, place.node, place.where)
+        values = np.array(graph.array(name))
+        values.reshape(-1)[place.index] = number
+        _store(graph.constants[name], values)
+        return
+    old = next((a for a in node.attribute if a.name == place.where), None)
+    if old is None:
+        set_attribute(node, place.where, _split_sizes(channels, place.node))
+        old = node.attribute[-1]
+    if old.ints:
+        old.ints[place.index] = number
+    else:
+        old.i = number
+
+
+def _own_constant(channels: Channels, node: NodeProto, position: int, slot: int) -> str:
+    """The constant at input `slot`, made the node's own; a Split of equal parts gets one."""
+    graph, edge = channels.tracker.graph, Edge(position, slot)
+    if len(node.input) <= slot or not node.input[slot]:
+        sizes = np.array(_split_sizes(channels, position), np.int64)
+        node.input[slot:] = [graph.add(sizes, f"{node.output[0]}_split", edge)]
+        drop_attribute(node, "num_outputs")
+    name = node.input[slot]
+    return graph.clone(name, [edge]) if len(graph.edges[name]) > 1 else name
+
+
+def _split_sizes(channels: Channels, position: int) -> list[int]:
+    """The sizes that a Split without sizes had."""
+    t = channels.tracker
+    node = t.graph.nodes[position]
+    axis = int(node.attrs.get("axis", 0))
+    return [t.shape(o.name)[axis] for o in node.outputs]
+
+
+def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
+    """Gather's indices count kept positions only, and those of removed positions go."""
+    graph, classes = channels.tracker.graph, channels.classes
+    node = graph.model.graph.node[pick.edge.node]
+    rows = np.moveaxis(kept[pick.ids], pick.axis, -1).reshape(-1, pick.extent)
+    row = rows[0]
+    if row.all() or (classes[pick.ids] == classes[pick.ids.take([0], pick.axis)]).all():
+        return
+    name = node.input[pick.edge.slot]
+    name = graph.clone(name, [pick.edge]) if len(graph.edges[name]) > 1 else name
+    old = graph.array(name)
+    index = old % pick.extent
+    _store(graph.constants[name], (np.cumsum(row) - 1)[index][row[index]].astype(old.dtype))
+
+
+def _update_value_info(channels: Channels, kept: Mask) -> None:
+    """Drop recorded shapes that are no longer true, and follow initializers that are also listed as inputs."""
+    graph = channels.tracker.graph.model.graph
+    stale = [
+        i for i, v in enumerate(graph.value_info)
+        if shrunk_shape(channels, kept, v.name) != channels.tracker.shape(v.name)
+    ]  # fmt: skip
+    for i in reversed(stale):
+        del graph.value_info[i]
+    dims = {t.name: t.dims for t in graph.initializer}
+    for value in graph.input:
+        for d, size in zip(value.type.tensor_type.shape.dim, dims.get(value.name, ()), strict=False):
+            d.dim_value = size

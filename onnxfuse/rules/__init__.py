@@ -1,0 +1,37 @@
+"""What each ONNX operator does to channel ids: one function an operator, one table.
+
+A rule reads the ids of its inputs from the tracker, says what it finds (slots, unions, demands, locks) and puts
+the ids of its outputs. An operator without a rule locks all it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..model import Node
+from ..tracker import Tracker
+from . import contraction, elementwise, movement, normalization, reduction
+
+Rule = Callable[[Node, Tracker], None]
+
+RULES: Mapping[str, Rule] = {
+    **contraction.RULES,
+    **elementwise.RULES,
+    **movement.RULES,
+    **normalization.RULES,
+    **reduction.RULES,
+}
+"""Operator of the standard domain → its rule."""
+
+
+def unknown(node: Node, t: Tracker) -> None:
+    """An operator without a rule: every channel that enters it stays."""
+    for i in range(len(node.inputs)):
+        t.lock(t.of(node, i), f"{node.op} has no rule")
+    for i in range(len(node.outputs)):
+        t.put(node, t.fixed(len(t.out_shape(node, i))), i)
+
+
+def rule_for(node: Node) -> Rule:
+    """The rule of a node; `unknown` for operators of other domains and those not in the table."""
+    return RULES.get(node.op, unknown) if node.domain in (None, "", "ai.onnx") else unknown

@@ -1,0 +1,205 @@
+"""Operators that end the channels of their input and make new ones: convolutions, matrix products, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..model import Node
+from ..symbols import Place, constant
+from ..tracker import FIXED, Ids, Role, Tracker, expand, lead, varying
+
+
+def conv(node: Node, t: Tracker) -> None:
+    """Conv: W (O, C/g, k…), x (N, C, …). Groups are equal blocks of channels; depthwise ones tie input to output."""
+    if not _weight_is_constant(node, t):
+        return
+    groups = int(node.attrs.get("group", 1))
+    out_channels, per_group = t.in_shape(node, 1)[:2]
+    x = _channels(node, t, groups * per_group)
+    if groups == 1:
+        t.slot(node, 1, (1,), x, Role.CONSUMES)
+        _produce(node, t, t.fresh(out_channels), (0,))
+    elif per_group == 1:
+        _depthwise(node, t, x, out_channels // groups, (0,))
+    else:
+        blocks = _blocks(t, x, groups)
+        t.slot(node, 1, (0, 2), blocks, Role.CONSUMES, split=groups)
+        made = _blocks(t, t.fresh(out_channels), groups)
+        _produce(node, t, made, (0, 1), split=groups)
+
+
+def conv_transpose(node: Node, t: Tracker) -> None:
+    """ConvTranspose: W (C, O/g, k…)."""
+    if not _weight_is_constant(node, t):
+        return
+    groups = int(node.attrs.get("group", 1))
+    in_channels, per_group = t.in_shape(node, 1)[:2]
+    x = _channels(node, t, in_channels)
+    if groups == 1:
+        t.slot(node, 1, (0,), x, Role.CONSUMES)
+        _produce(node, t, t.fresh(per_group), (1,))
+    elif in_channels == groups and per_group == 1:
+        _depthwise(node, t, x, 1, (0,))
+    else:
+        t.slot(node, 1, (0, 1), _blocks(t, x, groups), Role.CONSUMES, split=groups)
+        _produce(node, t, _blocks(t, t.fresh(groups * per_group), groups), (0, 2), split=groups)
+
+
+def _weight_is_constant(node: Node, t: Tracker) -> bool:
+    if t.is_constant(node, 1) and (t.is_constant(node, 2) or not t.name(node, 2)):
+        return True
+    for i in range(len(node.inputs)):
+        t.lock(t.of(node, i), "the weights are computed in the graph")
+    t.put(node, t.fixed(len(t.out_shape(node))))
+    return False
+
+
+def _channels(node: Node, t: Tracker, n: int) -> Ids:
+    """The n channel ids of a convolution's input: it reads whole channels, so ids that differ elsewhere unite."""
+    return expand(t.collapse(t.of(node), (1,)), t.in_shape(node), (1,)).ravel()[:n]
+
+
+def _blocks(t: Tracker, ids: Ids, groups: int) -> Ids:
+    blocks = ids.reshape(groups, -1)
+    t.grids.append(blocks)
+    return blocks
+
+
+def _produce(node: Node, t: Tracker, made: Ids, axes: tuple[int, ...], split: int = 1) -> None:
+    t.slot(node, 1, axes, made, Role.PRODUCES, split)
+    if t.name(node, 2):
+        t.slot(node, 2, (0,), made, Role.SHIFT)
+    t.put(node, made.reshape((1, -1) + (1,) * (len(t.out_shape(node)) - 2)))
+
+
+def _depthwise(node: Node, t: Tracker, x: Ids, multiplier: int, axes: tuple[int, ...]) -> None:
+    """Each input channel has its own kernel(s): the kernel is a factor, and `group` follows the channel count."""
+    made = np.repeat(x, multiplier)
+    t.slot(node, 1, axes, made, Role.SCALE)
+    if t.name(node, 2):
+        t.slot(node, 2, (0,), made, Role.SHIFT)
+    t.demand(constant(len(x), Place(t.position, "group", 0)), x, len(x), 0)
+    t.put(node, made.reshape((1, -1) + (1,) * (len(t.out_shape(node)) - 2)))
+
+
+def gemm(node: Node, t: Tracker) -> None:
+    """Gemm: αA′B′ + βC with B constant."""
+    x = t.of(node)
+    if not t.is_constant(node, 1) or node.attrs.get("transA", 0):
+        for i in range(3):
+            t.lock(t.of(node, i), "Gemm of two activations")
+        t.put(node, t.fixed(2))
+        return
+    out_axis = 0 if node.attrs.get("transB", 0) else 1
+    n = t.in_shape(node, 1)[out_axis]
+    t.slot(node, 1, (1 - out_axis,), _row(node, t, x, 0), Role.CONSUMES)
+    made = t.fresh(n)
+    t.slot(node, 1, (out_axis,), made, Role.PRODUCES)
+    result = made.reshape(1, n)
+    if t.is_constant(node, 2):
+        bias = t.in_shape(node, 2)
+        if bias and bias[-1] == n:
+            t.slot(node, 2, (len(bias) - 1,), made, Role.SHIFT)
+    elif t.name(node, 2):
+        other = lead(t.of(node, 2), 2)
+        if t.in_shape(node, 2)[-1:] == (n,):
+            t.unite(result, other)
+        else:
+            t.lock(other, "broadcast against another channel axis")
+    t.put(node, result)
+
+
+def _row(node: Node, t: Tracker, x: Ids, i: int) -> Ids:
+    """The ids along the last axis of input `i`, a matrix's contraction axis, as a full vector."""
+    last = x.ndim - 1
+    return expand(t.collapse(x, (last,)), t.in_shape(node, i), (last,)).ravel()
+
+
+def matmul(node: Node, t: Tracker) -> None:
+    """MatMul with a constant matrix on either side, or of two activations."""
+    left, right = t.is_constant(node, 0), t.is_constant(node, 1)
+    if right and not left and len(t.in_shape(node, 1)) == 2:
+        _times_matrix(node, t)
+    elif left and not right and len(t.in_shape(node, 0)) == 2:
+        _matrix_times(node, t)
+    elif left or right:
+        side = 1 if left else 0
+        t.lock(t.of(node, side), "MatMul with a batch of constant matrices")
+        t.put(node, t.fixed(len(t.out_shape(node))))
+    else:
+        _two_activations(node, t)
+
+
+def _times_matrix(node: Node, t: Tracker) -> None:
+    x, shape = t.of(node), t.in_shape(node)
+    t.slot(node, 1, (0,), _row(node, t, x, 0), Role.CONSUMES)
+    made = t.fresh(t.in_shape(node, 1)[1])
+    t.slot(node, 1, (1,), made, Role.PRODUCES)
+    t.put(node, made.reshape((1,) * (len(shape) - 1) + (-1,)))
+
+
+def _matrix_times(node: Node, t: Tracker) -> None:
+    """W (M, K) · x (…, K, N): channels lie on the second last axis."""
+    x, shape = t.of(node, 1), t.in_shape(node, 1)
+    axis = max(len(shape) - 2, 0)
+    t.slot(node, 0, (1,), expand(t.collapse(x, (axis,)), shape, (axis,)).ravel(), Role.CONSUMES)
+    made = t.fresh(t.in_shape(node, 0)[0])
+    t.slot(node, 0, (0,), made, Role.PRODUCES)
+    t.put(node, made.reshape((1,) * axis + (-1,) + (1,) * (len(shape) - 1 - axis)))
+
+
+def _two_activations(node: Node, t: Tracker) -> None:
+    """x (…, M, K) · y (…, K, N): the K axes unite block by block; M and N pass on; batch axes may not shrink."""
+    x, y, out = t.of(node, 0), t.of(node, 1), t.out_shape(node)
+    if min(x.ndim, y.ndim) < 2:
+        t.lock(x, "MatMul of two activations, one a vector")
+        t.lock(y, "MatMul of two activations, one a vector")
+        t.put(node, t.fixed(len(out)))
+        return
+    rank = len(out)
+    x, y = lead(x, rank), lead(y, rank)
+    columns, rows = x.shape[-1] > 1, y.shape[-2] > 1
+    if columns or rows:
+        t.unite(np.swapaxes(x.take([0], -2), -1, -2), y.take([0], -1))
+        t.unite(x, x.take([0], -2)) if columns else None
+        t.unite(y, y.take([0], -1)) if rows else None
+    for ids in (x, y):
+        for axis in varying(ids):
+            if axis < rank - 2:
+                t.pin(ids, axis)
+    kept_x = t.fixed(rank) if columns else x
+    kept_y = t.fixed(rank) if rows else y
+    t.put(node, _outer(t, kept_x, kept_y))
+
+
+def _outer(t: Tracker, x: Ids, y: Ids) -> Ids:
+    """The ids of a product whose rows come from `x` and columns from `y`; one of them must be FIXED."""
+    if x.any() and y.any():
+        t.lock(x, "MatMul of two activations that both keep channels")
+        t.lock(y, "MatMul of two activations that both keep channels")
+        return t.fixed(x.ndim)
+    return y if y.any() else x
+
+
+def gather_embedding(node: Node, t: Tracker) -> Ids | None:
+    """Gather of constant rows (V, D) by computed indices makes D channels; None if it is no such thing."""
+    shape = t.in_shape(node)
+    if not t.is_constant(node, 0) or len(shape) != 2 or node.attrs.get("axis", 0) not in (0, -2):
+        return None
+    if t.graph.constants[t.name(node, 0)].data_type not in (1, 10, 11, 16):
+        return None
+    made = t.fresh(shape[1])
+    t.slot(node, 0, (1,), made, Role.PRODUCES)
+    return made.reshape((1,) * (len(t.out_shape(node)) - 1) + (-1,))
+
+
+RULES: dict[str, Callable[[Node, Tracker], None]] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Gemm": gemm,
+    "MatMul": matmul,
+}
+
+__all__ = ["FIXED", "RULES", "gather_embedding"]

@@ -1,0 +1,105 @@
+"""Operators that act position by position, with broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..model import Node
+from ..tracker import Ids, Role, Tracker, lead, varying
+
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Clip Dropout CastLike""".split()
+
+BINARY: dict[str, Role] = {
+    **dict.fromkeys(("Add", "Sub", "Max", "Min", "Mean", "Sum", "Where"), Role.SHIFT),
+    **dict.fromkeys(("Mul", "Div", "Pow", "PRelu", "Mod"), Role.SCALE),
+    **dict.fromkeys(
+        ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "BitShift"), Role.SHIFT
+    ),
+}
+"""Operator → the role of a constant operand: SHIFT if it has the unit of an activation, SCALE if it is a factor."""
+
+
+def unary(node: Node, t: Tracker) -> None:
+    """One data input; all outputs (Dropout's mask too) have its ids."""
+    for i in range(len(node.outputs)):
+        t.put(node, t.of(node), i)
+
+
+def broadcast(role: Role) -> Callable[[Node, Tracker], None]:
+    """The rule of a broadcasting operator whose constant operands have this role."""
+
+    def rule(node: Node, t: Tracker) -> None:
+        t.put(node, combine(node, t, range(len(node.inputs)), role))
+
+    return rule
+
+
+def combine(node: Node, t: Tracker, inputs: range, role: Role) -> Ids:
+    """Unite the ids of broadcast operands, tie the constant ones, and return the ids of the result.
+
+    An operand of true size 1 along an axis on which another one's ids differ is stretched: it has no channels
+    of its own there. What channels it has on other axes are locked, and these axes pinned.
+    """
+    out = t.out_shape(node)
+    data = [i for i in inputs if t.name(node, i) and not t.is_constant(node, i)]
+    shapes = [(1,) * (len(out) - len(t.in_shape(node, i))) + t.in_shape(node, i) for i in data]
+    ids = [lead(t.of(node, i), len(out)) for i in data]
+    differ = [a for a in range(len(out)) if any(x.shape[a] > 1 for x in ids)]
+    pinned: set[int] = set()
+    whole: list[Ids] = []
+    for x, shape in zip(ids, shapes, strict=True):
+        stretched = any(shape[a] == 1 < out[a] for a in differ)
+        if stretched:
+            t.lock(x, "broadcast against another channel axis")
+            pinned |= {a for a in differ if shape[a] > 1}
+        else:
+            whole.append(x)
+    result = _united(t, whole) if whole else t.fixed(len(out))
+    for axis in sorted(pinned):
+        if result.shape[axis] > 1:
+            t.pin(result, axis)
+    for i in inputs:
+        if t.is_constant(node, i):
+            tie(node, t, i, result, out, role)
+    return result
+
+
+def _united(t: Tracker, operands: list[Ids]) -> Ids:
+    shape = np.broadcast_shapes(*(x.shape for x in operands))
+    result = np.broadcast_to(operands[0], shape)
+    for x in operands[1:]:
+        t.unite(result, x)
+        result = np.where(result == 0, x, result)
+    return result
+
+
+def tie(node: Node, t: Tracker, i: int, ids: Ids, out: tuple[int, ...], role: Role) -> None:
+    """Constant operand `i` of a broadcasting operator gets a slot on the axes that follow the channels.
+
+    If the constant follows only some of the varying axes, the others are united when it has the last one
+    (the channels within a block: the same must go in every block); else its axes are pinned.
+    """
+    shape = t.in_shape(node, i)
+    offset = len(out) - len(shape)
+    differ = varying(ids)
+    covered = [a for a in differ if a >= offset and shape[a - offset] > 1]
+    if not covered:
+        return
+    if covered != differ:
+        if differ[-1] not in covered:
+            for axis in covered:
+                t.pin(ids, axis)
+            return
+        ids = t.collapse(ids, covered)
+    axes = [a - offset for a in covered]
+    t.slot(node, i, axes, ids.reshape([ids.shape[a] for a in covered]), role)
+
+
+RULES: dict[str, Callable[[Node, Tracker], None]] = {
+    **dict.fromkeys(UNARY, unary),
+    **{op: broadcast(role) for op, role in BINARY.items()},
+}

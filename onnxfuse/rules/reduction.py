@@ -1,0 +1,75 @@
+"""Pooling and reductions: they pass channels on as long as they do not reduce over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..model import Node
+from ..tracker import Ids, Tracker, varying
+
+POOLS = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
+REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare""".split()
+
+
+def pool(node: Node, t: Tracker) -> None:
+    """(N, C, …): windows mix positions, so ids that differ there unite."""
+    ids = t.collapse(t.of(node), (0, 1))
+    for i in range(len(node.outputs)):
+        t.put(node, ids, i)
+    if len(node.outputs) > 1 and node.outputs[1].name:
+        t.lock(ids, "MaxPool's indices depend on the channel count")
+
+
+def reduce(node: Node, t: Tracker) -> None:
+    """Reductions over axes where ids are constant; over channels they lock, since the result would change."""
+    rank = len(t.in_shape(node))
+    axes = _axes(node, t, rank)
+    ids = t.of(node)
+    if axes is None or any(ids.shape[a] > 1 for a in axes):
+        t.lock(ids, f"{node.op} over the channels")
+        t.put(node, t.fixed(len(t.out_shape(node))))
+    else:
+        t.put(node, _without(ids, axes, bool(node.attrs.get("keepdims", 1))))
+
+
+def arg_reduce(node: Node, t: Tracker) -> None:
+    """ArgMax and ArgMin, over one axis."""
+    ids = t.of(node)
+    axis = int(node.attrs.get("axis", 0)) % max(ids.ndim, 1)
+    if ids.shape[axis] > 1:
+        t.lock(ids, f"{node.op} over the channels")
+        ids = t.fixed(ids.ndim)
+    t.put(node, _without(ids, [axis], bool(node.attrs.get("keepdims", 1))))
+
+
+def _axes(node: Node, t: Tracker, rank: int) -> list[int] | None:
+    numbers = t.operand(node, 1, "axes")
+    if t.name(node, 1) and numbers is None:
+        return None
+    if numbers is None or numbers.size == 0:
+        return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
+    return [int(n.value) % rank for n in numbers]
+
+
+def _without(ids: Ids, axes: list[int], keepdims: bool) -> Ids:
+    return ids if keepdims else ids.reshape([s for a, s in enumerate(ids.shape) if a not in axes])
+
+
+def softmax(node: Node, t: Tracker) -> None:
+    """Softmax, LogSoftmax, Hardmax: locked where they normalise over channels. Before opset 13 over all axes from `axis` on."""
+    ids = t.of(node)
+    rank = max(ids.ndim, 1)
+    new = t.graph.opset >= 13
+    axis = int(node.attrs.get("axis", -1 if new else 1)) % rank
+    if any(a == axis or (a > axis and not new) for a in varying(ids)):
+        t.lock(ids, f"{node.op} over the channels")
+    t.put(node, ids)
+
+
+RULES: dict[str, Callable[[Node, Tracker], None]] = {
+    **dict.fromkeys(POOLS, pool),
+    **dict.fromkeys(REDUCTIONS, reduce),
+    **dict.fromkeys(("ArgMax", "ArgMin"), arg_reduce),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
+}

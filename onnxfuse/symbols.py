@@ -1,0 +1,195 @@
+"""Small integer tensors as arrays of symbolic numbers, so that shape arithmetic can be followed and repaired.
+
+A `Number` knows its value in the probed run, the tensor dimensions it was computed from, how to compute it anew
+when these dimensions change, and, for a plain constant, the place where it can be edited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import Node
+
+Dim = tuple[str, int]
+"""A value's name and one of its axes."""
+Lookup = Callable[[Dim], int]
+Numbers = NDArray[np.object_]
+"""Array of `Number`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a constant number stands: flat element `index` of input `where` (int) or attribute `where` (str)."""
+
+    node: int
+    where: int | str
+    index: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """One element of a small tensor.
+
+    Attributes:
+        value: what it was in the probed run.
+        compute: what it becomes, given the new size of any dimension.
+        dims: the dimensions it depends on.
+        place: where it can be edited, if it is a constant; None if it was computed.
+    """
+
+    value: float
+    compute: Callable[[Lookup], float]
+    dims: frozenset[Dim] = frozenset()
+    place: Place | None = None
+
+
+def constant(value: float, place: Place | None = None) -> Number:
+    """A number that stays as it is unless it is edited at `place`."""
+    return Number(value, lambda _: value, place=place)
+
+
+def dimension(name: str, axis: int, size: int) -> Number:
+    """The size of one axis of a value, as a Shape node gives it."""
+    return Number(size, lambda lookup: lookup((name, axis)), frozenset({(name, axis)}))
+
+
+def opaque(value: float, sizes: Mapping[Dim, int]) -> Number:
+    """A number computed in an unknown way from dimensions of these `sizes`: NaN as soon as one of them changes."""
+
+    def compute(lookup: Lookup) -> float:
+        return value if all(lookup(dim) == size for dim, size in sizes.items()) else math.nan
+
+    return Number(value, compute, frozenset(sizes))
+
+
+def _lift(function: Callable[..., float]) -> Callable[..., Any]:
+    """An elementwise function on Numbers, as a broadcasting NumPy function."""
+
+    def apply(*args: Number) -> Number:
+        dims = frozenset[Dim]().union(*(a.dims for a in args))
+        value = function(*(a.value for a in args))
+        return Number(value, lambda lookup: function(*(a.compute(lookup) for a in args)), dims)
+
+    def broadcast(*arrays: Numbers) -> Numbers:
+        result = np.frompyfunc(apply, len(arrays), 1)(*arrays)
+        return np.asarray(result, dtype=object)
+
+    return broadcast
+
+
+def _divide(a: float, b: float) -> float:
+    whole = isinstance(a, int) and isinstance(b, int)
+    return (int(a / b) if whole else a / b) if b else math.nan
+
+
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": _lift(lambda a, b: a + b),
+    "Sub": _lift(lambda a, b: a - b),
+    "Mul": _lift(lambda a, b: a * b),
+    "Div": _lift(_divide),
+    "Mod": _lift(lambda a, b: a % b if b else math.nan),
+    "Min": _lift(min),
+    "Max": _lift(max),
+    "Neg": _lift(lambda a: -a),
+    "Abs": _lift(abs),
+    "Floor": _lift(lambda a: a if math.isnan(a) else float(math.floor(a))),
+    "Ceil": _lift(lambda a: a if math.isnan(a) else float(math.ceil(a))),
+    "Sqrt": _lift(lambda a: math.sqrt(a) if a >= 0 else math.nan),
+    "Equal": _lift(lambda a, b: int(a == b)),
+    "Less": _lift(lambda a, b: int(a < b)),
+    "Greater": _lift(lambda a, b: int(a > b)),
+    "Not": _lift(lambda a: int(not a)),
+    "And": _lift(lambda a, b: int(bool(a) and bool(b))),
+    "Or": _lift(lambda a, b: int(bool(a) or bool(b))),
+    "Where": _lift(lambda c, a, b: a if c else b),
+}
+INTEGER_TYPES = (2, 3, 4, 5, 6, 7, 9, 12, 13)
+"""TensorProto's integer and boolean element types."""
+
+
+def _plain(numbers: Numbers | None) -> list[int]:
+    return [] if numbers is None else [int(n.value) for n in numbers.reshape(-1)]
+
+
+def _cast(node: Node, data: Numbers) -> Numbers:
+    to = node.attrs.get("to")
+    code = to if isinstance(to, int) else None
+    whole = code in INTEGER_TYPES or (code is None and np.dtype(to).kind in "iub")
+    return np.asarray((_TO_INT if whole else _TO_FLOAT)(data), dtype=object)
+
+
+_TO_INT = _lift(lambda a: a if math.isnan(a) else int(a))
+_TO_FLOAT = _lift(float)
+
+
+def _gather(node: Node, data: Numbers, indices: Numbers) -> Numbers:
+    index = np.array(_plain(indices), dtype=np.int64).reshape(indices.shape)
+    return np.asarray(np.take(data, index, axis=node.attrs.get("axis", 0)), dtype=object)
+
+
+def _slice(node: Node, data: Numbers, *bounds: Numbers) -> Numbers:
+    starts = _plain(bounds[0]) if bounds else node.attrs["starts"]
+    ends = _plain(bounds[1]) if len(bounds) > 1 else node.attrs["ends"]
+    axes = (_plain(bounds[2]) if len(bounds) > 2 else node.attrs.get("axes")) or list(range(len(starts)))
+    steps = (_plain(bounds[3]) if len(bounds) > 3 else None) or [1] * len(starts)
+    index: list[slice] = [slice(None)] * data.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        index[axis] = slice(start, None if step < 0 and end < -data.shape[axis] else end, step)
+    return data[tuple(index)]
+
+
+def _concat(node: Node, *parts: Numbers) -> Numbers:
+    return np.concatenate(parts, axis=node.attrs["axis"])
+
+
+def _unsqueeze(node: Node, data: Numbers, axes: Numbers | None = None) -> Numbers:
+    return np.expand_dims(data, tuple(_plain(axes) or node.attrs["axes"]))
+
+
+def _squeeze(node: Node, data: Numbers, axes: Numbers | None = None) -> Numbers:
+    chosen = _plain(axes) or node.attrs.get("axes")
+    return np.squeeze(data, tuple(chosen) if chosen else None)
+
+
+def _reshape(node: Node, data: Numbers, shape: Numbers) -> Numbers:
+    target = [data.shape[i] if n == 0 else n for i, n in enumerate(_plain(shape))]
+    return data.reshape(target)
+
+
+def _product(node: Node, data: Numbers, axes: Numbers | None = None) -> Numbers:
+    total = constant(1)
+    for number in data.reshape(-1):
+        total = ELEMENTWISE["Mul"](total, number).item()
+    return np.array([total] if node.attrs.get("keepdims", 1) else total, dtype=object)
+
+
+def _same(node: Node, data: Numbers, *_: Numbers) -> Numbers:
+    return data
+
+
+TABLE: Mapping[str, Callable[..., Numbers]] = {
+    "Gather": _gather,
+    "Slice": _slice,
+    "Concat": _concat,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Reshape": _reshape,
+    "ReduceProd": _product,
+    "Cast": _cast,
+    "Identity": _same,
+}
+"""Operator → function of (node, input arrays) for shape arithmetic that moves numbers about."""
+
+
+def evaluate(node: Node, inputs: list[Numbers]) -> Numbers | None:
+    """The output of a shape-arithmetic node on symbolic inputs; None if the operator is not known here."""
+    if node.op in ELEMENTWISE:
+        return np.asarray(ELEMENTWISE[node.op](*inputs), dtype=object)
+    function = TABLE.get(node.op)
+    return None if function is None else np.asarray(function(node, *inputs), dtype=object)

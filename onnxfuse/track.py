@@ -1,0 +1,96 @@
+"""Run a graph on channel ids: one pass over its nodes, each handed to the rule of its operator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .model import Graph, Node, label, outer_names, subgraphs
+from .probe import Probe
+from .rules import rule_for, unknown
+from .symbols import Numbers, evaluate
+from .tracker import Tracker
+
+
+def track(graph: Graph, probe: Probe, exclude: Sequence[str] = ()) -> Tracker:
+    """Execute every node of `graph` on channel ids."""
+    t = Tracker(graph, probe)
+    patterns = [re.compile(p) for p in exclude]
+    for name, value in probe.inputs.items():
+        t.ids[name] = t.fixed(value.ndim)
+    for position, node in enumerate(graph.nodes):
+        t.position, t.node_label = position, label(node)
+        _run_node(t, node)
+        _lock_captured(t, position)
+        if any(p.search(label(node)) for p in patterns):
+            _lock_node(t, node, "excluded")
+    t.node_label = "the graph's outputs"
+    for output in graph.model.graph.output:
+        if output.name in t.ids:
+            t.lock(t.ids[output.name], "feeds a graph output")
+    return t
+
+
+def _run_node(t: Tracker, node: Node) -> None:
+    if node.op == "Constant" and node.domain in (None, "", "ai.onnx"):
+        return
+    if node.op == "Shape":
+        t.numbers[node.outputs[0].name] = _shape_numbers(t, node)
+    elif not _run_symbolic(t, node):
+        _run_rule(t, node)
+    for output in node.outputs:
+        if output.name and output.name not in t.ids:
+            t.ids[output.name] = t.fixed(len(t.shape(output.name)))
+
+
+def _shape_numbers(t: Tracker, node: Node) -> Numbers:
+    numbers = t.shape_numbers(t.name(node, 0))
+    return numbers[node.attrs.get("start", 0) : node.attrs.get("end", len(numbers))]
+
+
+def _run_symbolic(t: Tracker, node: Node) -> bool:
+    """Follow a node of shape arithmetic; False if the node is not one."""
+    if not any(i.name in t.numbers for i in node.inputs):
+        return False
+    inputs = [t.read(node, k) for k, i in enumerate(node.inputs) if i.name]
+    known = [i for i in inputs if i is not None]
+    if len(known) < len(inputs):
+        for i in node.inputs:
+            t.used_numbers.discard(i.name)
+        return False
+    name = node.outputs[0].name
+    result = evaluate(node, known)
+    if result is None:
+        dims = frozenset().union(*(n.dims for a in known for n in a.reshape(-1)))
+        result = t.opaque_numbers(name, dims)
+    if result is None:
+        return False
+    t.numbers[name] = result
+    return True
+
+
+def _run_rule(t: Tracker, node: Node) -> None:
+    t.used_numbers.clear()
+    known = all(i.name in t.graph.constants or i.name in t.probe.shapes for i in node.inputs if i.name)
+    known &= all(o.name in t.probe.shapes for o in node.outputs if o.name)
+    (rule_for(node) if known else unknown)(node, t)
+    for i in node.inputs:
+        if i.name in t.numbers and i.name not in t.used_numbers:
+            dims = frozenset().union(*(n.dims for n in t.numbers[i.name].reshape(-1)))
+            t.lock_dims(dims, f"their count enters {node.op} as a number")
+
+
+def _lock_captured(t: Tracker, position: int) -> None:
+    """Values that a subgraph takes from outside stay as they are."""
+    proto = t.graph.model.graph.node[position]
+    for inner in subgraphs(proto):
+        for name in set(outer_names(inner)) & t.ids.keys():
+            t.lock(t.ids[name], f"enters the body of {proto.op_type}")
+
+
+def _lock_node(t: Tracker, node: Node, reason: str) -> None:
+    for value in [*node.inputs, *node.outputs]:
+        if value.name in t.ids:
+            t.lock(t.ids[value.name], reason)
+
+

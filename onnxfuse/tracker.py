@@ -1,0 +1,282 @@
+"""The state of running a graph on channel ids, and the few verbs that operator rules are written with.
+
+Every value carries an integer array of ids that broadcasts to its shape. Id 0 (`FIXED`) is a position that can
+never be removed. Nothing is decided here: unions, locks, slots and demands are only collected, and
+`channels.find_channels` turns them into groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import Edge, Graph, Node, label
+from .probe import Probe
+from .symbols import Dim, Number, Numbers, Place, constant, dimension, opaque
+
+Ids = NDArray[np.int64]
+FIXED = 0
+SMALL = 4096
+"""Integer constants of at most this many elements are followed as symbolic numbers."""
+
+
+class Role(Enum):
+    """What a weight axis does for its channels, and so how a merge acts on it."""
+
+    PRODUCES = "produces"
+    """Makes the channels: `compress @ w`."""
+    CONSUMES = "consumes"
+    """Reads the channels: `w @ expand`."""
+    SHIFT = "shift"
+    """Tied, in the units of the activation (bias, mean): `compress @ w`."""
+    SCALE = "scale"
+    """Tied, multiplies the activation (γ, slope, depthwise kernel): the weighted mean, `compress` with rows of sum 1."""
+
+
+@dataclass(frozen=True)
+class RawSlot:
+    """Axes of one constant, at one use of it, whose positions are channels.
+
+    Attributes:
+        edge: the use.
+        tensor: the constant's name.
+        axes: axes of the constant viewed with its axis 0 split into (`split`, −1) when `split` > 1.
+        ids: the ids of the positions, flattened over `axes`.
+    """
+
+    edge: Edge
+    tensor: str
+    axes: tuple[int, ...]
+    split: int
+    ids: Ids
+    role: Role
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`number` must become the count of channels kept in positions lo…hi of `axis` of `ids` (negated if `sign` is −1)."""
+
+    number: Number
+    ids: Ids
+    extent: int
+    axis: int
+    lo: int
+    hi: int
+    sign: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The constant indices at `edge` select positions along `axis` of `ids`: they are renumbered after removal."""
+
+    edge: Edge
+    ids: Ids
+    extent: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class Lock:
+    """These ids must stay, for this reason."""
+
+    ids: Ids
+    reason: str
+    node: str
+
+
+@dataclass
+class Tracker:
+    """Ids of every value of a graph, and all that the rules have found out about them.
+
+    `position` and `node` are those of the node whose rule is running.
+    """
+
+    graph: Graph
+    probe: Probe
+    ids: dict[str, Ids] = field(default_factory=dict)
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    unions: list[tuple[Ids, Ids]] = field(default_factory=list)
+    locks: list[Lock] = field(default_factory=list)
+    slots: list[RawSlot] = field(default_factory=list)
+    grids: list[Ids] = field(default_factory=list)
+    pins: list[tuple[Ids, int, str]] = field(default_factory=list)
+    demands: list[Demand] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list)
+    producers: list[tuple[Ids, str]] = field(default_factory=list)
+    count: int = 1
+    position: int = -1
+    node_label: str = "the graph's inputs"
+    used_numbers: set[str] = field(default_factory=set)
+
+    # --- reading values ---------------------------------------------------------------------------------------------
+    def name(self, node: Node, i: int) -> str:
+        """The name of input `i`, or '' if it is absent."""
+        return node.inputs[i].name if i < len(node.inputs) else ""
+
+    def is_constant(self, node: Node, i: int) -> bool:
+        return self.name(node, i) in self.graph.constants
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The concrete shape of any value; () for one that is not a tensor."""
+        if name in self.graph.constants:
+            return tuple(self.graph.constants[name].dims)
+        return self.probe.shapes.get(name, ())
+
+    def in_shape(self, node: Node, i: int = 0) -> tuple[int, ...]:
+        return self.shape(self.name(node, i))
+
+    def out_shape(self, node: Node, i: int = 0) -> tuple[int, ...]:
+        return self.shape(node.outputs[i].name)
+
+    def of(self, node: Node, i: int = 0) -> Ids:
+        """The ids of input `i`; all FIXED for a constant, an absent input or one nothing is known of."""
+        name = self.name(node, i)
+        found = self.ids.get(name)
+        return self.fixed(len(self.shape(name))) if found is None else found
+
+    def put(self, node: Node, ids: Ids, i: int = 0) -> None:
+        """Set the ids of output `i`; an array with several varying axes must stay rectangular."""
+        if i < len(node.outputs) and node.outputs[i].name:
+            self.ids[node.outputs[i].name] = ids
+            if len(varying(ids)) > 1:
+                self.grids.append(ids)
+
+    # --- what rules say ---------------------------------------------------------------------------------------------
+    def fixed(self, rank: int) -> Ids:
+        """Ids of a value that carries no channels."""
+        return np.zeros((1,) * rank, np.int64)
+
+    def fresh(self, n: int) -> Ids:
+        """`n` new ids, the channels that this node makes."""
+        ids = np.arange(self.count, self.count + n)
+        self.count += n
+        self.producers.append((ids, self.node_label))
+        return ids
+
+    def unite(self, a: Ids, b: Ids) -> None:
+        """Keep or remove together, position by position (broadcasting)."""
+        x, y = (v.ravel() for v in np.broadcast_arrays(a, b))
+        free = (x != FIXED) & (y != FIXED)
+        self.lock((x + y)[~free], "shares positions with a value whose size must stay")
+        differ = free & (x != y)
+        if differ.any():
+            self.unions.append((x[differ], y[differ]))
+
+    def collapse(self, ids: Ids, keep: Sequence[int]) -> Ids:
+        """Unite over all axes but `keep`; the result has size 1 there."""
+        for axis in varying(ids):
+            if axis not in keep:
+                first = ids.take([0], axis)
+                self.unite(first, ids)
+                ids = first
+        return ids
+
+    def lock(self, ids: Ids, reason: str) -> None:
+        """These channels must stay."""
+        if ids.any():
+            self.locks.append(Lock(np.unique(ids), reason, self.node_label))
+
+    def pin(self, ids: Ids, axis: int) -> None:
+        """Along `axis` no position may go, though whole positions of a later axis may."""
+        if ids.shape[axis] > 1:
+            self.pins.append((ids, axis, self.node_label))
+
+    def slot(self, node: Node, i: int, axes: Sequence[int], ids: Ids, role: Role, split: int = 1) -> None:
+        """Say that positions along `axes` of constant input `i` are channels."""
+        if ids.any():
+            name, edge = self.name(node, i), Edge(self.position, i)
+            self.slots.append(RawSlot(edge, name, tuple(axes), split, np.ascontiguousarray(ids).ravel(), role))
+
+    # --- numbers ----------------------------------------------------------------------------------------------------
+    def read(self, node: Node, i: int) -> Numbers | None:
+        """Input `i` as symbolic numbers, if it is a small constant or computed from shapes; None otherwise."""
+        name = self.name(node, i)
+        self.used_numbers.add(name)
+        if name in self.numbers:
+            return self.numbers[name]
+        if name not in self.graph.constants or int(np.prod(self.shape(name))) > SMALL:
+            return None
+        values = self.graph.array(name)
+        if values.dtype.kind not in "iubf":
+            return None
+        items = [constant(v, Place(self.position, i, k)) for k, v in enumerate(values.ravel().tolist())]
+        return as_numbers(items).reshape(values.shape)
+
+    def attribute(self, node: Node, name: str) -> Numbers | None:
+        """An integer-list attribute as numbers that can be edited; None if it is absent."""
+        if name not in node.attrs:
+            return None
+        return as_numbers([constant(v, Place(self.position, name, k)) for k, v in enumerate(node.attrs[name])])
+
+    def operand(self, node: Node, i: int, name: str) -> Numbers | None:
+        """What newer opsets pass as input `i` and older ones as attribute `name`."""
+        return self.read(node, i) if self.name(node, i) else self.attribute(node, name)
+
+    def demand(
+        self, number: Number, ids: Ids, extent: int, axis: int, lo: int = 0, hi: int | None = None, sign: int = 1
+    ) -> None:
+        """`number` counts positions lo…hi along `axis`, of full size `extent`: it must follow their removal."""
+        if ids.shape[axis] > 1:
+            stop = extent if hi is None else hi
+            self.demands.append(Demand(number, ids, extent, axis, lo, stop, sign, self.node_label))
+
+    def shape_numbers(self, name: str) -> Numbers:
+        """What a Shape node makes of a value."""
+        return as_numbers([dimension(name, axis, size) for axis, size in enumerate(self.shape(name))])
+
+    def opaque_numbers(self, name: str, dims: frozenset[Dim]) -> Numbers | None:
+        """The probed values of an integer tensor that was computed in an unknown way from `dims`."""
+        if name not in self.probe.integers or self.probe.integers[name].size > SMALL:
+            return None
+        sizes = {dim: self.shape(dim[0])[dim[1]] for dim in dims}
+        values = self.probe.integers[name]
+        return as_numbers([opaque(v, sizes) for v in values.ravel().tolist()]).reshape(values.shape)
+
+    def lock_dims(self, dims: frozenset[Dim], reason: str) -> None:
+        """Lock every channel along these dimensions: their size enters a computation."""
+        for name, axis in sorted(dims):
+            ids = self.ids.get(name)
+            if ids is not None and axis < ids.ndim and ids.shape[axis] > 1:
+                self.lock(ids, reason)
+
+
+def varying(ids: Ids) -> list[int]:
+    """Axes along which the ids differ."""
+    return [axis for axis, size in enumerate(ids.shape) if size > 1]
+
+
+def as_numbers(items: Sequence[Number]) -> Numbers:
+    """A 1-D object array of Numbers."""
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
+
+
+def compact(ids: Ids) -> Ids:
+    """The same ids with size 1 along every axis on which they are constant."""
+    for axis in varying(ids):
+        first = ids.take([0], axis)
+        if (ids == first).all():
+            ids = first
+    return ids
+
+
+def expand(ids: Ids, shape: Sequence[int], axes: Sequence[int]) -> Ids:
+    """Broadcast ids to the full `shape` along `axes` only."""
+    return np.broadcast_to(ids, [shape[a] if a in axes else ids.shape[a] for a in range(ids.ndim)])
+
+
+def lead(ids: Ids, rank: int) -> Ids:
+    """Prepend axes of size 1 up to `rank`, as NumPy broadcasting does."""
+    return ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
+
+
+__all__ = [
+    "FIXED", "Demand", "Ids", "Lock", "Pick", "RawSlot", "Role", "Tracker",
+    "as_numbers", "compact", "expand", "label", "lead", "varying",
+]  # fmt: skip

@@ -1,0 +1,72 @@
+"""The weights of a graph while channels are merged, at their full size with zeros where channels went.
+
+Zeros change no importance, norm or distance, so groups that share a tensor never disturb each other's positions,
+and the tensors are shortened once, at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array
+
+from .channels import ChannelGroup, Slot
+from .merge import Merge
+from .model import Array, Graph
+from .tracker import Ids, Role
+
+
+class Weights:
+    """Arrays of constants, fetched from the graph when first touched."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.arrays: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.arrays:
+            values = self.graph.array(name)
+            exact = values.dtype in (np.float32, np.float64)
+            self.arrays[name] = np.array(values, dtype=values.dtype if exact else np.float32, order="C")
+            self.graph.constants[name].ClearField("raw_data")
+        return self.arrays[name]
+
+    def gather(self, slot: Slot) -> Array:
+        """(n, q·rest) what each channel of the group has in this slot."""
+        view, index = self._view(slot)
+        return np.ascontiguousarray(view[index]).reshape(len(slot.positions), -1)
+
+    def scatter(self, slot: Slot, kept: Ids, values: Array) -> None:
+        """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to the others."""
+        view, index = self._view(slot)
+        view[index] = 0
+        chosen = tuple(i[kept] for i in index)
+        view[chosen] = values.reshape(view[chosen].shape)
+
+    def _view(self, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
+        """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""
+        moved = front(self[slot.tensor], slot)
+        return moved, np.unravel_index(slot.positions, moved.shape[: len(slot.axes)])
+
+    def apply(self, group: ChannelGroup, merge: Merge) -> None:
+        """Merge the channels of `group` in every slot."""
+        for slot in group.slots:
+            values = self.gather(slot)
+            self.scatter(slot, merge.kept, matrix(merge, slot.role, values.dtype) @ values)
+
+
+def front(array: Array, slot: Slot) -> Array:
+    """A view of `array`, axis 0 split into (split, −1), with the slot's axes moved to the front."""
+    split = array.reshape(slot.split, -1, *array.shape[1:]) if slot.split > 1 else array
+    return np.moveaxis(split, slot.axes, range(len(slot.axes)))
+
+
+def matrix(merge: Merge, role: Role, dtype: np.dtype[Any]) -> csr_array:
+    """(k, n) what multiplies a slot of this role from the left, its channels in front."""
+    if role is Role.CONSUMES:
+        return csr_array(merge.expand.T).astype(dtype)
+    if role is Role.SCALE:
+        total = merge.compress.sum(axis=1)
+        return csr_array(diags_array(1 / np.where(total == 0, 1, total)) @ merge.compress).astype(dtype)
+    return merge.compress.astype(dtype)
