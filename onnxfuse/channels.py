@@ -161,13 +161,13 @@ def _class_locks(t: Tracker, classes: Classes) -> Stays:
             found.setdefault(int(c), (lock.reason, lock.node))
     for ids, axis, node in t.pins:
         roots = classes[ids]
-        if _shrinking_axis(roots) == axis:
+        if shrinking_axis(roots) == axis:
             for c in np.unique(roots):
                 found.setdefault(int(c), ("these blocks pair with blocks of a value that stays", node))
     return found
 
 
-def _shrinking_axis(roots: Classes) -> int | None:
+def shrinking_axis(roots: Classes) -> int | None:
     """The last axis along which classes differ: the one that removal shortens."""
     axes = [a for a in varying(roots) if (roots != roots.take([0], a)).any()]
     return axes[-1] if axes else None
@@ -241,7 +241,7 @@ class _Refiner:
 
 def _rows(roots: Classes) -> Classes:
     """The rows of a value with several axes of channels, which must keep equally many each; (0, 0) if they always do."""
-    axis = _shrinking_axis(roots)
+    axis = shrinking_axis(roots)
     if axis is None:
         return np.zeros((0, 0), np.int64)
     rows = np.moveaxis(roots, axis, -1).reshape(-1, roots.shape[axis])
@@ -350,7 +350,7 @@ def _locked(t: Tracker, classes: Classes, locks: Stays) -> list[Locked]:
 def kept_extent(channels: Channels, kept: NDArray[np.bool_], d: Demand) -> int:
     """How many of the positions that a demand counts are kept."""
     ids = _spread(d.ids, d.extent, d.axis)
-    if _shrinking_axis(channels.classes[ids]) != d.axis:
+    if shrinking_axis(channels.classes[ids]) != d.axis:
         return d.hi - d.lo
     part = kept[ids].take(range(d.lo, d.hi), d.axis)
     return int(np.moveaxis(part, d.axis, -1).reshape(-1, d.hi - d.lo)[0].sum())
@@ -361,7 +361,7 @@ def shrunk_shape(channels: Channels, kept: NDArray[np.bool_], name: str) -> tupl
     shape, ids = channels.tracker.shape(name), channels.tracker.ids.get(name)
     if ids is None or not ids.any():
         return shape
-    axis = _shrinking_axis(channels.classes[ids])
+    axis = shrinking_axis(channels.classes[ids])
     if axis is None:
         return shape
     rows = np.moveaxis(kept[ids], axis, -1).reshape(-1, ids.shape[axis])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 from collections import defaultdict
@@ -22,8 +23,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from .errors import ModelError, OutputError, one_line
 
@@ -59,7 +60,22 @@ class Edge:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-def load(path: Path) -> ModelProto:
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model read from a file.
+
+    Attributes:
+        model: with its external data.
+        external: whether it had any.
+        file_bytes: of the file and its external data.
+    """
+
+    model: ModelProto
+    external: bool
+    file_bytes: int
+
+
+def load(path: Path) -> Loaded:
     """Read an ONNX file with its external data.
 
     Raises:
@@ -75,13 +91,15 @@ def load(path: Path) -> ModelProto:
         raise ModelError(f"{path}: {_not_onnx(path)}") from error
     if not model.graph.node:
         raise ModelError(f"{path}: {'empty graph: no nodes' if model.ir_version else _not_onnx(path)}")
+    beside = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
     try:
         load_external_data_for_model(model, os.fspath(path.parent))
+        size = sum(file.stat().st_size for file in [path, *(path.parent / name for name in beside)])
     except (OSError, onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
             f"{path}: external data is missing or unreadable ({one_line(error)}); put the data file beside the model"
         ) from error
-    return model
+    return Loaded(model, bool(beside), size)
 
 
 def _not_onnx(path: Path) -> str:
@@ -90,12 +108,6 @@ def _not_onnx(path: Path) -> str:
     if head[4:8] == b"ORTM":
         return "is an ORT-format model; convert the .onnx file it was made from"
     return "is not an ONNX model, or is truncated; check it with onnx.checker"
-
-
-def has_external_data(path: Path) -> bool:
-    """Whether any initializer of the file lies in a file beside it."""
-    model = onnx.load(os.fspath(path), load_external_data=False)
-    return any(uses_external_data(tensor) for tensor in model.graph.initializer)
 
 
 @contextlib.contextmanager
@@ -124,12 +136,18 @@ def save(model: ModelProto, path: Path, external: bool) -> None:
         OutputError: the disk is full or the place is not writable.
     """
     try:
-        if external or model.ByteSize() > PROTOBUF_LIMIT:
+        if external or too_large(model):
             onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
         else:
             path.write_bytes(model.SerializeToString())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def too_large(model: ModelProto) -> bool:
+    """Whether protobuf cannot serialize the model in one piece; a quick estimate from the shapes of its weights."""
+    sizes = (math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer)
+    return sum(sizes) > PROTOBUF_LIMIT - (1 << 26)
 
 
 def move(staged_file: Path, destination: Path) -> None:

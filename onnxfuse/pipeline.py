@@ -26,6 +26,7 @@ from .probe import Probe, probe, provider_list
 from .report import GroupRow, LockedRow, Report, Size, macs, parameters
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .tracker import Role
+from .transport import preload
 from .verify import Comparison, run, verify
 from .weights import Weights
 
@@ -174,6 +175,8 @@ def fuse_with(
     """`fuse` with its options as one object."""
     start, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
     transport, providers = check_options(options), provider_list(options.provider)
+    if options.method in TRANSPORTS:
+        preload()
     tell("load", 0, 1)
     source = _Source(model)
     original = source.load()
@@ -229,18 +232,18 @@ class _Source:
     def __init__(self, model: PathLike | ModelProto) -> None:
         self.given = model
         self.name = None if isinstance(model, ModelProto) else str(model)
-        self.external = False if isinstance(model, ModelProto) else files.has_external_data(Path(model))
-        self.bytes = 0
+        self.external, self.bytes = False, 0
 
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
         if isinstance(self.given, ModelProto):
-            loaded = ModelProto()
-            loaded.CopyFrom(self.given)
-        else:
-            loaded = files.load(Path(self.given))
-        self.bytes = loaded.ByteSize()
-        return inline(loaded)
+            copy = ModelProto()
+            copy.CopyFrom(self.given)
+            self.bytes = copy.ByteSize()
+            return inline(copy)
+        loaded = files.load(Path(self.given))
+        self.external, self.bytes = loaded.external, loaded.file_bytes
+        return inline(loaded.model)
 
 
 def _write(
@@ -332,11 +335,13 @@ def _merge_all(
     merges = []
     for number, (group, k) in enumerate(todo):
         tell("merge", number, len(todo))
-        rows = [weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)]
+        rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
         rng = np.random.default_rng([options.seed, number])
-        task = Task(np.concatenate(rows, axis=1), importance(options.importance, rows, rng), k, transport)
-        merge = method(task)
-        weights.apply(group, merge)
+        scores = importance(options.importance, list(rows.values()), rng)
+        # columns of zeros belong to channels that went with an earlier group: they change no distance
+        features = np.concatenate([r.compress(r.any(axis=0), axis=1) for r in rows.values()], axis=1)
+        merge = method(Task(features, scores, k, transport))
+        weights.apply(group, merge, rows)
         merges.append((group, merge))
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
     return merges

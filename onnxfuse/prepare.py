@@ -1,9 +1,9 @@
 """Make a graph ready for tracking, without changing what it computes.
 
     functions            inlined
-    Constant value_float(s), value_int(s)   → value
-    Identity/Cast/Transpose/Reshape/(Un)squeeze of a constant   → an initializer
-    Conv/ConvTranspose/Gemm → BatchNormalization                → one node with other weights
+    Constant value_float(s), value_int(s)     → value
+    what is computed from constants only    → an initializer
+    Conv/ConvTranspose/Gemm → BatchNormalization   → one node with other weights
 
 Statistics do not average, weights do: that is why BatchNormalization is folded before anything is merged.
 """
@@ -11,16 +11,26 @@ Statistics do not average, weights do: that is why BatchNormalization is folded 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from .model import Array, Edge, attribute, constant_tensors, consumers
+from .probe import without_weights
 
+EVALUATED = frozenset(
+    """Abs Add And Cast CastLike Ceil Concat ConstantOfShape Div Equal Exp Expand Flatten Floor Gather Greater Identity
+    Less Log Mul Neg Not Or Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Reshape Shape Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+)
+"""Operators that are evaluated when all their inputs are constant."""
+GROWTH = 1 << 16
+"""Bytes by which a folded constant may be larger than what it was computed from."""
 FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -54,46 +64,58 @@ def _as_tensor(node: NodeProto) -> None:
 
 
 # --- constants computed from constants ------------------------------------------------------------------------------
-def _cast(node: NodeProto, x: Array, *_: Array) -> Array:
-    return x.astype(onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
-
-
-def _reshape(node: NodeProto, x: Array, shape: Array) -> Array:
-    return x.reshape([x.shape[i] if n == 0 else int(n) for i, n in enumerate(shape)])
-
-
-def _axes(node: NodeProto, rest: Sequence[Array]) -> tuple[int, ...] | None:
-    axes = rest[0].tolist() if rest else attribute(node, "axes")
-    return tuple(axes) if axes else None
-
-
-MOVES: dict[str, Callable[..., Array]] = {
-    "Identity": lambda node, x: x,
-    "Cast": _cast,
-    "Transpose": lambda node, x: np.transpose(x, attribute(node, "perm")),
-    "Reshape": _reshape,
-    "Squeeze": lambda node, x, *rest: np.squeeze(x, _axes(node, rest)),
-    "Unsqueeze": lambda node, x, *rest: np.expand_dims(x, _axes(node, rest) or ()),
-}
-"""Operators that are evaluated when all their inputs are constant, so that the weight behind them can be seen."""
-
-
 def _fold_constants(model: ModelProto) -> None:
+    """Evaluate, with onnx's reference implementation, every node whose inputs are all constant.
+
+    Weights behind an Identity or Transpose and shapes that were never computed from the input come to light.
+    Quantized weights are left behind their DequantizeLinear, and nothing is folded that would grow the model.
+    """
     graph = model.graph
     constants = constant_tensors(graph)
-    outputs = {o.name for o in graph.output}
-    gone = []
+    types = _element_types(model) if any(n.op_type == "CastLike" for n in graph.node) else {}
+    outputs, gone = {o.name for o in graph.output}, []
     for i, node in enumerate(graph.node):
-        known = node.op_type in MOVES and node.domain in ("", "ai.onnx") and all(n in constants for n in node.input)
-        if known and constants[node.input[0]].data_type != TensorProto.STRING and node.output[0] not in outputs:
-            values = [numpy_helper.to_array(constants[n]) for n in node.input]
-            result = np.ascontiguousarray(MOVES[node.op_type](node, *values))
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(numpy_helper.from_array(result, node.output[0]))
-            constants[node.output[0]] = tensor
-            gone.append(i)
+        if _can_evaluate(node, constants, types) and not outputs & set(node.output):
+            result = _evaluate(node, constants, types, model)
+            if result.nbytes <= GROWTH + sum(numpy_helper.to_array(constants[n]).nbytes for n in node.input if n in constants):
+                tensor = graph.initializer.add()
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(result), node.output[0]))
+                constants[node.output[0]] = tensor
+                gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
+    if gone:
+        _drop_unused(model)
+
+
+def _element_types(model: ModelProto) -> dict[str, int]:
+    """Value name → element type, as far as shape inference finds it."""
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)[0]).graph
+    return {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.value_info, *graph.output]}
+
+
+def _can_evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int]) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in EVALUATED or len(node.output) != 1 or not node.input:
+        return False
+    data = node.input[:1] if node.op_type == "CastLike" else node.input
+    typed = all(n in constants or n in types for n in node.input if n)
+    return typed and all(n in constants and constants[n].data_type != TensorProto.STRING for n in data if n)
+
+
+def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto) -> Array:
+    feeds: dict[str, Array] = {}
+    for n in node.input:
+        if n in constants:
+            feeds[n] = numpy_helper.to_array(constants[n])
+        elif n:  # CastLike wants to know a type only
+            feeds[n] = np.zeros(0, helper.tensor_dtype_to_np_dtype(types[n]))
+    inputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in feeds]
+    output = helper.make_tensor_value_info(node.output[0], TensorProto.UNDEFINED, None)
+    small = helper.make_model(
+        helper.make_graph([node], "constant", inputs, [output]),
+        opset_imports=[o for o in model.opset_import if o.domain in ("", "ai.onnx")],
+    )
+    return np.asarray(ReferenceEvaluator(small).run(None, feeds)[0])
 
 
 # --- BatchNormalization ---------------------------------------------------------------------------------------------

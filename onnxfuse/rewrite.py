@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from .channels import ChannelGroup, Channels, Slot, kept_extent, shrunk_number, shrunk_shape
+from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis, shrunk_number, shrunk_shape
 from .model import Array, Edge, Graph, drop_attribute, set_attribute
 from .symbols import Place
 from .tracker import Demand, Ids, Lock, Pick
@@ -170,9 +170,8 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     """Gather's indices count kept positions only, and those of removed positions go."""
     graph, classes = channels.tracker.graph, channels.classes
     node = graph.model.graph.node[pick.edge.node]
-    rows = np.moveaxis(kept[pick.ids], pick.axis, -1).reshape(-1, pick.extent)
-    row = rows[0]
-    if row.all() or (classes[pick.ids] == classes[pick.ids.take([0], pick.axis)]).all():
+    row = np.moveaxis(kept[pick.ids], pick.axis, -1).reshape(-1, pick.extent)[0]
+    if row.all() or shrinking_axis(classes[pick.ids]) != pick.axis:
         return
     name = node.input[pick.edge.slot]
     name = graph.clone(name, [pick.edge]) if len(graph.edges[name]) > 1 else name
@@ -184,12 +183,11 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
 def _update_value_info(channels: Channels, kept: Mask) -> None:
     """Drop recorded shapes that are no longer true, and follow initializers that are also listed as inputs."""
     graph = channels.tracker.graph.model.graph
-    stale = [
-        i for i, v in enumerate(graph.value_info)
-        if shrunk_shape(channels, kept, v.name) != channels.tracker.shape(v.name)
-    ]  # fmt: skip
-    for i in reversed(stale):
-        del graph.value_info[i]
+    resized = {s.tensor for g in channels.groups for s in g.slots}
+    for i in reversed(range(len(graph.value_info))):
+        name = graph.value_info[i].name
+        if name in resized or shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
+            del graph.value_info[i]
     dims = {t.name: t.dims for t in graph.initializer}
     for value in graph.input:
         for d, size in zip(value.type.tensor_type.shape.dim, dims.get(value.name, ()), strict=False):

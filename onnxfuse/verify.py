@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from .errors import VerificationFailed, one_line
-from .model import PROTOBUF_LIMIT, Array
+from .model import Array, too_large
 from .probe import Probe, session
 
 AGREEMENT = 1e-3
@@ -96,7 +96,7 @@ def check(model: Path | ModelProto) -> None:
     Raises:
         VerificationFailed: what the checker says.
     """
-    if isinstance(model, ModelProto) and model.ByteSize() > PROTOBUF_LIMIT:
+    if isinstance(model, ModelProto) and too_large(model):
         return  # too large for the checker in memory; it runs on the file when one is written
     try:
         onnx.checker.check_model(model if isinstance(model, ModelProto) else str(model), full_check=True)

@@ -6,6 +6,8 @@ and the tensors are shortened once, at the end.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,19 +42,21 @@ class Weights:
     def scatter(self, slot: Slot, kept: Ids, values: Array) -> None:
         """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to the others."""
         view, index = self._view(slot)
-        view[index] = 0
-        chosen = tuple(i[kept] for i in index)
-        view[chosen] = values.reshape(view[chosen].shape)
+        gone = np.setdiff1d(np.arange(len(slot.positions)), kept)
+        view[tuple(i[gone] for i in index)] = 0
+        view[tuple(i[kept] for i in index)] = values.reshape(len(kept), slot.positions.shape[1], *view.shape[len(index) :])
 
     def _view(self, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
         """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""
         moved = front(self[slot.tensor], slot)
         return moved, np.unravel_index(slot.positions, moved.shape[: len(slot.axes)])
 
-    def apply(self, group: ChannelGroup, merge: Merge) -> None:
-        """Merge the channels of `group` in every slot."""
+    def apply(self, group: ChannelGroup, merge: Merge, rows: Mapping[Slot, Array]) -> None:
+        """Merge the channels of `group` in every slot; `rows` has what was gathered of some of them already."""
+        uses = Counter(slot.tensor for slot in group.slots)
         for slot in group.slots:
-            values = self.gather(slot)
+            fresh = uses[slot.tensor] > 1 or slot not in rows  # another slot's merge changes a shared tensor
+            values = self.gather(slot) if fresh else rows[slot]
             self.scatter(slot, merge.kept, matrix(merge, slot.role, values.dtype) @ values)
 
 
