@@ -1,9 +1,9 @@
 """onnxfuse: make a trained ONNX model structurally smaller by merging similar channels.
 
-    import onnxfuse
-    result = onnxfuse.fuse("in.onnx", "out.onnx", sparsity=0.4)
-    for group in onnxfuse.analyze("in.onnx"):
-        print(group)
+import onnxfuse
+result = onnxfuse.fuse("in.onnx", "out.onnx", sparsity=0.4)
+for group in onnxfuse.analyze("in.onnx"):
+    print(group)
 """
 
 from .channels import ChannelGroup, Slot
@@ -11,8 +11,8 @@ from .errors import ModelError, NothingToMerge, OnnxFuseError, OutputError, Usag
 from .pipeline import FuseResult, analyze, fuse
 from .plan import Plan
 from .report import Report
+from .version import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "ChannelGroup",
     "FuseResult",

@@ -19,7 +19,7 @@ def kept_count(n: int, sparsity: float) -> int:
         UsageError: `sparsity` is not in [0, 1).
     """
     if not (isinstance(sparsity, (int, float)) and math.isfinite(sparsity) and 0 <= sparsity < 1):
-        raise UsageError(f"sparsity {sparsity} is not a fraction of channels; give a number from 0 up to, not including, 1")
+        raise UsageError(f"sparsity {sparsity} is not a fraction of channels; give 0 ≤ sparsity < 1")
     return max(1, int(n * (1 - sparsity) + ROUNDING))
 
 

@@ -109,9 +109,7 @@ class Channels:
         return kept[self.classes]
 
 
-def find_channels(
-    graph: Graph, probe: Probe, exclude: Sequence[str] = (), locks: Sequence[Lock] = ()
-) -> Channels:
+def find_channels(graph: Graph, probe: Probe, exclude: Sequence[str] = (), locks: Sequence[Lock] = ()) -> Channels:
     """The channel groups of `graph`. Constants whose uses disagree are cloned, so `graph.model` may change.
 
     Args:
@@ -240,7 +238,7 @@ class _Refiner:
 
 
 def _rows(roots: Classes) -> Classes:
-    """The rows of a value with several axes of channels, which must keep equally many each; (0, 0) if they always do."""
+    """The rows of a value with several axes of channels: each must keep equally many. (0, 0) if they always do."""
     axis = shrinking_axis(roots)
     if axis is None:
         return np.zeros((0, 0), np.int64)
@@ -256,8 +254,10 @@ def _spread(ids: Ids, extent: int, axis: int) -> Ids:
 
 
 def _families(t: Tracker, classes: Classes, labels: Classes, placed: Placed) -> dict[int, int]:
-    """label → family: labels that share a set of rows. Family −1 cannot shrink: a row has more fixed positions than another,
-    or some of its channels are made by no weight."""
+    """label → family: labels that share a set of rows.
+
+    Family −1 cannot shrink: a row has more fixed positions than another, or no weight makes some of its channels.
+    """
     links, stuck = [], [x for x, slots in placed.items() if not _is_made(slots)]
     for grid in t.grids:
         rows = _rows(classes[grid])
@@ -267,7 +267,8 @@ def _families(t: Tracker, classes: Classes, labels: Classes, placed: Placed) -> 
         if members and (fixed != fixed[0]).any():
             stuck.append(members[0])
     a, b = np.array([*links, *((x, x) for x in placed)], np.int64).reshape(-1, 2).T
-    family = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(labels.max() + 1,) * 2), directed=False)[1]
+    pairs = coo_array((np.ones(len(a)), (a, b)), shape=(labels.max() + 1,) * 2)
+    family = connected_components(pairs, directed=False)[1]
     bad = {int(family[x]) for x in stuck}
     return {x: -1 if int(family[x]) in bad else int(family[x]) for x in placed}
 

@@ -121,11 +121,12 @@ def _plan(task: Task) -> tuple[Ids, NDArray[np.float64]]:
         member = np.zeros((len(features), task.keep))
         member[kept, np.arange(task.keep)] = 1
         targets = features[kept]
-    alive = features.any(axis=1)
+    alive: NDArray[np.bool_] = np.asarray(features.any(axis=1))
     alive[kept] = True
     plan = np.zeros((len(features), task.keep))
     if o == TransportOptions(cost_norm=o.cost_norm):
-        plan[alive] = transport.kept_plan(features[alive], np.flatnonzero(np.isin(np.flatnonzero(alive), kept)), o.cost_norm)
+        survivors = np.flatnonzero(np.isin(np.flatnonzero(alive), kept))
+        plan[alive] = transport.kept_plan(features[alive], survivors, o.cost_norm)
     else:
         source = _mass(o.source_mass, task.scores)[alive]
         plan[alive] = transport.full_plan(

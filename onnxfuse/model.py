@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
@@ -147,11 +147,13 @@ def save(model: ModelProto, path: Path, external: bool) -> None:
 def too_large(model: ModelProto) -> bool:
     """Whether protobuf cannot serialize the model in one piece; a quick estimate from the shapes of its weights."""
     sizes = (math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer)
-    return sum(sizes) > PROTOBUF_LIMIT - (1 << 26)
+    return bool(sum(sizes) > PROTOBUF_LIMIT - (1 << 26))
 
 
 def move(staged_file: Path, destination: Path) -> None:
     """Move a staged model and its data file, if any, into place; each replaces its predecessor in one step.
+
+    A file that is replaced passes its permissions on.
 
     Raises:
         OutputError: the destination cannot be replaced.
@@ -159,8 +161,11 @@ def move(staged_file: Path, destination: Path) -> None:
     try:
         for suffix in (".data", ""):
             source = staged_file.with_name(staged_file.name + suffix)
+            target = destination.with_name(destination.name + suffix)
             if source.exists():
-                os.replace(source, destination.with_name(destination.name + suffix))
+                if target.exists():
+                    shutil.copymode(target, source)
+                os.replace(source, target)
     except OSError as error:
         raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
 

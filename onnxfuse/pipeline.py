@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .prepare import Folded, inline, prepare
 from .probe import Probe, probe, provider_list
 from .report import GroupRow, LockedRow, Report, Size, macs, parameters
 from .rewrite import Removal, conflicts, removed_mask, rewrite
-from .tracker import Role
+from .tracker import Lock, Role
 from .transport import preload
 from .verify import Comparison, run, verify
 from .weights import Weights
@@ -101,8 +101,9 @@ def check_options(o: Options) -> TransportOptions:
     for name, valid in CHOICES.items():
         value = getattr(o, name)
         if value is not None and value not in valid:
-            raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {', '.join(map(str, valid))}")
-    given = {n: getattr(o, n) for n in ("source_mass", "target_mass", "target", "cost_norm") if getattr(o, n) is not None}
+            names = ", ".join(map(str, valid))
+            raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
+    given = {f.name: getattr(o, f.name) for f in fields(TransportOptions) if getattr(o, f.name) is not None}
     if given and o.method not in TRANSPORTS:
         names = ", ".join("--" + n.replace("_", "-") for n in given)
         raise UsageError(f"method {o.method!r} solves no transport problem: leave out {names}")
@@ -194,14 +195,14 @@ def fuse_with(
     def finish(candidate: Path | ModelProto) -> Comparison:
         return verify(candidate, reference, providers, options.min_cosine, optimized_original)
 
-    destination = None if output is None else Path(output)
+    destination = None if output is None else Path(output).resolve()  # through a symbolic link
     if destination is None:
         comparison, size = finish(small.model), small.model.ByteSize()
     else:
         comparison, size = _write(small.model, destination, source.external, finish)
     before = replace(small.before, file_bytes=source.bytes)
     report = Report(
-        source.name, None if destination is None else str(destination), _as_dict(options), before,
+        source.name, None if output is None else str(output), _as_dict(options), before,
         replace(small.after, file_bytes=size), small.groups, small.locked, comparison, time.perf_counter() - start,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
@@ -285,14 +286,14 @@ def _compress(
     folded = prepare(model, options.exclude)
     _check_excludes(model, options.exclude)
     graph = Graph(model)
-    channels, keep = _settle(graph, reference, options)
+    channels, keep = settle(graph, reference, options)
     merges = _merge_all(channels, keep, options, transport, tell)
     return _finish(channels, merges, before, folded, options)
 
 
-def _settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
+def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
     """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
-    locks = []
+    locks: list[Lock] = []
     while True:
         channels = find_channels(graph, reference, options.exclude, locks)
         keep = allocate(channels.groups, options.sparsity)
@@ -357,10 +358,8 @@ def _finish(
     t = channels.tracker
     kept = removed_mask(channels, [Removal(g, m.kept) for g, m in merges])
     shapes = {name: shrunk_shape(channels, kept, name) for name in t.probe.shapes}
-    after = {g.name + str(g.classes[0]): len(m.kept) for g, m in merges}
-    rows = tuple(
-        GroupRow(g.name, g.channels, after.get(g.name + str(g.classes[0]), g.channels), g.nodes) for g in channels.groups
-    )
+    after = {g: len(m.kept) for g, m in merges}
+    rows = tuple(GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes) for g in channels.groups)
     model = t.graph.model
     sizes = (
         Size(sum(r.before for r in rows), *before, 0),

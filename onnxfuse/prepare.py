@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,9 +78,10 @@ def _fold_constants(model: ModelProto) -> None:
     for i, node in enumerate(graph.node):
         if _can_evaluate(node, constants, types) and not outputs & set(node.output):
             result = _evaluate(node, constants, types, model)
-            if result.nbytes <= GROWTH + sum(numpy_helper.to_array(constants[n]).nbytes for n in node.input if n in constants):
+            given = sum(numpy_helper.to_array(constants[n]).nbytes for n in node.input if n in constants)
+            if result.nbytes <= GROWTH + given:
                 tensor = graph.initializer.add()
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(result), node.output[0]))
+                tensor.CopyFrom(numpy_helper.from_array(np.asarray(result, order="C"), node.output[0]))
                 constants[node.output[0]] = tensor
                 gone.append(i)
     for i in reversed(gone):
@@ -108,14 +110,16 @@ def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[st
         if n in constants:
             feeds[n] = numpy_helper.to_array(constants[n])
         elif n:  # CastLike wants to know a type only
-            feeds[n] = np.zeros(0, helper.tensor_dtype_to_np_dtype(types[n]))
+            dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(types[n])
+            feeds[n] = np.zeros(0, dtype)
     inputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in feeds]
     output = helper.make_tensor_value_info(node.output[0], TensorProto.UNDEFINED, None)
     small = helper.make_model(
         helper.make_graph([node], "constant", inputs, [output]),
         opset_imports=[o for o in model.opset_import if o.domain in ("", "ai.onnx")],
     )
-    return np.asarray(ReferenceEvaluator(small).run(None, feeds)[0])
+    with np.errstate(all="ignore"):  # an exporter's masks hold log(0) on purpose
+        return np.asarray(ReferenceEvaluator(small).run(None, feeds)[0])
 
 
 # --- BatchNormalization ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -138,12 +138,31 @@ MACS: Mapping[str, Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], i
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
-def render(report: Report, verbose: bool = False) -> RenderableType:
-    """The before/after table, the groups left alone with the reasons counted, and the verification line."""
-    table = Table(title=f"{report.source or 'model'} → {report.destination or 'nothing written'}", title_justify="left")
-    for heading in ("", "before", "after", "change"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    b, a = report.before, report.after
+def print_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """Print the before/after table, what was left alone with the reasons counted, and the verification line."""
+    console.print(
+        f"{report.source or 'model'} → {report.destination or 'nothing written'}", soft_wrap=True, markup=False
+    )
+    console.print(_size_table(report))
+    merged = sum(g.after < g.before for g in report.groups)
+    console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
+    if verbose and report.groups:
+        console.print(_group_table(report.groups))
+    if report.locked:
+        console.print(_locked_table(report) if verbose else _reason_table(report))
+    console.print(verification_line(report.comparison), soft_wrap=True, highlight=False)
+
+
+def _table(*headings: str, title: str = "") -> Table:
+    """An empty table whose columns but the first are right-aligned."""
+    table = Table(title=title or None, title_justify="left")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    return table
+
+
+def _size_table(report: Report) -> Table:
+    table, b, a = _table("", "before", "after", "change"), report.before, report.after
     for name, x, y, show in (
         ("channels", b.channels, a.channels, _count),
         ("parameters", b.parameters, a.parameters, _count),
@@ -151,37 +170,27 @@ def render(report: Report, verbose: bool = False) -> RenderableType:
         ("file size", b.file_bytes, a.file_bytes, _bytes),
     ):
         table.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
-    merged = sum(g.after < g.before for g in report.groups)
-    table.add_row("groups merged", str(len(report.groups)), str(merged), "")
-    parts: list[RenderableType] = [table]
-    if verbose:
-        parts.append(_group_table(report.groups))
-    if report.locked:
-        parts.append(_reason_table(report, verbose))
-    parts.append(Text(verification_line(report.comparison)))
-    return Group(*parts)
+    return table
 
 
 def _group_table(groups: Sequence[GroupRow]) -> Table:
-    table = Table(title="groups", title_justify="left")
-    for heading in ("made by", "before", "after", "nodes"):
-        table.add_column(heading, justify="right" if heading in ("before", "after") else "left")
+    table = _table("group, by the node that makes it", "before", "after", "nodes", title="channel groups")
     for g in groups:
         table.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)))
     return table
 
 
-def _reason_table(report: Report, verbose: bool) -> Table:
-    table = Table(title="left alone", title_justify="left")
-    table.add_column("reason")
-    table.add_column("layers", justify="right")
-    table.add_column("channels", justify="right")
-    if verbose:
-        for row in report.locked:
-            table.add_row(Text(f"{row.name}: {row.reason} ({row.node})"), "1", str(row.channels))
-    else:
-        for reason, places, channels in report.reasons():
-            table.add_row(Text(reason), str(places), str(channels))
+def _reason_table(report: Report) -> Table:
+    table = _table("left alone because", "layers", "channels")
+    for reason, places, channels in report.reasons():
+        table.add_row(Text(reason), str(places), str(channels))
+    return table
+
+
+def _locked_table(report: Report) -> Table:
+    table = _table("left alone", "channels", "because", "at")
+    for row in report.locked:
+        table.add_row(Text(row.name), str(row.channels), Text(row.reason), Text(row.node))
     return table
 
 
@@ -190,7 +199,17 @@ def verification_line(c: Comparison) -> str:
     worst = max((o.max_abs for o in c.outputs), default=0.0)
     return (
         f"verified in onnxruntime: cosine {c.cosine:.4f}, max abs error {worst:.3g} against the original; "
-        f"optimizations off/on agree to {c.agreement:.1g}"
+        f"optimizations off/on differ by {c.agreement:.1g}"
+    )
+
+
+def result_line(report: Report) -> str:
+    """What a pipeline greps: PASSED, and the three numbers that matter."""
+    b, a = report.before, report.after
+    share = f"{100 * a.macs / b.macs:.1f}% of the MACs" if b.macs else "no MACs"
+    return (
+        f"PASSED {report.destination or '(nothing written)'}: {share}, {_bytes(a.file_bytes)}, "
+        f"cosine {report.comparison.cosine:.4f}, {report.seconds:.1f} s"
     )
 
 
@@ -203,8 +222,3 @@ def _count(n: int) -> str:
 
 def _bytes(n: int) -> str:
     return f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
-
-
-def print_report(report: Report, console: Console, verbose: bool = False) -> None:
-    """Print the table to `console`."""
-    console.print(render(report, verbose))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,28 +73,25 @@ def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -
     _update_value_info(channels, kept)
 
 
-def _shrink_tensors(graph: Graph, weights: Weights, removals: Sequence[Removal]) -> None:
-    masks: dict[str, dict[tuple[tuple[int, ...], int], Mask]] = {}
-    views: dict[str, dict[tuple[tuple[int, ...], int], Slot]] = {}
+def slot_masks(removals: Sequence[Removal], arrays: Mapping[str, Array]) -> dict[str, list[tuple[Slot, Mask]]]:
+    """Tensor name → for each set of its axes that holds channels, one slot there and the mask of kept positions."""
+    found: dict[str, dict[tuple[tuple[int, ...], int], tuple[Slot, Mask]]] = {}
     for r in removals:
         for slot in r.group.slots:
-            key = (slot.axes, slot.split)
-            views.setdefault(slot.tensor, {})[key] = slot
-            axes = masks.setdefault(slot.tensor, {})
-            if key not in axes:
-                axes[key] = np.ones(_extents(weights[slot.tensor], slot), bool)
-            axes[key].reshape(-1)[slot.positions[r.gone].ravel()] = False
-    for name, slots in views.items():
+            axes = found.setdefault(slot.tensor, {})
+            if (slot.axes, slot.split) not in axes:
+                extents = front(arrays[slot.tensor], slot).shape[: len(slot.axes)]
+                axes[slot.axes, slot.split] = (slot, np.ones(extents, bool))
+            axes[slot.axes, slot.split][1].reshape(-1)[slot.positions[r.gone].ravel()] = False
+    return {name: list(axes.values()) for name, axes in found.items()}
+
+
+def _shrink_tensors(graph: Graph, weights: Weights, removals: Sequence[Removal]) -> None:
+    for name, masks in slot_masks(removals, weights.arrays).items():
         array = weights.arrays.pop(name)
-        for key, slot in slots.items():
-            array = shrink(array, slot, masks[name][key])
-        _store(graph.constants[name], array)
-    for name, array in weights.arrays.items():
-        _store(graph.constants[name], array)
-
-
-def _extents(array: Array, slot: Slot) -> tuple[int, ...]:
-    return front(array, slot).shape[: len(slot.axes)]
+        for slot, mask in masks:
+            array = shrink(array, slot, mask)
+        store(graph.constants[name], array)
 
 
 def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
@@ -110,9 +107,9 @@ def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
     return small.reshape(-1, *small.shape[2:]) if slot.split > 1 else small
 
 
-def _store(tensor: TensorProto, array: Array) -> None:
+def store(tensor: TensorProto, array: Array) -> None:
     """Replace a tensor's values and dims, keeping its name, type and doc string."""
-    values = np.ascontiguousarray(array).astype(helper.tensor_dtype_to_np_dtype(tensor.data_type), copy=False)
+    values = np.asarray(array, helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
     new = numpy_helper.from_array(values, tensor.name)
     new.doc_string = tensor.doc_string
     tensor.CopyFrom(new)
@@ -135,7 +132,7 @@ def _edit(channels: Channels, place: Place, number: int) -> None:
         name = _own_constant(channels, node, place.node, place.where)
         values = np.array(graph.array(name))
         values.reshape(-1)[place.index] = number
-        _store(graph.constants[name], values)
+        store(graph.constants[name], values)
         return
     old = next((a for a in node.attribute if a.name == place.where), None)
     if old is None:
@@ -177,7 +174,7 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     name = graph.clone(name, [pick.edge]) if len(graph.edges[name]) > 1 else name
     old = graph.array(name)
     index = old % pick.extent
-    _store(graph.constants[name], (np.cumsum(row) - 1)[index][row[index]].astype(old.dtype))
+    store(graph.constants[name], (np.cumsum(row) - 1)[index][row[index]].astype(old.dtype))
 
 
 def _update_value_info(channels: Channels, kept: Mask) -> None:

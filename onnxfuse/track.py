@@ -92,5 +92,3 @@ def _lock_node(t: Tracker, node: Node, reason: str) -> None:
     for value in [*node.inputs, *node.outputs]:
         if value.name in t.ids:
             t.lock(t.ids[value.name], reason)
-
-

@@ -34,7 +34,7 @@ class Role(Enum):
     SHIFT = "shift"
     """Tied, in the units of the activation (bias, mean): `compress @ w`."""
     SCALE = "scale"
-    """Tied, multiplies the activation (γ, slope, depthwise kernel): the weighted mean, `compress` with rows of sum 1."""
+    """Tied, a factor (γ, slope, depthwise kernel): the weighted mean, `compress` with rows of sum 1."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RawSlot:
 
 @dataclass(frozen=True)
 class Demand:
-    """`number` must become the count of channels kept in positions lo…hi of `axis` of `ids` (negated if `sign` is −1)."""
+    """`number` must become `sign` × the count of channels kept in positions lo…hi of `axis` of `ids`."""
 
     number: Number
     ids: Ids

@@ -19,7 +19,7 @@ LONG_LOOP = 4096
 
 
 def preload() -> None:
-    """Start importing POT in the background: it takes as long as running a ResNet-50, which onnxruntime does meanwhile."""
+    """Start importing POT in the background: that takes as long as onnxruntime needs to run the original."""
     threading.Thread(target=importlib.import_module, args=("ot",), daemon=True).start()
 
 
@@ -38,7 +38,7 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     """
     if p == 2:
         square = (sources**2).sum(1)[:, None] + (targets**2).sum(1)[None] - 2 * (sources @ targets.T)
-        return np.sqrt(np.maximum(square, 0, dtype=np.float64))
+        return np.asarray(np.sqrt(np.maximum(square, 0)), np.float64)
     if p != 1:
         raise UsageError(f"cost norm {p} is not known; choose 1 or 2")
     larger = np.empty((len(sources), len(targets)), np.float64)
@@ -48,7 +48,7 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
         halves = np.array_split(np.arange(len(sources)), 2)
         list(pool.map(lambda rows: _sum_of_larger(copies, targets, rows, larger), halves))
     total = sources.sum(axis=1, dtype=np.float64)[:, None] + targets.sum(axis=1, dtype=np.float64)
-    return np.maximum(2 * larger - total, 0)
+    return np.asarray(np.maximum(2 * larger - total, 0))
 
 
 def _sum_of_larger(

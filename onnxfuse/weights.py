@@ -44,7 +44,8 @@ class Weights:
         view, index = self._view(slot)
         gone = np.setdiff1d(np.arange(len(slot.positions)), kept)
         view[tuple(i[gone] for i in index)] = 0
-        view[tuple(i[kept] for i in index)] = values.reshape(len(kept), slot.positions.shape[1], *view.shape[len(index) :])
+        shape = (len(kept), slot.positions.shape[1], *view.shape[len(index) :])
+        view[tuple(i[kept] for i in index)] = values.reshape(shape)
 
     def _view(self, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
         """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""

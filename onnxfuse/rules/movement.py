@@ -166,7 +166,7 @@ def slice_(node: Node, t: Tracker) -> None:
     for k, axis in enumerate(chosen):
         if ids.shape[axis] == 1:
             continue
-        if steps is None and t.name(node, 4) or steps is not None and steps[k].value != 1:
+        if t.name(node, 4) and (steps is None or steps[k].value != 1):
             t.lock(ids, "Slice with a step over the channels")
             ids = t.fixed(ids.ndim)
             break

@@ -47,7 +47,7 @@ def over_channels(node: Node, t: Tracker) -> None:
 
 
 def layer_normalization(node: Node, t: Tracker) -> None:
-    """LayerNormalization and RMSNormalization over the axes from `axis` on: removing channels there changes the statistics."""
+    """LayerNormalization, RMSNormalization: removing channels they normalise over would change the statistics."""
     ids = t.of(node)
     axis = int(node.attrs.get("axis", -1)) % max(ids.ndim, 1)
     if any(a >= axis for a in varying(ids)):

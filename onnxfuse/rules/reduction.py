@@ -57,7 +57,7 @@ def _without(ids: Ids, axes: list[int], keepdims: bool) -> Ids:
 
 
 def softmax(node: Node, t: Tracker) -> None:
-    """Softmax, LogSoftmax, Hardmax: locked where they normalise over channels. Before opset 13 over all axes from `axis` on."""
+    """Softmax, LogSoftmax, Hardmax over channels lock them. Before opset 13 they cover all axes from `axis` on."""
     ids = t.of(node)
     rank = max(ids.ndim, 1)
     new = t.graph.opset >= 13

@@ -1,0 +1,5 @@
+"""python -m onnxfuse"""
+
+from .cli import entry
+
+entry()

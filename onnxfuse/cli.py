@@ -1,0 +1,205 @@
+"""The command line: arguments → `fuse` → table → exit code.
+
+Table and result line go to stdout, errors, log and progress to stderr. Exit codes: 0 done, 1 unreadable,
+unsupported, unwritable or nothing to merge, 2 usage, 3 verification failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.status import Status
+
+from . import __version__
+from .errors import OnnxFuseError, OutputError, UsageError, one_line
+from .importance import METRICS
+from .merge import METHODS
+from .pipeline import CHOICES, FuseResult, Options, fuse_with
+from .report import print_report, result_line
+
+log = logging.getLogger("onnxfuse")
+INTERRUPTED = 130
+DELAY = 1.0
+"""Seconds before progress is shown."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"onnxfuse: {message}; see onnxfuse --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `onnxfuse`."""
+    p = _Parser(
+        prog="onnxfuse",
+        description="Make a trained ONNX model structurally smaller by merging similar channels, and prove it.",
+        epilog="exit codes: 0 done; 1 unreadable, unsupported, unwritable, nothing to merge; 2 usage; "
+        "3 verification failed, nothing written; 130 interrupted",
+    )
+    p.add_argument("input", type=Path, help="trained model, .onnx")
+    p.add_argument("output", type=Path, nargs="?", help="where to write; may be the input; left out with --dry-run")
+    p.add_argument("--sparsity", type=float, required=True, metavar="S", help="fraction of channels to remove")
+    _merging(p.add_argument_group("merging"))
+    _running(p.add_argument_group("running and checking"))
+    _output(p.add_argument_group("output"))
+    return p
+
+
+def _merging(g: Any) -> None:
+    g.add_argument("--method", choices=METHODS, default="intra-fusion", help="default: %(default)s")
+    g.add_argument("--importance", choices=METRICS, default="l1", help="which channels survive (default: %(default)s)")
+    g.add_argument("--source-mass", choices=CHOICES["source_mass"], help="transport: mass of the old channels")
+    g.add_argument("--target-mass", choices=CHOICES["target_mass"], help="transport: mass of the new channels")
+    g.add_argument("--target", choices=CHOICES["target"], help="transport: what the new channels are")
+    g.add_argument("--cost-norm", type=int, choices=CHOICES["cost_norm"], help="transport: p of the Lp ground cost")
+    g.add_argument("--exclude", action="append", default=[], metavar="REGEX", help="nodes to leave alone; repeatable")
+
+
+def _running(g: Any) -> None:
+    g.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open dimensions")
+    g.add_argument("--provider", default="cpu", help="onnxruntime provider: cpu, cuda, … (default: %(default)s)")
+    g.add_argument("--seed", type=int, default=0, help="of the test input and random importance (default: %(default)s)")
+    g.add_argument("--min-cosine", type=float, metavar="C", help="fail if an output's cosine similarity falls below")
+    g.add_argument("--dry-run", action="store_true", help="merge and verify, but write no model")
+
+
+def _output(g: Any) -> None:
+    g.add_argument("--json", metavar="FILE|-", help="the report as JSON; - for stdout, in place of the table")
+    g.add_argument("--plan", type=Path, metavar="FILE", help="every merge as JSON, its matrices beside it in FILE.npz")
+    volume = g.add_mutually_exclusive_group()
+    volume.add_argument("--quiet", action="store_true", help="the result line only")
+    volume.add_argument("--verbose", action="store_true", help="every group and every locked layer, and a log")
+    g.add_argument("--debug", action="store_true", help="stack traces and a full log")
+    g.add_argument("--version", action="version", version=f"onnxfuse {__version__}")
+
+
+def _shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for item in items:
+        name, _, dims = item.rpartition(":")
+        if not name or not all(d.strip().isdigit() for d in dims.split(",")):
+            raise UsageError(f"--input-shape {item!r} is not NAME:1,3,224,224")
+        shapes[name] = tuple(int(d) for d in dims.split(","))
+    return shapes
+
+
+def _options(a: argparse.Namespace) -> Options:
+    return Options(
+        a.sparsity, a.method, a.importance, a.source_mass, a.target_mass, a.target, a.cost_norm,
+        tuple(a.exclude), _shapes(a.input_shape), a.provider, a.seed, a.min_cosine,
+    )  # fmt: skip
+
+
+def _check_files(a: argparse.Namespace) -> None:
+    """What can be known to fail before any work is done."""
+    if a.output is None and not a.dry_run:
+        raise UsageError("no output file; give one, or --dry-run")
+    for path in [a.plan, Path(a.json) if a.json and a.json != "-" else None]:
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(f"{path}: the directory {path.parent} does not exist; create it first")
+
+
+class _Progress:
+    """A status line on a terminal's stderr, once the run has taken a second."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.start = time.perf_counter()
+        self.status: Status | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        seconds = time.perf_counter() - self.start
+        text = f"{stage} {done + 1}/{total}" if total > 1 else stage
+        log.debug("%6.2f s  %s", seconds, text)
+        if seconds > DELAY and self.console.is_terminal:
+            if self.status is None:
+                self.status = self.console.status(text)
+                self.status.start()
+            self.status.update(text)
+
+    def stop(self) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+
+def _present(a: argparse.Namespace, result: FuseResult) -> None:
+    """Write what was asked for besides the model, and print."""
+    report = result.report
+    try:
+        if a.plan is not None:
+            result.plan.save(a.plan)
+        if a.json and a.json != "-":
+            Path(a.json).write_text(_dump(report.as_json()))
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    if a.json == "-":
+        print(_dump(report.as_json()), end="")
+        return
+    if not a.quiet:
+        print_report(report, Console(), a.verbose)
+    print(result_line(report))
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def _fail(a: argparse.Namespace, message: str, code: int) -> int:
+    print(f"onnxfuse: {message}", file=sys.stderr)
+    if a.json == "-":
+        print(_dump({"status": "failed", "error": message, "exit_code": code}), end="")
+    else:
+        print(f"FAILED (exit code {code})" + ("" if a.output is None else f": {a.output} is as it was"))
+    return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    a = parser().parse_args(argv)
+    level = logging.DEBUG if a.debug or a.verbose else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(level)
+    signal.signal(signal.SIGTERM, _terminate)
+    progress = _Progress()
+    try:
+        _check_files(a)
+        result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
+        progress.stop()
+        _present(a, result)
+        return 0
+    except OnnxFuseError as error:
+        progress.stop()
+        if a.debug:
+            raise
+        return _fail(a, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        progress.stop()
+        return _fail(a, "interrupted", INTERRUPTED)
+    except Exception as error:
+        progress.stop()
+        if a.debug:
+            raise
+        return _fail(a, f"{a.input}: internal error ({one_line(error)}); run again with --debug and report it", 1)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

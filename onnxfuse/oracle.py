@@ -1,0 +1,65 @@
+"""The zero-padding oracle: proof that a rewrite is right, for any merge on any graph.
+
+Pad the small model's weights with zeros back to their original shapes, at the places of the channels that went:
+the *original* graph with these weights must give the small graph's outputs to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+
+from .channels import Slot
+from .model import Array, Graph, constant_tensors
+from .pipeline import FuseResult, Options, settle
+from .prepare import inline, prepare
+from .probe import probe, provider_list
+from .rewrite import Removal, front, slot_masks, store
+from .verify import compare, run
+
+
+def padded(original: ModelProto, result: FuseResult) -> ModelProto:
+    """The original graph (BatchNormalization folded) with the small weights of `result`, zeros elsewhere."""
+    model = ModelProto()
+    model.CopyFrom(original)
+    model, options = inline(model), Options(**result.plan.options)
+    reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
+    prepare(model, options.exclude)
+    graph = Graph(model)
+    if not result.plan.merges:
+        return model
+    settle(graph, reference, options)  # clones shared constants as the run did
+    small = {name: numpy_helper.to_array(t) for name, t in constant_tensors(result.model.graph).items()}
+    full = {name: numpy_helper.to_array(t) for name, t in graph.constants.items()}
+    removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
+    for name, masks in slot_masks(removals, full).items():
+        array = small[name]
+        for slot, mask in reversed(masks):
+            array = unshrink(array, slot, mask)
+        store(graph.constants[name], array)
+    return model
+
+
+def unshrink(small: Array, slot: Slot, mask: NDArray[np.bool_]) -> Array:
+    """The inverse of `rewrite.shrink`, with zeros outside of `mask`."""
+    axes = mask.ndim
+    differ = [a for a in range(axes) if (mask != mask.take([0], a)).any()]
+    if not differ:
+        return small
+    view, last = front(small, slot), axes - 1
+    full = np.zeros((*mask.shape, *view.shape[axes:]), small.dtype)
+    rows, kept = np.moveaxis(full, differ[-1], last), np.moveaxis(mask, differ[-1], last)
+    rows[kept] = np.moveaxis(view, differ[-1], last).reshape(-1, *view.shape[axes:])
+    moved = np.moveaxis(full, range(axes), slot.axes)
+    return moved.reshape(-1, *moved.shape[2:]) if slot.split > 1 else moved
+
+
+def oracle_error(original: ModelProto, result: FuseResult, inputs: Mapping[str, Array]) -> float:
+    """Largest relative L2 error of any output between the padded and the small model, on `inputs`."""
+    providers = provider_list("cpu")
+    large = run(padded(original, result), inputs, providers, optimized=False)
+    small = run(result.model, inputs, providers, optimized=False)
+    return max((e.relative for e in compare(large, small)), default=0.0)
