@@ -233,6 +233,16 @@ def consumers(graph: GraphProto) -> dict[str, list[Edge]]:
     return edges
 
 
+def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> TensorProto:
+    """Add a copy of `tensor`; up to IR version 3 an initializer must be listed as an input, too."""
+    new = model.graph.initializer.add()
+    new.CopyFrom(tensor)
+    new.name = name
+    if model.ir_version < 4:
+        model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    return new
+
+
 class Graph:
     """A read view of a model's main graph: connected nodes, constants, and who uses what.
 
@@ -274,10 +284,7 @@ class Graph:
     def _register(self, stem: str, tensor: TensorProto, edges: list[Edge]) -> str:
         taken = self.constants.keys() | self.edges.keys()
         name = next(n for i in range(1, len(taken) + 2) if (n := f"{stem}_fuse{i}") not in taken)
-        copy = self.model.graph.initializer.add()
-        copy.CopyFrom(tensor)
-        copy.name = name
-        self.constants[name] = copy
+        self.constants[name] = add_initializer(self.model, tensor, name)
         self.edges[name] = list(edges)
         return name
 

@@ -17,8 +17,9 @@ from .model import Array, Graph, constant_tensors
 from .pipeline import FuseResult, Options, settle
 from .prepare import inline, prepare
 from .probe import probe, provider_list
-from .rewrite import Removal, front, slot_masks, store
+from .rewrite import Removal, slot_masks, store
 from .verify import compare, run
+from .weights import front
 
 
 def padded(original: ModelProto, result: FuseResult) -> ModelProto:

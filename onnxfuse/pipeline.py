@@ -19,15 +19,16 @@ from .channels import ChannelGroup, Channels, find_channels, shrunk_shape
 from .errors import NothingToMerge, UsageError, VerificationFailed
 from .importance import METRICS, importance
 from .merge import TRANSPORTS, Merge, Task, TransportOptions, strategy
-from .model import Array, Graph, label
+from .model import Graph, label
 from .plan import Plan
 from .prepare import Folded, inline, prepare
 from .probe import Probe, probe, provider_list
 from .report import GroupRow, LockedRow, Report, Size, macs, parameters
 from .rewrite import Removal, conflicts, removed_mask, rewrite
+from .schedule import in_order
 from .tracker import Lock, Role
 from .transport import preload
-from .verify import Comparison, run, verify
+from .verify import Comparison, verify
 from .weights import Weights
 
 PathLike = str | os.PathLike[str]
@@ -49,6 +50,7 @@ class Options:
         provider: onnxruntime execution provider.
         seed: of random inputs and random importance.
         min_cosine: smallest cosine similarity allowed for any output.
+        only: regular expressions of group names: merge these only.
     """
 
     sparsity: float
@@ -63,6 +65,7 @@ class Options:
     provider: str = "cpu"
     seed: int = 0
     min_cosine: float | None = None
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +112,13 @@ def check_options(o: Options) -> TransportOptions:
         raise UsageError(f"method {o.method!r} solves no transport problem: leave out {names}")
     if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
         raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
-    for pattern in o.exclude:
+    for pattern in (*o.exclude, *o.only):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UsageError(f"exclude {pattern!r} is not a regular expression: {error}") from error
+            raise UsageError(
+                f"{'exclude' if pattern in o.exclude else 'only'} {pattern!r} is not a regular expression: {error}"
+            ) from error
     default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
     return replace(default, **given)
 
@@ -134,6 +139,7 @@ def fuse(
     provider: str = "cpu",
     seed: int = 0,
     min_cosine: float | None = None,
+    only: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -153,6 +159,7 @@ def fuse(
         provider: 'cpu', 'cuda' or another of onnxruntime's.
         seed: of the probe input and random importance.
         min_cosine: fail if any output's cosine similarity to the original's falls below.
+        only: regular expressions of group names: merge these only (and their families).
         progress: called as the stages go on.
 
     Raises:
@@ -165,7 +172,7 @@ def fuse(
     shapes = {k: tuple(v) for k, v in input_shapes.items()} if input_shapes else None
     options = Options(
         sparsity, method, importance, source_mass, target_mass, target, cost_norm,
-        tuple(exclude), shapes, provider, seed, min_cosine,
+        tuple(exclude), shapes, provider, seed, min_cosine, tuple(only),
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -189,11 +196,8 @@ def fuse_with(
         small = _compress(original, reference, options, transport, tell)
     tell("verify", 0, 1)
 
-    def optimized_original() -> Mapping[str, Array]:
-        return run(source.load(), reference.inputs, providers, optimized=True)
-
     def finish(candidate: Path | ModelProto) -> Comparison:
-        return verify(candidate, reference, providers, options.min_cosine, optimized_original)
+        return verify(candidate, reference, providers, options.min_cosine, source.load)
 
     destination = None if output is None else Path(output).resolve()  # through a symbolic link
     if destination is None:
@@ -296,7 +300,9 @@ def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, 
     locks: list[Lock] = []
     while True:
         channels = find_channels(graph, reference, options.exclude, locks)
+        chosen = {g.family for g in channels.groups if any(re.search(p, g.name) for p in options.only or ("",))}
         keep = allocate(channels.groups, options.sparsity)
+        keep = [k if g.family in chosen else g.channels for g, k in zip(channels.groups, keep, strict=True)]
         if not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
         trial = [Removal(g, np.arange(k)) for g, k in zip(channels.groups, keep, strict=True)]
@@ -330,22 +336,40 @@ def _check_excludes(model: ModelProto, patterns: Sequence[str]) -> None:
 def _merge_all(
     channels: Channels, keep: Sequence[int], options: Options, transport: TransportOptions, tell: Progress
 ) -> list[tuple[ChannelGroup, Merge]]:
-    """Merge every group, the last in the graph first: later plans see the weights that earlier ones left."""
+    """Merge every group, the last in the graph first: later plans see the weights that earlier ones left.
+
+    Groups that share no weight tensor do not see each other, so two are merged at a time.
+    """
     weights, method = Weights(channels.tracker.graph), strategy(options.method)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
-    merges = []
-    for number, (group, k) in enumerate(todo):
-        tell("merge", number, len(todo))
+
+    def merge(number: int) -> Merge:
+        group, k = todo[number]
         rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
         rng = np.random.default_rng([options.seed, number])
         scores = importance(options.importance, list(rows.values()), rng)
         # columns of zeros belong to channels that went with an earlier group: they change no distance
         features = np.concatenate([r.compress(r.any(axis=0), axis=1) for r in rows.values()], axis=1)
-        merge = method(Task(features, scores, k, transport))
-        weights.apply(group, merge, rows)
-        merges.append((group, merge))
-    rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
-    return merges
+        result = method(Task(features, scores, k, transport))
+        weights.apply(group, result, rows)
+        return result
+
+    before = _shared_tensors([g for g, _ in todo])
+    merges = in_order(merge, before, lambda done: tell("merge", done, len(todo)))
+    rewrite(channels, weights, [Removal(g, m.kept) for (g, _), m in zip(todo, merges, strict=True)])
+    return [(g, m) for (g, _), m in zip(todo, merges, strict=True)]
+
+
+def _shared_tensors(groups: Sequence[ChannelGroup]) -> list[set[int]]:
+    """For each group the earlier ones that change a tensor it reads."""
+    last: dict[str, list[int]] = {}
+    before: list[set[int]] = []
+    for number, group in enumerate(groups):
+        tensors = {slot.tensor for slot in group.slots}
+        before.append({i for t in tensors for i in last.get(t, [])})
+        for t in tensors:
+            last.setdefault(t, []).append(number)
+    return before
 
 
 def _finish(

@@ -21,7 +21,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .model import Array, Edge, attribute, constant_tensors, consumers
+from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers
 from .probe import without_weights
 
 EVALUATED = frozenset(
@@ -80,9 +80,8 @@ def _fold_constants(model: ModelProto) -> None:
             result = _evaluate(node, constants, types, model)
             given = sum(numpy_helper.to_array(constants[n]).nbytes for n in node.input if n in constants)
             if result.nbytes <= GROWTH + given:
-                tensor = graph.initializer.add()
-                tensor.CopyFrom(numpy_helper.from_array(np.asarray(result, order="C"), node.output[0]))
-                constants[node.output[0]] = tensor
+                tensor = numpy_helper.from_array(np.asarray(result, order="C"))
+                constants[node.output[0]] = add_initializer(model, tensor, node.output[0])
                 gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
@@ -119,7 +118,8 @@ def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[st
         opset_imports=[o for o in model.opset_import if o.domain in ("", "ai.onnx")],
     )
     with np.errstate(all="ignore"):  # an exporter's masks hold log(0) on purpose
-        return np.asarray(ReferenceEvaluator(small).run(None, feeds)[0])
+        outputs: Any = ReferenceEvaluator(small).run(None, feeds)
+    return np.asarray(outputs[0])
 
 
 # --- BatchNormalization ---------------------------------------------------------------------------------------------
@@ -185,11 +185,15 @@ def _fold(
     if not has_bias:
         maker.input[2:] = [_free_name(f"{maker.input[1]}_bias", constants)]
     for i, values in ((1, _scaled(maker, weight, scale)), (2, shifted.astype(weight.dtype))):
+        tensor = numpy_helper.from_array(values)
         if len(uses.get(maker.input[i], ())) > 1:
             maker.input[i] = _free_name(maker.input[i], constants)
-        if maker.input[i] not in constants:
-            constants[maker.input[i]] = model.graph.initializer.add()
-        constants[maker.input[i]].CopyFrom(numpy_helper.from_array(values, maker.input[i]))
+        name = maker.input[i]
+        if name in constants:
+            tensor.name = name
+            constants[name].CopyFrom(tensor)
+        else:
+            constants[name] = add_initializer(model, tensor, name)
     maker.output[0] = norm.output[0]
     return Folded(_name(maker), maker.input[1], maker.input[2], tuple(norm.input[1:5]), epsilon)
 
@@ -212,10 +216,11 @@ def _free_name(stem: str, taken: Container[str]) -> str:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Remove initializers that nothing reads any more."""
-    graph = model.graph
-    used, inputs = consumers(graph), {value.name for value in graph.input}
-    for i in reversed(range(len(graph.initializer))):
-        name = graph.initializer[i].name
-        if not used.get(name) and name not in inputs:
-            del graph.initializer[i]
+    """Remove initializers that nothing reads any more; up to IR version 3 they are listed as inputs, too."""
+    graph, used = model.graph, consumers(model.graph)
+    listed = {value.name for value in graph.input} if model.ir_version >= 4 else set()
+    unused = {t.name for t in graph.initializer if not used.get(t.name) and t.name not in listed}
+    for values in (graph.initializer, graph.input):
+        for i in reversed(range(len(values))):
+            if values[i].name in unused:
+                del values[i]

@@ -67,12 +67,20 @@ def provider_list(name: str) -> list[str]:
     return [full] if full == PROVIDERS["cpu"] else [full, PROVIDERS["cpu"]]
 
 
-def session(model: ModelProto, providers: Sequence[str], optimized: bool = True) -> ort.InferenceSession:
-    """An onnxruntime session on a model in memory, its weights shared with the proto."""
+def session_options(optimized: bool) -> ort.SessionOptions:
+    """Options for a session that runs once: no memory kept for a second run, no weights copied into another layout."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def session(model: ModelProto, providers: Sequence[str], optimized: bool = True) -> ort.InferenceSession:
+    """An onnxruntime session on a model in memory, its weights shared with the proto."""
+    options = session_options(optimized)
     skeleton, weights = without_weights(model)
     options.add_external_initializers(list(weights), list(weights.values()))
     return ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
@@ -115,9 +123,7 @@ def run_probe(model: ModelProto, feeds: Mapping[str, Array], providers: Sequence
     Raises:
         Exception: whatever onnxruntime raises when it cannot load or run the model.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = session_options(optimized=False)
     skeleton, weights = without_weights(model)
     options.add_external_initializers(list(weights), list(weights.values()))
     asked = _ask_for_shapes(skeleton)

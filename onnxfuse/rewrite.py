@@ -43,9 +43,10 @@ def conflicts(channels: Channels, kept: Mask) -> list[Lock]:
     A number computed from shapes must come out as the count that is needed; a constant can be edited, but only
     to one value.
     """
-    found, wanted = [], dict[Place, float]()
+    found: list[Lock] = []
+    wanted: dict[Place, float] = {}
     for d in channels.tracker.demands:
-        needed = d.sign * kept_extent(channels, kept, d)
+        needed = _needed(channels, kept, d)
         if d.number.place is None:
             fits = shrunk_number(channels, kept, d.number) == needed
         else:
@@ -53,6 +54,12 @@ def conflicts(channels: Channels, kept: Mask) -> list[Lock]:
         if not fits:
             found += _locks(channels, d)
     return found
+
+
+def _needed(channels: Channels, kept: Mask, d: Demand) -> float:
+    """What the number of a demand must be after removal; what it is if nothing goes that it counts."""
+    extent = kept_extent(channels, kept, d)
+    return d.number.value if extent == d.hi - d.lo else d.sign * extent
 
 
 def _locks(channels: Channels, d: Demand) -> list[Lock]:
@@ -119,9 +126,9 @@ def _edits(channels: Channels, kept: Mask) -> dict[Place, int]:
     """Every constant number that must change, and its new value."""
     edits = {}
     for d in channels.tracker.demands:
-        needed = d.sign * kept_extent(channels, kept, d)
+        needed = _needed(channels, kept, d)
         if d.number.place is not None and needed != d.number.value:
-            edits[d.number.place] = needed
+            edits[d.number.place] = int(needed)
     return edits
 
 

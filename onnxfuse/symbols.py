@@ -124,7 +124,13 @@ def _cast(node: Node, data: Numbers) -> Numbers:
     return np.asarray((_TO_INT if whole else _TO_FLOAT)(data), dtype=object)
 
 
-_TO_INT = _lift(lambda a: a if math.isnan(a) else int(a))
+def _to_int(number: Number) -> Number:
+    """A whole number stays what it is, and editable where it stands."""
+    return number if isinstance(number.value, int) else _truncated(np.asarray(number, dtype=object)).item()
+
+
+_truncated = _lift(lambda a: a if math.isnan(a) else int(a))
+_TO_INT = np.frompyfunc(_to_int, 1, 1)
 _TO_FLOAT = _lift(float)
 
 

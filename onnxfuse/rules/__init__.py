@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping
 
 from ..model import Node
 from ..tracker import Tracker
-from . import contraction, elementwise, movement, normalization, reduction
+from . import contraction, einsum, elementwise, movement, normalization, recurrent, reduction
 
 Rule = Callable[[Node, Tracker], None]
 
 RULES: Mapping[str, Rule] = {
     **contraction.RULES,
+    **einsum.RULES,
     **elementwise.RULES,
     **movement.RULES,
     **normalization.RULES,
+    **recurrent.RULES,
     **reduction.RULES,
 }
 """Operator of the standard domain → its rule."""

@@ -13,13 +13,10 @@ UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Co
 HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
 Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Clip Dropout CastLike""".split()
 
-BINARY: dict[str, Role] = {
-    **dict.fromkeys(("Add", "Sub", "Max", "Min", "Mean", "Sum", "Where"), Role.SHIFT),
-    **dict.fromkeys(("Mul", "Div", "Pow", "PRelu", "Mod"), Role.SCALE),
-    **dict.fromkeys(
-        ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "BitShift"), Role.SHIFT
-    ),
-}
+SHIFTS = """Add Sub Max Min Mean Sum Where Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor BitShift BitwiseAnd
+BitwiseOr BitwiseXor""".split()
+SCALES = "Mul Div Pow PRelu Mod".split()
+BINARY: dict[str, Role] = {**dict.fromkeys(SHIFTS, Role.SHIFT), **dict.fromkeys(SCALES, Role.SCALE)}
 """Operator → the role of a constant operand: SHIFT if it has the unit of an activation, SCALE if it is a factor."""
 
 

@@ -248,9 +248,25 @@ def expand_(node: Node, t: Tracker) -> None:
     numbers = t.read(node, 1)
     if numbers is None:
         t.lock(ids, "Expand to a computed shape")
+    elif t.is_constant(node, 0) and t.in_shape(node)[-1:] in ((), (1,)):
+        ids = _filled(t, numbers, out)
     else:
         _trailing_demands(t, numbers, ids, out)
     t.put(node, ids)
+
+
+def constant_of_shape(node: Node, t: Tracker) -> None:
+    numbers, out = t.read(node, 0), t.out_shape(node)
+    t.put(node, t.fixed(len(out)) if numbers is None else _filled(t, numbers, out))
+
+
+def _filled(t: Tracker, numbers: Numbers, out: Sequence[int]) -> Ids:
+    """A tensor of equal values: its last axis may have as many positions as what it is combined with keeps."""
+    ids = t.fixed(len(out))
+    if len(out) > 1 and out[-1] > 1:
+        ids = t.fresh(out[-1]).reshape((1,) * (len(out) - 1) + (-1,))
+        t.demand(numbers[-1], ids, out[-1], len(out) - 1)
+    return ids
 
 
 def _trailing_demands(t: Tracker, numbers: Numbers, ids: Ids, out: Sequence[int]) -> None:
@@ -302,6 +318,7 @@ RULES: dict[str, Callable[[Node, Tracker], None]] = {
     "Gather": gather,
     "Pad": pad,
     "Expand": expand_,
+    "ConstantOfShape": constant_of_shape,
     "Tile": tile,
     "Resize": resize,
     "Upsample": resize,
