@@ -235,7 +235,7 @@ def consumers(graph: GraphProto) -> dict[str, list[Edge]]:
 
 def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> TensorProto:
     """Add a copy of `tensor`; up to IR version 3 an initializer must be listed as an input, too."""
-    new = model.graph.initializer.add()
+    new: TensorProto = model.graph.initializer.add()
     new.CopyFrom(tensor)
     new.name = name
     if model.ir_version < 4:

@@ -158,6 +158,10 @@ class Tracker:
         self.producers.append((ids, self.node_label))
         return ids
 
+    def leave_alone(self, n: int, reason: str) -> None:
+        """Report `n` channels that this node makes in a way that cannot be followed."""
+        self.lock(self.fresh(n), reason)
+
     def unite(self, a: Ids, b: Ids) -> None:
         """Keep or remove together, position by position (broadcasting)."""
         x, y = (v.ravel() for v in np.broadcast_arrays(a, b))

@@ -27,9 +27,12 @@ RULES: Mapping[str, Rule] = {
 
 
 def unknown(node: Node, t: Tracker) -> None:
-    """An operator without a rule: every channel that enters it stays."""
+    """An operator without a rule: every channel that enters it stays, and so do those that its weights make."""
+    reason = f"{node.op} has no rule"
     for i in range(len(node.inputs)):
-        t.lock(t.of(node, i), f"{node.op} has no rule")
+        t.lock(t.of(node, i), reason)
+    if any(t.is_constant(node, i) and len(t.in_shape(node, i)) > 1 for i in range(len(node.inputs))):
+        t.leave_alone(max(t.out_shape(node)[1:2], default=1), reason)
     for i in range(len(node.outputs)):
         t.put(node, t.fixed(len(t.out_shape(node, i))), i)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..model import Node
 from ..symbols import Place, constant
-from ..tracker import FIXED, Ids, Role, Tracker, expand, lead, varying
+from ..tracker import Ids, Role, Tracker, expand, lead, varying
 
 
 def conv(node: Node, t: Tracker) -> None:
@@ -50,8 +50,10 @@ def conv_transpose(node: Node, t: Tracker) -> None:
 def _weight_is_constant(node: Node, t: Tracker) -> bool:
     if t.is_constant(node, 1) and (t.is_constant(node, 2) or not t.name(node, 2)):
         return True
+    reason = "the weights are computed in the graph"
     for i in range(len(node.inputs)):
-        t.lock(t.of(node, i), "the weights are computed in the graph")
+        t.lock(t.of(node, i), reason)
+    t.leave_alone(t.out_shape(node)[1], reason)
     t.put(node, t.fixed(len(t.out_shape(node))))
     return False
 
@@ -201,5 +203,3 @@ RULES: dict[str, Callable[[Node, Tracker], None]] = {
     "Gemm": gemm,
     "MatMul": matmul,
 }
-
-__all__ = ["FIXED", "RULES", "gather_embedding"]
