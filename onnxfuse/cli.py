@@ -65,6 +65,7 @@ def _merging(g: Any) -> None:
     g.add_argument("--target", choices=CHOICES["target"], help="transport: what the new channels are")
     g.add_argument("--cost-norm", type=int, choices=CHOICES["cost_norm"], help="transport: p of the Lp ground cost")
     g.add_argument("--exclude", action="append", default=[], metavar="REGEX", help="nodes to leave alone; repeatable")
+    g.add_argument("--only", action="append", default=[], metavar="REGEX", help="groups to merge; repeatable")
 
 
 def _running(g: Any) -> None:
@@ -98,7 +99,7 @@ def _shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
 def _options(a: argparse.Namespace) -> Options:
     return Options(
         a.sparsity, a.method, a.importance, a.source_mass, a.target_mass, a.target, a.cost_norm,
-        tuple(a.exclude), _shapes(a.input_shape), a.provider, a.seed, a.min_cosine,
+        tuple(a.exclude), _shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only),
     )  # fmt: skip
 
 

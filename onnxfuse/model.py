@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
@@ -138,6 +139,7 @@ def save(model: ModelProto, path: Path, external: bool) -> None:
     try:
         if external or too_large(model):
             onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
+            load_external_data_for_model(model, os.fspath(path.parent))  # saving took the weights out of `model`
         else:
             path.write_bytes(model.SerializeToString())
     except OSError as error:
@@ -241,6 +243,14 @@ def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> Tensor
     if model.ir_version < 4:
         model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
     return new
+
+
+def set_values(tensor: TensorProto, array: Array) -> None:
+    """Replace a tensor's values and dims, keeping its name, element type and doc string."""
+    values = np.asarray(array, helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
+    new = numpy_helper.from_array(values, tensor.name)
+    new.doc_string = tensor.doc_string
+    tensor.CopyFrom(new)
 
 
 class Graph:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from .channels import Slot
-from .model import Array, Graph, constant_tensors
+from .model import Array, Graph, constant_tensors, set_values
 from .pipeline import FuseResult, Options, settle
 from .prepare import inline, prepare
 from .probe import probe, provider_list
-from .rewrite import Removal, slot_masks, store
+from .rewrite import Removal, slot_masks
 from .verify import compare, run
 from .weights import front
 
@@ -40,7 +40,7 @@ def padded(original: ModelProto, result: FuseResult) -> ModelProto:
         array = small[name]
         for slot, mask in reversed(masks):
             array = unshrink(array, slot, mask)
-        store(graph.constants[name], array)
+        set_values(graph.constants[name], array)
     return model
 
 

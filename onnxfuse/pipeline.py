@@ -116,9 +116,7 @@ def check_options(o: Options) -> TransportOptions:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UsageError(
-                f"{'exclude' if pattern in o.exclude else 'only'} {pattern!r} is not a regular expression: {error}"
-            ) from error
+            raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
     default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
     return replace(default, **given)
 

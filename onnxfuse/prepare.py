@@ -21,7 +21,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers
+from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, set_values
 from .probe import without_weights
 
 EVALUATED = frozenset(
@@ -185,15 +185,13 @@ def _fold(
     if not has_bias:
         maker.input[2:] = [_free_name(f"{maker.input[1]}_bias", constants)]
     for i, values in ((1, _scaled(maker, weight, scale)), (2, shifted.astype(weight.dtype))):
-        tensor = numpy_helper.from_array(values)
         if len(uses.get(maker.input[i], ())) > 1:
             maker.input[i] = _free_name(maker.input[i], constants)
         name = maker.input[i]
         if name in constants:
-            tensor.name = name
-            constants[name].CopyFrom(tensor)
+            set_values(constants[name], values)
         else:
-            constants[name] = add_initializer(model, tensor, name)
+            constants[name] = add_initializer(model, numpy_helper.from_array(values), name)
     maker.output[0] = norm.output[0]
     return Folded(_name(maker), maker.input[1], maker.input[2], tuple(norm.input[1:5]), epsilon)
 

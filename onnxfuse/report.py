@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,7 +84,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {"status": "passed", **asdict(self)}
+        return {"status": "passed", **_finite(asdict(self))}
 
     def reasons(self) -> list[tuple[str, int, int]]:
         """(reason, places, channels) of what was left alone, most channels first."""
@@ -92,6 +93,15 @@ class Report:
             places[row.reason] += 1
             channels[row.reason] += row.channels
         return [(reason, places[reason], n) for reason, n in channels.most_common()]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- counting -------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto
 
 from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis, shrunk_number, shrunk_shape
-from .model import Array, Edge, Graph, drop_attribute, set_attribute
+from .model import Array, Edge, Graph, drop_attribute, set_attribute, set_values
 from .symbols import Place
 from .tracker import Demand, Ids, Lock, Pick
 from .weights import Weights, front
@@ -98,7 +98,7 @@ def _shrink_tensors(graph: Graph, weights: Weights, removals: Sequence[Removal])
         array = weights.arrays.pop(name)
         for slot, mask in masks:
             array = shrink(array, slot, mask)
-        store(graph.constants[name], array)
+        set_values(graph.constants[name], array)
 
 
 def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
@@ -112,14 +112,6 @@ def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
     small = view[mask].reshape(*view.shape[:last], -1, *view.shape[axes:])
     small = np.moveaxis(np.moveaxis(small, last, differ[-1]), range(axes), slot.axes)
     return small.reshape(-1, *small.shape[2:]) if slot.split > 1 else small
-
-
-def store(tensor: TensorProto, array: Array) -> None:
-    """Replace a tensor's values and dims, keeping its name, type and doc string."""
-    values = np.asarray(array, helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
-    new = numpy_helper.from_array(values, tensor.name)
-    new.doc_string = tensor.doc_string
-    tensor.CopyFrom(new)
 
 
 def _edits(channels: Channels, kept: Mask) -> dict[Place, int]:
@@ -139,7 +131,7 @@ def _edit(channels: Channels, place: Place, number: int) -> None:
         name = _own_constant(channels, node, place.node, place.where)
         values = np.array(graph.array(name))
         values.reshape(-1)[place.index] = number
-        store(graph.constants[name], values)
+        set_values(graph.constants[name], values)
         return
     old = next((a for a in node.attribute if a.name == place.where), None)
     if old is None:
@@ -181,7 +173,7 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     name = graph.clone(name, [pick.edge]) if len(graph.edges[name]) > 1 else name
     old = graph.array(name)
     index = old % pick.extent
-    store(graph.constants[name], (np.cumsum(row) - 1)[index][row[index]].astype(old.dtype))
+    set_values(graph.constants[name], (np.cumsum(row) - 1)[index][row[index]].astype(old.dtype))
 
 
 def _update_value_info(channels: Channels, kept: Mask) -> None:

@@ -41,8 +41,10 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
         return np.asarray(np.sqrt(np.maximum(square, 0)), np.float64)
     if p != 1:
         raise UsageError(f"cost norm {p} is not known; choose 1 or 2")
+    if not sources.shape[1]:
+        return np.zeros((len(sources), len(targets)))
     larger = np.empty((len(sources), len(targets)), np.float64)
-    repeats = LONG_LOOP // max(sources.shape[1], 1) + 1
+    repeats = LONG_LOOP // sources.shape[1] + 1
     copies = np.tile(sources, (1, repeats))
     with ThreadPoolExecutor(2) as pool:
         halves = np.array_split(np.arange(len(sources)), 2)
@@ -60,8 +62,8 @@ def _sum_of_larger(
     NumPy's inner loop is long.
     """
     d = targets.shape[1]
-    repeats = copies.shape[1] // max(d, 1)
-    step = repeats * max(1, CHUNK // max(copies.shape[1], 1))
+    repeats = copies.shape[1] // d
+    step = repeats * max(1, CHUNK // copies.shape[1])
     buffer, ones = np.empty((step // repeats, copies.shape[1]), copies.dtype), np.ones(d, copies.dtype)
     for start in range(0, len(targets), step):
         block = _end_to_end(targets[start : start + step], repeats)

@@ -1,0 +1,268 @@
+"""Whatever goes wrong: the right exit code, one line on stderr, the destination as it was, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from .graphs import ROOT, build, from_text
+from .test_cli import Run, call, last, report_of
+
+PRECIOUS = b"what was there before"
+PNG = b"\x89PNG\r\n\x1a\n" + zlib.compress(bytes(range(256)) * 20)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a good model in.onnx and a destination out.onnx that must not change."""
+    onnx.save(build("residual"), tmp_path / "in.onnx")
+    (tmp_path / "out.onnx").write_bytes(PRECIOUS)
+    return tmp_path
+
+
+def check_failed(run: Run, code: int, message: str, folder: Path) -> None:
+    found, out, err = run
+    assert message in err
+    assert (found, len(err.splitlines())) == (code, 1)
+    assert err.startswith("onnxfuse: ")
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    assert last(out).startswith(f"FAILED (exit code {code})")
+    assert (folder / "out.onnx").read_bytes() == PRECIOUS
+    assert {p.name for p in folder.iterdir()} <= {"in.onnx", "out.onnx", "bad.onnx", "bad.json", "bad.onnxtxt", "directory"}
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+def junk(data: bytes, name: str = "bad.onnx") -> Callable[[Path], Path]:
+    """A maker of a file with these bytes."""
+
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return make
+
+
+def saved(model: ModelProto) -> Callable[[Path], Path]:
+    """A maker of a model file."""
+    return junk(model.SerializeToString())
+
+
+def truncated(folder: Path) -> Path:
+    return junk((folder / "in.onnx").read_bytes()[:-700])(folder)
+
+
+def without_its_data(folder: Path) -> Path:
+    onnx.save(
+        build("flatten_spatial"), folder / "bad.onnx", save_as_external_data=True, location="data", size_threshold=0
+    )
+    (folder / "data").unlink()
+    return folder / "bad.onnx"
+
+
+def directory(folder: Path) -> Path:
+    (folder / "directory").mkdir()
+    return folder / "directory"
+
+
+def empty_graph() -> ModelProto:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    return helper.make_model(helper.make_graph([], "g", [value], [value]))
+
+
+def foreign_operator() -> ModelProto:
+    model = from_text("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Mystery", "org.example"
+    model.opset_import.append(helper.make_opsetid("org.example", 1))
+    return model
+
+
+def with_text_input() -> ModelProto:
+    return from_text("(string[N] x) => (string[N] y) { y = Identity(x) }")
+
+
+CLASSIFIER = "(float[N,4] x) => (float[N,3] y) <float[4,3] w1> { y = MatMul(x, w1) }"
+NORMALIZED = """(float[N,4] x) => (float[N,3] y) <float[4,6] w1, float[6] n_scale, float[6,3] w2> {
+    h = MatMul(x, w1)
+    n = LayerNormalization(h, n_scale)
+    y = MatMul(n, w2)
+}"""
+WRONG_SHAPE = """(float[N,4] x) => (float[N,M] y) <float[4,6] w1, int64[2] t = {-1, 7}> {
+    h = MatMul(x, w1)
+    y = Reshape(h, t)
+}"""
+INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing file": (lambda folder: folder / "none.onnx", "no such file"),
+    "directory": (directory, "is a directory"),
+    "png": (junk(PNG), "is not an ONNX model"),
+    "truncated": (truncated, "is not an ONNX model, or is truncated"),
+    "empty file": (junk(b""), "is not an ONNX model"),
+    "random bytes": (junk(np.random.default_rng(0).bytes(5000)), "is not an ONNX model"),
+    "zeros": (junk(bytes(100)), "is not an ONNX model"),
+    "text": (junk(b"hello\n"), "is not an ONNX model"),
+    "json": (junk(b'{"irVersion": ', "bad.json"), "is not an ONNX model"),
+    "onnx text": (junk(b"hello", "bad.onnxtxt"), "is not an ONNX model"),
+    "ort format": (junk(b"\x00\x00\x00\x00ORTM" + bytes(50)), "is an ORT-format model"),
+    "empty graph": (saved(empty_graph()), "empty graph"),
+    "external data missing": (without_its_data, "external data is missing"),
+    "unknown operator": (saved(foreign_operator()), "onnxruntime cannot run the model"),
+    "shapes do not fit": (saved(from_text(WRONG_SHAPE)), "onnxruntime cannot run the model"),
+    "strings": (saved(with_text_input()), "is not a numeric tensor"),
+    "only a classifier": (saved(from_text(CLASSIFIER)), "nothing to merge: feeds a graph output (y)"),
+    "nothing but locks": (saved(from_text(NORMALIZED)), "LayerNormalization over the channels (h)"),
+    "no weights": (saved(from_text("(float[N] x) => (float[N] y) { y = Relu(x) }")), "nothing to merge: no Conv"),
+    "name too long": (lambda folder: folder / ("n" * 300), "ame too long"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The onnxtxt format is experimental")  # onnx says so while it reads one
+@pytest.mark.parametrize("case", INPUTS)
+def test_bad_input(case: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make, message = INPUTS[case]
+    check_failed(call(capfd, make(folder), folder / "out.onnx", "--sparsity", 0.5), 1, message, folder)
+
+
+# --- destinations ---------------------------------------------------------------------------------------------------
+DESTINATIONS = {
+    "no such directory": ("none/out.onnx", [], "the directory"),
+    "is a directory": ("", [], "is a directory"),
+    "below a file": ("in.onnx/out.onnx", [], "the directory"),
+    "name too long": ("n" * 300, [], "ame too long"),
+    "plan: no such directory": ("out.onnx", ["--plan", "none/plan.json"], "the directory"),
+    "plan: is a directory": ("out.onnx", ["--plan", "."], "irectory"),
+    "json: no such directory": ("out.onnx", ["--json", "none/r.json"], "the directory"),
+    "json: is a directory": ("out.onnx", ["--json", "."], "irectory"),
+}
+
+
+@pytest.mark.parametrize("case", DESTINATIONS)
+def test_bad_destination(case: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    name, extra, message = DESTINATIONS[case]
+    check_failed(call(capfd, "in.onnx", folder / name, "--sparsity", 0.5, *extra), 1, message, folder)
+    assert onnx.load(folder / "in.onnx") == build("residual")
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+HALF = ["--sparsity", "0.5"]
+REFUSED = {
+    "sparsity 1": (["--sparsity", "1"], "give 0 ≤ sparsity < 1"),
+    "sparsity 40": (["--sparsity", "40"], "give 0 ≤ sparsity < 1"),
+    "sparsity -1": (["--sparsity", "-1"], "give 0 ≤ sparsity < 1"),
+    "sparsity nan": (["--sparsity", "nan"], "give 0 ≤ sparsity < 1"),
+    "sparsity inf": (["--sparsity", "inf"], "give 0 ≤ sparsity < 1"),
+    "exclude matches nothing": ([*HALF, "--exclude", "c7"], "--exclude 'c7' matches no node; near: c"),
+    "exclude is no regex": ([*HALF, "--exclude", "c("], "is not a regular expression"),
+    "exclude is checked at sparsity 0": (["--sparsity", "0", "--exclude", "c7"], "matches no node"),
+    "shape without a name": ([*HALF, "--input-shape", "1,3,8,8"], "is not NAME:1,3,224,224"),
+    "shape without sizes": ([*HALF, "--input-shape", "x:"], "is not NAME:1,3,224,224"),
+    "shape in letters": ([*HALF, "--input-shape", "x:a,b"], "is not NAME:1,3,224,224"),
+    "shape in superscript": ([*HALF, "--input-shape", "x:1,3,8,²"], "is not NAME:1,3,224,224"),
+    "negative shape": ([*HALF, "--input-shape", "x:1,3,-8,8"], "is not NAME:1,3,224,224"),
+    "shape of an unknown input": ([*HALF, "--input-shape", "image:1,3,8,8"], "the model's inputs are x"),
+    "shape that contradicts": ([*HALF, "--input-shape", "x:1,3,9,9"], "does not fit the model's"),
+    "shape of another rank": ([*HALF, "--input-shape", "x:1,3"], "does not fit the model's"),
+    "shape of size 0": ([*HALF, "--input-shape", "x:0,3,8,8"], "does not fit the model's"),
+    "unknown provider": ([*HALF, "--provider", "abacus"], "provider 'abacus' is not in this onnxruntime; choose from cpu"),
+    "target mass without transport": ([*HALF, "--method", "drop", "--target-mass", "uniform"], "leave out --target-mass"),
+    "cost without transport": ([*HALF, "--method", "fold", "--cost-norm", "2"], "leave out --cost-norm"),
+    "cosine 2": ([*HALF, "--min-cosine", "2"], "is not a cosine"),
+    "cosine nan": ([*HALF, "--min-cosine", "nan"], "is not a cosine"),
+    "seed -1": ([*HALF, "--seed", "-1"], "seed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_option(case: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments, message = REFUSED[case]
+    check_failed(call(capfd, folder / "in.onnx", folder / "out.onnx", *arguments), 2, message, folder)
+
+
+USAGE = [
+    (["in.onnx", "out.onnx"], "--sparsity"),
+    (["--sparsity", "0.5"], "input"),
+    (["in.onnx", "out.onnx", "--sparsity", "half"], "invalid float value: 'half'"),
+    (["in.onnx", "out.onnx", "third", "--sparsity", "0.5"], "unrecognized arguments: third"),
+    (["in.onnx", "out.onnx", *HALF, "--method", "magic"], "invalid choice: 'magic'"),
+    (["in.onnx", "out.onnx", *HALF, "--importance", "magic"], "invalid choice: 'magic'"),
+    (["in.onnx", "out.onnx", *HALF, "--cost-norm", "3"], "invalid choice: 3"),
+    (["in.onnx", "out.onnx", *HALF, "--quiet", "--verbose"], "not allowed with"),
+    (["in.onnx", "out.onnx", *HALF, "--frobnicate"], "unrecognized arguments: --frobnicate"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE)
+def test_usage(arguments: list[str], message: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command line itself is wrong."""
+    code, out, err = call(capfd, *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("onnxfuse: ")
+    assert message in err
+    assert err.endswith("see onnxfuse --help\n")
+
+
+def test_no_output(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check_failed(call(capfd, folder / "in.onnx", *HALF), 2, "give one, or --dry-run", folder)
+
+
+def test_failed_check_as_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--sparsity", 0.9, "--method", "drop", "--min-cosine", 1, "--json", "-"]
+    code, out, err = call(capfd, folder / "in.onnx", folder / "out.onnx", *options)
+    report = report_of(out)
+    assert (code, report["status"], report["exit_code"], len(err.splitlines())) == (3, "failed", 3, 1)
+    assert (folder / "out.onnx").read_bytes() == PRECIOUS
+
+
+# --- as a process ---------------------------------------------------------------------------------------------------
+def process(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "onnxfuse", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def test_module_runs(folder: Path) -> None:
+    with process(folder / "in.onnx", folder / "small.onnx", *HALF) as run:
+        out, err = run.communicate()
+    assert (run.returncode, err) == (0, "")
+    assert last(out).startswith("PASSED ")
+
+
+def test_module_fails(folder: Path) -> None:
+    with process(folder / "none.onnx", folder / "out.onnx", *HALF) as run:
+        out, err = run.communicate()
+    check_failed((run.returncode, out, err), 1, "no such file", folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals, folder: Path) -> None:
+    """Stopped in the midst of merging a network that takes seconds, as its log says."""
+    n = 2000
+    text = f"""(float[N,8] x) => (float[N,4] y) <float[8,{n}] w1, float[{n},{n}] w2, float[{n},{n}] w3, float[{n},4] w4> {{
+        a = MatMul(x, w1)
+        b = MatMul(a, w2)
+        c = MatMul(b, w3)
+        y = MatMul(c, w4)
+    }}"""
+    onnx.save(from_text(text), folder / "bad.onnx")
+    with process(folder / "bad.onnx", folder / "out.onnx", *HALF, "--verbose") as run:
+        assert run.stderr is not None
+        log = next(line for line in run.stderr if "merge" in line)
+        run.send_signal(number)
+        out, rest = run.communicate()
+    assert run.returncode == 130, log
+    assert "onnxfuse: interrupted" in rest
+    assert "Traceback" not in rest
+    assert last(out) == f"FAILED (exit code 130): {folder / 'out.onnx'} is as it was"
+    assert (folder / "out.onnx").read_bytes() == PRECIOUS
+    assert {p.name for p in folder.iterdir()} == {"in.onnx", "bad.onnx", "out.onnx"}

@@ -1,0 +1,248 @@
+"""What holds for any model: nothing changes at sparsity 0, exact duplicates vanish, channel order does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, helper, numpy_helper
+
+import onnxfuse
+
+from .graphs import NAMES, Array, build, case_id, dims, from_text, gap, inputs, load, run, stand_ins, weights
+
+METHODS = ("drop", "intra-fusion", "barycentric", "fold")
+
+def _norm(prefix: str) -> dict[str, int]:
+    """The vectors of a BatchNormalization, which hold its channels on axis 0."""
+    return {f"{prefix}_{vector}": 0 for vector in ("scale", "shift", "mean", "var")}
+
+
+CHANNELS: dict[str, list[dict[str, int]]] = {
+    "mlp": [{"w1": 0, "b1": 0, "w2": 0}, {"w2": 1, "b2": 0, "w3": 1}],
+    "conv_bn": [{"w1": 0, **_norm("n1"), "w2": 1}, {"w2": 0, "b2": 0, **_norm("n2"), "w3": 1}],
+    "residual": [
+        {"w1": 0, "w3": 0, **_norm("n1"), **_norm("n3"), "w2": 1, "w4": 1, "w5": 1},
+        {"w2": 0, "w3": 1},
+        {"w4": 0, "w5": 0, "b5": 0, **_norm("n4"), "w6": 1},
+    ],
+    "depthwise": [{"w1": 0, "w2": 0, **_norm("n2"), "w3": 1}],
+}
+"""For each graph its channel groups by hand: initializer → the axis on which the channels lie."""
+
+
+def edited(model: ModelProto, change: Callable[[str, Array], Array]) -> ModelProto:
+    """A copy with every float initializer replaced by `change(name, values)` of the same shape."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(change(tensor.name, values).astype(np.float32), tensor.name))
+    return copy
+
+
+def with_duplicates(name: str) -> ModelProto:
+    """The graph with channel 2i + 1 of each group made like channel 2i, and both read with equal weights."""
+    groups = CHANNELS[name]
+
+    def change(tensor: str, values: Array) -> Array:
+        for axis in (group[tensor] for group in groups if tensor in group):
+            values = np.repeat(values.take(range(0, values.shape[axis], 2), axis), 2, axis)
+        return values
+
+    return edited(build(name), change)
+
+
+# --- sparsity 0 -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("case", [*dict.fromkeys([*NAMES, *stand_ins()])], ids=case_id)
+def test_sparsity_0_changes_nothing(case: Path | str, tmp_path: Path) -> None:
+    model, feeds = load(case)
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(model, source)
+    result = onnxfuse.fuse(source, target, sparsity=0)
+    assert result.model == model
+    assert onnx.load(target) == model
+    for a, b in zip(run(source, feeds), run(target, feeds), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- duplicates -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["barycentric", "fold"])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_duplicates_vanish(name: str, method: str) -> None:
+    model = with_duplicates(name)
+    feeds = inputs(model)
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert gap(run(model, feeds), run(result.model, feeds)) < 1e-5
+    before, after = dims(model), dims(result.model)
+    for group in CHANNELS[name]:
+        for tensor, axis in group.items():
+            if tensor in after:
+                assert after[tensor][axis] == before[tensor][axis] // 2
+
+
+@pytest.mark.parametrize("method", ["barycentric", "fold"])
+def test_duplicates_vanish_in_a_concat(method: str) -> None:
+    """Each of the concatenated layers is a group of its own: pairs lie within r1's 8 channels, r2's 4 and r3's 4."""
+
+    def change(name: str, values: Array) -> Array:
+        if name in ("w1", "w2", "b2", "w3"):
+            values = np.repeat(values[::2], 2, 0)
+        return np.repeat(values[:, ::2], 2, 1) if name in ("w2", "w3", "w4") else values
+
+    model = edited(build("dense_block"), change)
+    feeds = inputs(model)
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert gap(run(model, feeds), run(result.model, feeds)) < 1e-5
+    assert dims(result.model)["w4"] == (2, 8, 1, 1)
+
+
+# --- channel order, seeds, names ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channel_order_does_not_matter(name: str, method: str) -> None:
+    """Renumbering the channels of every group gives a small model that computes the same."""
+    model, rng = build(name), np.random.default_rng(3)
+    orders = [rng.permutation(dims(model)[t][axis]) for t, axis in (next(iter(g.items())) for g in CHANNELS[name])]
+
+    def change(tensor: str, values: Array) -> Array:
+        for group, order in zip(CHANNELS[name], orders, strict=True):
+            values = values.take(order, group[tensor]) if tensor in group else values
+        return values
+
+    shuffled = edited(model, change)
+    feeds = inputs(model)
+    assert gap(run(model, feeds), run(shuffled, feeds)) < 1e-5
+    small, other = (onnxfuse.fuse(m, sparsity=0.5, method=method).model for m in (model, shuffled))
+    assert gap(run(small, feeds), run(other, feeds)) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"method": m} for m in METHODS] + [{"importance": "random"}], ids=str)
+@pytest.mark.parametrize("name", ["residual", "grouped", "attention_fused"])
+def test_two_runs_are_identical(name: str, options: dict[str, str]) -> None:
+    one, two = (onnxfuse.fuse(build(name), sparsity=0.5, seed=4, **options).model for _ in range(2))  # type: ignore[arg-type]
+    assert one.SerializeToString(deterministic=True) == two.SerializeToString(deterministic=True)
+
+
+def test_seed_decides_random_importance() -> None:
+    kept = {
+        tuple(m.kept.tolist())
+        for seed in range(6)
+        for _, m in onnxfuse.fuse(build("mlp"), sparsity=0.5, importance="random", method="drop", seed=seed).plan.merges
+    }
+    assert len(kept) > 4
+
+
+@pytest.mark.parametrize("name", ["conv_bn", "residual", "dense_block"])
+def test_nodes_without_names(name: str) -> None:
+    named, bare = build(name), build(name)
+    for node in bare.graph.node:
+        node.name = ""
+    one, two = (weights(onnxfuse.fuse(m, sparsity=0.5).model) for m in (named, bare))
+    assert one.keys() == two.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], two[key])
+
+
+# --- shared initializers --------------------------------------------------------------------------------------------
+def test_shared_bias_is_cloned() -> None:
+    """Both layers used one vector; their groups keep different channels of it."""
+    result = onnxfuse.fuse(build("shared_bias"), sparsity=0.5, method="drop")
+    bias = weights(build("shared_bias"))["b1"]
+    nodes = {node.name: node for node in result.model.graph.node}
+    used = [nodes[n].input[2] for n in ("c1", "c2")]
+    kept = {group.name: merge.kept for group, merge in result.plan.merges}
+    assert len(set(used)) == 2
+    for node, name in zip(("c1", "c2"), used, strict=True):
+        np.testing.assert_array_equal(weights(result.model)[name], bias[kept[node]])
+
+
+def test_shared_weight_stays_shared() -> None:
+    result = onnxfuse.fuse(build("shared_weight"), sparsity=0.5)
+    nodes = {node.name: node for node in result.model.graph.node}
+    assert nodes["h1"].input[1] == nodes["h2"].input[1] == "w2"
+    assert set(weights(result.model)) == {"w1", "w2", "w3"}
+
+
+def test_what_is_locked_keeps_its_bytes() -> None:
+    """Around the unknown operator only the first layer shrinks; b2 and w3 are as they were."""
+    before, after = (weights(m) for m in (build("unknown_operator"), _small("unknown_operator")))
+    assert after["w1"].shape == (6, 4)
+    for name in ("b2", "w3"):
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def _small(name: str) -> ModelProto:
+    return onnxfuse.fuse(build(name), sparsity=0.5).model
+
+
+# --- what else a file holds -----------------------------------------------------------------------------------------
+def decorated() -> ModelProto:
+    """conv_bn with everything that an exporter may write into a file."""
+    model = build("conv_bn")
+    model.producer_name, model.producer_version, model.domain = "trainer", "1.2", "org.example"
+    model.model_version, model.doc_string = 7, "what the model is"
+    model.graph.doc_string, model.graph.name = "what the graph is", "network"
+    model.graph.node[0].doc_string, model.graph.input[0].doc_string = "first layer", "an image"
+    next(t for t in model.graph.initializer if t.name == "w2").doc_string = "second kernel"
+    helper.set_model_props(model, {"classes": '["a", "b"]', "stride": "32"})
+    return model
+
+
+def test_metadata_stays(tmp_path: Path) -> None:
+    model = decorated()
+    onnxfuse.fuse(model, tmp_path / "out.onnx", sparsity=0.5)
+    small = onnx.load(tmp_path / "out.onnx")
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string", "ir_version"):
+        assert getattr(small, field) == getattr(model, field), field
+    assert list(small.metadata_props) == list(model.metadata_props)
+    assert list(small.opset_import) == list(model.opset_import)
+    assert (small.graph.doc_string, small.graph.name) == ("what the graph is", "network")
+    assert small.graph.node[0].doc_string == "first layer"
+    assert next(t for t in small.graph.initializer if t.name == "w2").doc_string == "second kernel"
+    assert list(small.graph.input) == list(model.graph.input)
+    assert list(small.graph.output) == list(model.graph.output)
+    assert small.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_input_model_is_left_alone(name: str) -> None:
+    model = build(name)
+    onnxfuse.fuse(model, sparsity=0.5)
+    onnxfuse.analyze(model)
+    assert model == build(name)
+
+
+def test_file_onto_itself(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(build("residual"), path)
+    result = onnxfuse.fuse(path, path, sparsity=0.5)
+    assert onnx.load(path) == result.model
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_written_file_is_the_result(name: str, tmp_path: Path) -> None:
+    result = onnxfuse.fuse(build(name), tmp_path / "out.onnx", sparsity=0.5)
+    assert onnx.load(tmp_path / "out.onnx") == result.model
+    assert not [t for t in result.model.graph.initializer if t.external_data]
+
+
+def test_external_data_stays_in_the_result(tmp_path: Path) -> None:
+    """A model with external data gets a result with external data; the one in memory is whole all the same."""
+    model = from_text(
+        """(float[N,64] x) => (float[N,3] y) <float[64,64] w1, float[64,64] w2, float[64,3] w3> {
+            h = MatMul(x, w1)
+            r = Relu(h)
+            k = MatMul(r, w2)
+            y = MatMul(k, w3)
+        }"""
+    )
+    onnx.save(model, tmp_path / "in.onnx", save_as_external_data=True, location="in.bin", size_threshold=0)
+    result = onnxfuse.fuse(tmp_path / "in.onnx", tmp_path / "out.onnx", sparsity=0.5)
+    assert (tmp_path / "out.onnx.data").stat().st_size > 0
+    assert gap(run(tmp_path / "out.onnx"), run(result.model)) == 0

@@ -1,0 +1,162 @@
+"""Scores, ground costs, plans and clusters against numbers worked out by hand, SciPy and POT."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import ot
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from scipy.spatial.distance import cdist
+
+import onnxfuse
+from onnxfuse.importance import importance
+from onnxfuse.transport import clusters, full_plan, ground_cost, kept_plan, normalized
+
+from .graphs import Array, build, from_text, weights
+
+MADE = np.array([[1, -2], [0, 3], [4, 0], [0, 0]], np.float32)
+READ = np.array([[1], [-1], [2], [2]], np.float32)
+RNG = np.random.default_rng(0)
+
+# --- importance -----------------------------------------------------------------------------------------------------
+SCORES = [
+    # (3 + 1)/2, (3 + 1)/2, (4 + 2)/2, (0 + 2)/2 = 2, 2, 3, 1 with mean 2
+    ("l1", [1, 1, 1.5, 0.5]),
+    # (5 + 1)/2, (9 + 1)/2, (16 + 4)/2, (0 + 4)/2 = 3, 5, 10, 2 with mean 5
+    ("l2", [0.6, 1, 2, 0.4]),
+    # of these, each over the sum of those not smaller: 3/18, 5/15, 10/10, 2/20 with mean 0.4
+    ("lamp", [1 / 6 / 0.4, 1 / 3 / 0.4, 2.5, 0.25]),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), SCORES)
+def test_importance(name: str, expected: list[float]) -> None:
+    np.testing.assert_allclose(importance(name, [MADE, READ], RNG), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "lamp"])
+def test_importance_of_dead_channels(name: str) -> None:
+    assert importance(name, [np.zeros((3, 2), np.float32)], RNG).tolist() == [0, 0, 0]
+
+
+# --- ground cost ----------------------------------------------------------------------------------------------------
+SHAPES = [(1, 1, 1), (4, 2, 3), (7, 5, 13), (33, 17, 100), (3, 2, 4095), (5, 3, 4096), (5, 3, 4097), (2, 9, 30000)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("p", "metric"), [(1, "cityblock"), (2, "euclidean")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ground_cost(shape: tuple[int, int, int], p: int, metric: str, dtype: type) -> None:
+    s, t, d = shape
+    rng = np.random.default_rng(d)
+    sources, targets = (normalized(rng.standard_normal((n, d)).astype(dtype)) for n in (s, t))
+    cost = ground_cost(sources, targets, p)
+    assert cost.dtype == np.float64
+    tolerance = 1e-3 if dtype is np.float32 else 1e-12
+    np.testing.assert_allclose(cost, cdist(sources, targets, metric), rtol=tolerance, atol=tolerance)
+
+
+def test_ground_cost_of_a_row_to_itself() -> None:
+    rows = np.random.default_rng(1).standard_normal((6, 50))
+    for p in (1, 2):
+        np.testing.assert_allclose(np.diag(ground_cost(rows, rows, p)), 0, atol=1e-6)
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+@st.composite
+def kept_problems(draw: st.DrawFn) -> tuple[Array, Array, int]:
+    n, d = draw(st.integers(2, 9)), draw(st.integers(1, 4))
+    numbers = st.lists(st.integers(-4, 4), min_size=n * d, max_size=n * d)
+    kept = draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n))
+    return np.array(draw(numbers), np.float64).reshape(n, d), np.array(sorted(kept)), draw(st.sampled_from([1, 2]))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(kept_problems())
+def test_kept_plan_is_optimal(problem: tuple[Array, Array, int]) -> None:
+    """Survivors that keep themselves cost no more than the optimum of the whole problem, and all masses fit."""
+    features, kept, p = problem
+    n, m = len(features), len(kept)
+    plan = kept_plan(features, kept, p)
+    np.testing.assert_allclose(plan.sum(axis=1), np.full(n, 1 / n), atol=1e-12)
+    np.testing.assert_allclose(plan.sum(axis=0), np.full(m, 1 / m), atol=1e-12)
+    np.testing.assert_allclose(plan[kept], np.eye(m) / n, atol=1e-12)
+    cost = cdist(features, features[kept], "minkowski", p=p)
+    best = ot.emd2(np.full(n, 1 / n), np.full(m, 1 / m), cost)
+    whole = full_plan(features, features[kept], np.ones(n), np.ones(m), p)
+    assert (plan * cost).sum() == pytest.approx(best, abs=1e-9)
+    assert (whole * cost).sum() == pytest.approx(best, abs=1e-9)
+
+
+def test_full_plan_by_hand() -> None:
+    """Masses 3 : 1 on a line at 0 and 10, targets 1 : 1 at 1 and 9: half of the mass at 0 goes a third of the way."""
+    plan = full_plan(np.array([[0.0], [10.0]]), np.array([[1.0], [9.0]]), np.array([3.0, 1.0]), np.array([1.0, 1.0]))
+    np.testing.assert_allclose(plan, [[0.5, 0.25], [0, 0.25]], atol=1e-12)
+
+
+# --- clusters -------------------------------------------------------------------------------------------------------
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 1000))
+def test_duplicates_share_a_cluster(different: int, copies: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kind = rng.permutation(np.repeat(np.arange(different), copies))
+    labels = clusters(rng.standard_normal((different, 7))[kind], different)
+    assert len({(a, b) for a, b in zip(kind.tolist(), labels.tolist(), strict=True)}) == different
+    assert sorted(set(labels.tolist())) == list(range(different))
+
+
+@pytest.mark.parametrize("m", [1, 2, 17, 63, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_as_many_clusters_as_asked(m: int, dtype: type) -> None:
+    rows = np.random.default_rng(m).standard_normal((64, 5)).astype(dtype)
+    assert sorted(set(clusters(rows, m).tolist())) == list(range(m))
+
+
+def test_clusters_when_rows_repeat_more_often_than_there_are_clusters() -> None:
+    """Two different rows, three clusters asked for: still exactly three."""
+    rows = np.repeat(np.array([[0.0, 1.0], [1.0, 0.0]]), 3, axis=0)
+    assert sorted(set(clusters(rows, 3).tolist())) == [0, 1, 2]
+
+
+# --- dead channels and ties -----------------------------------------------------------------------------------------
+ABLATIONS: list[dict[str, Any]] = [
+    {"method": method, "source_mass": mass, "target_mass": mass, "target": target}
+    for method, mass, target in product(
+        ("intra-fusion", "barycentric"), ("uniform", "importance"), ("important", "cluster")
+    )
+]
+
+
+@pytest.mark.parametrize("options", [{"method": "drop"}, {"method": "fold"}, *ABLATIONS], ids=lambda o: "-".join(o.values()))
+@pytest.mark.parametrize("dead", [slice(0, 6), slice(0, None)], ids=["six of eight", "all"])
+def test_dead_channels(dead: slice, options: dict[str, Any]) -> None:
+    """Channels without any weight make no NaN, whether or not some of them must survive."""
+    model = build("mlp")
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        values[dead] = 0
+        if tensor.name in ("w1", "w2"):
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    result = onnxfuse.fuse(model, sparsity=0.5, **options)
+    assert weights(result.model)["w1"].shape == (4, 6)
+    assert all(np.isfinite(values).all() for values in weights(result.model).values())
+
+
+EQUAL = """(float[N,2] x) => (float[N,1] y)
+    <float[6,2] w1 = {1,1, 1,-1, 1,1, -1,-1, 1,1, -1,1}, float[1,6] w2 = {1, 1, -1, 1, 1, 1}> {
+    h = Gemm<transB=1>(x, w1)
+    y = Gemm<transB=1>(h, w2)
+}"""
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+@pytest.mark.parametrize("method", ["drop", "intra-fusion"])
+def test_of_equal_channels_the_first_survive(method: str, metric: str) -> None:
+    result = onnxfuse.fuse(from_text(EQUAL), sparsity=0.5, method=method, importance=metric)
+    ((_, merge),) = result.plan.merges
+    assert merge.kept.tolist() == [0, 1, 2]

@@ -1,0 +1,212 @@
+"""Time and peak memory of onnxfuse against a floor that any tool has: load, check, run once, save.
+
+python tools/bench_speed.py MODEL [--sparsity 0.4] [--runs 5]
+python tools/bench_speed.py --floor MODEL OUT                    the floor alone, once
+
+Both run in fresh processes, in turn, after one run of each that is not counted. A graph of the zoo without weights
+is refilled first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+# onnx, onnxruntime and numpy are imported where they are used: on Linux a child's peak memory is never below that of
+# its parent when it started, so the process that measures must stay small
+from common import ROOT, ZOO, ToolError, entry, markdown, module
+
+Shapes = Mapping[str, tuple[int, ...]]
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in one unit of ru_maxrss."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with weights on disk.
+
+    Attributes:
+        path: of the file.
+        file_bytes: of the file and its external data.
+        shapes: input shapes to give to both programs.
+    """
+
+    path: Path
+    file_bytes: int
+    shapes: Shapes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: wall-clock seconds, and bytes of memory at its peak."""
+
+    seconds: float
+    peak: int
+
+
+# --- the floor ------------------------------------------------------------------------------------------------------
+def floor(model: Path, out: Path, shapes: Shapes) -> None:
+    """The least that a tool must do that reads, checks, runs and writes a model."""
+    import onnx
+    import onnxruntime as ort
+
+    loaded = onnx.load(model)
+    onnx.checker.check_model(loaded, full_check=True)
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    session.run(None, {i.name: _random(i, shapes) for i in session.get_inputs()})
+    onnx.save(loaded, out)
+
+
+def _random(value: object, shapes: Shapes) -> object:
+    """A random array for one input of a session: normal for floats, 0 or 1 for others; an open batch is 1."""
+    import numpy as np
+
+    name, declared, kind = value.name, value.shape, value.type  # type: ignore[attr-defined]
+    dims = shapes.get(name) or tuple(1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(declared))
+    if not all(isinstance(d, int) for d in dims):
+        raise ToolError(f"input {name} is {declared}; give --input-shape {name}:1,…")
+    rng = np.random.default_rng(0)
+    dtypes = {"float": np.float32, "float16": np.float16, "double": np.float64}
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    if inner in dtypes:
+        return rng.standard_normal(dims).astype(dtypes[inner])
+    return rng.integers(0, 2, dims).astype(inner)
+
+
+# --- preparation ----------------------------------------------------------------------------------------------------
+def prepare(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
+    """Refill a graph that was stripped of its weights; any other model is taken as it is."""
+    import onnx
+
+    from onnxfuse.model import load
+
+    read = onnx.load(model, load_external_data=False) if model.is_file() else None
+    if read is not None and any(p.key == "zoo.weights" for p in read.metadata_props):
+        refill = module(zoo / "refill.py")
+        recorded = {name: tuple(d["shape"]) for name, d in refill.meta(read, "zoo.inputs", {}).items()}
+        shapes = {**{name: recorded[name] for name in _open_inputs(read) if name in recorded}, **shapes}
+        model = directory / model.name
+        onnx.save(refill.refill(read), model)
+    return Subject(model, load(model).file_bytes, shapes)
+
+
+def _open_inputs(model: object) -> list[str]:
+    """Names of the inputs with dimensions that the model leaves open."""
+    values = model.graph.input  # type: ignore[attr-defined]
+    return [v.name for v in values if any(d.dim_value <= 0 for d in v.type.tensor_type.shape.dim)]
+
+
+def apart(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
+    """`prepare` in a process of its own, so that its memory is not counted."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(prepare, model, shapes, directory, zoo).result()
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+def run(command: Sequence[str]) -> Run:
+    """Run a command and measure it.
+
+    Raises:
+        ToolError: it failed; with the last line that it wrote.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+        if process.returncode:
+            log.seek(0)
+            lines = log.read().strip().splitlines() or ["no message"]
+            raise ToolError(f"{' '.join(command)}: exit code {process.returncode}: {lines[-1]}")
+    return Run(seconds, usage.ru_maxrss * RSS_UNIT)
+
+
+def interleaved(a: Sequence[str], b: Sequence[str], runs: int) -> tuple[list[Run], list[Run]]:
+    """`runs` measurements of both commands, A B A B, after one of each that fills the disk cache."""
+    pairs = [(run(a), run(b)) for _ in range(runs + 1)][1:]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def commands(subject: Subject, sparsity: float, directory: Path) -> tuple[list[str], list[str]]:
+    """onnxfuse's command line, and the floor's."""
+    given = [f"--input-shape={name}:{','.join(map(str, dims))}" for name, dims in subject.shapes.items()]
+    model, out = str(subject.path.resolve()), str(directory / "out.onnx")
+    fuse = [sys.executable, "-m", "onnxfuse", model, out, "--sparsity", str(sparsity), "--quiet", *given]
+    return fuse, [sys.executable, __file__, "--floor", model, out, *given]
+
+
+def summary(subject: Subject, fuse: Sequence[Run], base: Sequence[Run]) -> str:
+    """The table of both programs, and the ratios of their times."""
+    rows = [_row(name, runs, subject.file_bytes) for name, runs in (("onnxfuse", fuse), ("floor", base))]
+    pairs = [a.seconds / b.seconds for a, b in zip(fuse, base, strict=True)]
+    of_medians = median(r.seconds for r in fuse) / median(r.seconds for r in base)
+    return "\n".join(
+        [
+            f"{subject.path.name}, {subject.file_bytes / 1e6:.2f} MB, {len(fuse)} runs of each, A B A B",
+            markdown(["", "min s", "median s", "max s", "peak RSS MB", "× file"], rows),
+            f"time, onnxfuse / floor: {of_medians:.2f} of medians; pair by pair {' '.join(f'{p:.2f}' for p in pairs)}",
+        ]
+    )
+
+
+def _row(name: str, runs: Sequence[Run], file_bytes: int) -> list[str]:
+    seconds, peak = [r.seconds for r in runs], max(r.peak for r in runs)
+    times = [f"{t:.2f}" for t in (min(seconds), median(seconds), max(seconds))]
+    return [name, *times, f"{peak / 1e6:.0f}", f"{peak / file_bytes:.1f}"]
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """NAME:1,3,224,224 → {name: shape}.
+
+    Raises:
+        ToolError: not of that form.
+    """
+    shapes = {}
+    for item in items:
+        name, _, dims = item.rpartition(":")
+        if not name or not all(d.isdigit() for d in dims.split(",")):
+            raise ToolError(f"--input-shape {item!r} is not NAME:1,3,224,224")
+        shapes[name] = tuple(int(d) for d in dims.split(","))
+    return shapes
+
+
+def main() -> None:
+    """Read the arguments; be the floor, or measure both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help=".onnx")
+    parser.add_argument("out", type=Path, nargs="?", help="where the floor writes")
+    parser.add_argument("--floor", action="store_true", help="only load, check, run once and save")
+    parser.add_argument("--sparsity", type=float, default=0.4, help="default: %(default)s")
+    parser.add_argument("--runs", type=int, default=5, help="of each program (default: %(default)s)")
+    parser.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open ones")
+    parser.add_argument("--zoo", type=Path, default=ZOO, help="folder with refill.py")
+    args = parser.parse_args()
+    if args.floor != (args.out is not None) or args.runs < 1:
+        parser.error("OUT goes with --floor and only with it, and there must be a run")
+    shapes = parse_shapes(args.input_shape)
+    if args.floor:
+        floor(args.model, args.out, shapes)
+        return
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        subject = apart(args.model, shapes, directory, args.zoo)
+        fuse, base = interleaved(*commands(subject, args.sparsity, directory), args.runs)
+        print(summary(subject, fuse, base))
+
+
+if __name__ == "__main__":
+    entry(main)
