@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from .channels import ChannelGroup
@@ -18,8 +17,9 @@ def kept_count(n: int, sparsity: float) -> int:
     Raises:
         UsageError: `sparsity` is not in [0, 1).
     """
-    if not (isinstance(sparsity, (int, float)) and math.isfinite(sparsity) and 0 <= sparsity < 1):
-        raise UsageError(f"sparsity {sparsity} is not a fraction of channels; give 0 ≤ sparsity < 1")
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:  # NaN compares false
+        shown = f"{sparsity:g}" if isinstance(sparsity, (int, float)) else repr(sparsity)
+        raise UsageError(f"sparsity {shown} is not a fraction of channels; give 0 ≤ sparsity < 1")
     return max(1, int(n * (1 - sparsity) + ROUNDING))
 
 

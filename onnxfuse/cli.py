@@ -24,6 +24,7 @@ from . import __version__
 from .errors import OnnxFuseError, OutputError, UsageError, one_line
 from .importance import METRICS
 from .merge import METHODS
+from .model import check_writable
 from .pipeline import CHOICES, FuseResult, Options, fuse_with
 from .report import print_report, result_line
 
@@ -90,7 +91,7 @@ def _shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for item in items:
         name, _, dims = item.rpartition(":")
-        if not name or not all(d.strip().isdigit() for d in dims.split(",")):
+        if not name or not all(d.strip().isascii() and d.strip().isdigit() for d in dims.split(",")):
             raise UsageError(f"--input-shape {item!r} is not NAME:1,3,224,224")
         shapes[name] = tuple(int(d) for d in dims.split(","))
     return shapes
@@ -108,8 +109,8 @@ def _check_files(a: argparse.Namespace) -> None:
     if a.output is None and not a.dry_run:
         raise UsageError("no output file; give one, or --dry-run")
     for path in [a.plan, Path(a.json) if a.json and a.json != "-" else None]:
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(f"{path}: the directory {path.parent} does not exist; create it first")
+        if path is not None:
+            check_writable(path)
 
 
 class _Progress:

@@ -82,10 +82,10 @@ def load(path: Path) -> Loaded:
     Raises:
         ModelError: no such file, not an ONNX model, truncated, an empty graph, or external data missing.
     """
-    if path.is_dir() or not path.exists():
-        raise ModelError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; give an .onnx file")
     try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
+        if not path.is_file():
+            raise ModelError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; give an .onnx file")
+        model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
     except (DecodeError, ValueError) as error:
@@ -111,6 +111,21 @@ def _not_onnx(path: Path) -> str:
     return "is not an ONNX model, or is truncated; check it with onnx.checker"
 
 
+def check_writable(destination: Path) -> None:
+    """Refuse what cannot be a file to write.
+
+    Raises:
+        OutputError: it is a directory, its directory does not exist, or its name is too long.
+    """
+    try:
+        if destination.is_dir():
+            raise OutputError(f"{destination}: is a directory; give a file name")
+        if not destination.parent.is_dir():
+            raise OutputError(f"{destination}: the directory {destination.parent} does not exist; create it first")
+    except OSError as error:
+        raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
 @contextlib.contextmanager
 def staged(destination: Path) -> Iterator[Path]:
     """A new directory beside `destination` to build the result in; it is gone afterwards, whatever happens.
@@ -118,10 +133,7 @@ def staged(destination: Path) -> Iterator[Path]:
     Raises:
         OutputError: the directory of the destination does not exist or is not writable.
     """
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a directory; give a file name")
-    if not destination.parent.is_dir():
-        raise OutputError(f"{destination}: the directory {destination.parent} does not exist; create it first")
+    check_writable(destination)
     try:
         directory = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
     except OSError as error:
@@ -297,6 +309,11 @@ class Graph:
         self.constants[name] = add_initializer(self.model, tensor, name)
         self.edges[name] = list(edges)
         return name
+
+
+def proto_label(node: NodeProto) -> str:
+    """`label` of a node that is still a proto."""
+    return node.name or f"{node.op_type} → {next(iter(node.output), '?')}"
 
 
 def label(node: Node) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import time
@@ -19,7 +20,7 @@ from .channels import ChannelGroup, Channels, find_channels, shrunk_shape
 from .errors import NothingToMerge, UsageError, VerificationFailed
 from .importance import METRICS, importance
 from .merge import TRANSPORTS, Merge, Task, TransportOptions, strategy
-from .model import Graph, label
+from .model import Graph, proto_label
 from .plan import Plan
 from .prepare import Folded, inline, prepare
 from .probe import Probe, probe, provider_list
@@ -110,15 +111,21 @@ def check_options(o: Options) -> TransportOptions:
     if given and o.method not in TRANSPORTS:
         names = ", ".join("--" + n.replace("_", "-") for n in given)
         raise UsageError(f"method {o.method!r} solves no transport problem: leave out {names}")
+    if o.seed < 0:
+        raise UsageError(f"seed {o.seed} is negative; give a whole number from 0 up")
     if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
         raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
-    for pattern in (*o.exclude, *o.only):
+    _check_patterns([*o.exclude, *o.only])
+    default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
+    return replace(default, **given)
+
+
+def _check_patterns(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
             raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
-    default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
-    return replace(default, **given)
 
 
 def fuse(
@@ -186,6 +193,7 @@ def fuse_with(
     tell("load", 0, 1)
     source = _Source(model)
     original = source.load()
+    _check_matches("exclude", options.exclude, "node", [proto_label(node) for node in original.graph.node])
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
     if options.sparsity == 0:
@@ -222,6 +230,7 @@ def analyze(
     Raises:
         UsageError, ModelError: as for `fuse`.
     """
+    _check_patterns(exclude)
     graph = _Source(model).load()
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
@@ -286,7 +295,6 @@ def _compress(
     """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place."""
     before = (parameters(model), macs(model, reference.shapes))
     folded = prepare(model, options.exclude)
-    _check_excludes(model, options.exclude)
     graph = Graph(model)
     channels, keep = settle(graph, reference, options)
     merges = _merge_all(channels, keep, options, transport, tell)
@@ -298,6 +306,8 @@ def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, 
     locks: list[Lock] = []
     while True:
         channels = find_channels(graph, reference, options.exclude, locks)
+        if channels.groups:
+            _check_matches("only", options.only, "group", [g.name for g in channels.groups])
         chosen = {g.family for g in channels.groups if any(re.search(p, g.name) for p in options.only or ("",))}
         keep = allocate(channels.groups, options.sparsity)
         keep = [k if g.family in chosen else g.channels for g, k in zip(channels.groups, keep, strict=True)]
@@ -321,14 +331,12 @@ def _nothing(channels: Channels) -> str:
     return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"
 
 
-def _check_excludes(model: ModelProto, patterns: Sequence[str]) -> None:
-    import difflib
-
-    names = [n.name or n.output[0] for n in model.graph.node if n.output]
+def _check_matches(option: str, patterns: Sequence[str], what: str, names: Sequence[str]) -> None:
+    """Every pattern must match one of the names; the error suggests near ones."""
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
-            near = difflib.get_close_matches(pattern, names, 3, 0.3)
-            raise UsageError(f"--exclude {pattern!r} matches no node" + (f"; near: {', '.join(near)}" if near else ""))
+            near = ", ".join(difflib.get_close_matches(pattern, names, 3, 0.3))
+            raise UsageError(f"--{option} {pattern!r} matches no {what}" + (f"; near: {near}" if near else ""))
 
 
 def _merge_all(
@@ -395,4 +403,4 @@ def _as_dict(options: Options) -> dict[str, Any]:
     return asdict(options)
 
 
-__all__ = ["FuseResult", "Options", "VerificationFailed", "analyze", "fuse", "fuse_with", "label"]
+__all__ = ["FuseResult", "Options", "VerificationFailed", "analyze", "fuse", "fuse_with"]

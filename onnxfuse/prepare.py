@@ -21,7 +21,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, set_values
+from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, proto_label, set_values
 from .probe import without_weights
 
 EVALUATED = frozenset(
@@ -150,7 +150,7 @@ def _fold_batch_norms(model: ModelProto, excluded: Sequence[re.Pattern[str]]) ->
         maker = makers.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
         if maker is None or len(uses[norm.input[0]]) != 1 or not _can_fold(maker, norm, constants):
             continue
-        if any(p.search(name) for p in excluded for name in (_name(maker), _name(norm))):
+        if any(p.search(name) for p in excluded for name in (proto_label(maker), proto_label(norm))):
             continue
         folded.append(_fold(model, maker, norm, constants, uses))
         gone.append(i)
@@ -159,10 +159,6 @@ def _fold_batch_norms(model: ModelProto, excluded: Sequence[re.Pattern[str]]) ->
     if gone:
         _drop_unused(model)
     return folded
-
-
-def _name(node: NodeProto) -> str:
-    return node.name or node.output[0]
 
 
 def _can_fold(maker: NodeProto, norm: NodeProto, constants: Container[str]) -> bool:
@@ -193,7 +189,7 @@ def _fold(
         else:
             constants[name] = add_initializer(model, numpy_helper.from_array(values), name)
     maker.output[0] = norm.output[0]
-    return Folded(_name(maker), maker.input[1], maker.input[2], tuple(norm.input[1:5]), epsilon)
+    return Folded(proto_label(maker), maker.input[1], maker.input[2], tuple(norm.input[1:5]), epsilon)
 
 
 def _scaled(maker: NodeProto, weight: Array, scale: Array) -> Array:

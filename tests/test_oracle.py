@@ -82,13 +82,15 @@ def test_halved_shapes(name: str) -> None:
     assert {key: found[key] for key in HALVED[name]} == HALVED[name]
 
 
+@pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("name", NAMES)
-def test_other_batch_sizes_run(name: str) -> None:
+def test_other_batch_sizes(name: str, batch: int) -> None:
     """What was open in the original stays open, whatever size the probe had."""
-    result = onnxfuse.fuse(build(name), sparsity=0.5, method="drop")
-    for batch in (1, 5):
-        feeds = inputs(result.model, batch=batch)
-        assert all(len(output) == batch for output in run(result.model, feeds))
+    model = build(name)
+    result = onnxfuse.fuse(model, sparsity=0.5, method="drop")
+    feeds = inputs(model, batch=batch)
+    assert oracle_error(model, result, feeds) < TOLERANCE
+    assert all(len(output) == batch for output in run(result.model, feeds))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "grouped", "attention_fused", "flatten_spatial"])
@@ -120,9 +122,14 @@ def test_trained(case: Path | str, method: str) -> None:
     check(case, method, SENSITIVE)
 
 
+def is_dynamic(case: Path | str) -> bool:
+    """Whether a file's inputs have open sizes: it is fused at sizes of onnxfuse's choice and then run at others."""
+    return isinstance(case, str) or ".dyn." in case.name or ".dynhw." in case.name
+
+
 def check(case: Path | str, method: str, tolerance: float = TOLERANCE) -> None:
     model, feeds = load(case)
-    shapes = {name: array.shape for name, array in feeds.items()}
+    shapes = None if is_dynamic(case) else {name: array.shape for name, array in feeds.items()}
     result = onnxfuse.fuse(model, sparsity=0.4, method=method, input_shapes=shapes)
     assert oracle_error(model, result, feeds) < tolerance
     assert result.report.after.parameters < result.report.before.parameters

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -22,14 +21,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 # onnx, onnxruntime and numpy are imported where they are used: on Linux a child's peak memory is never below that of
 # its parent when it started, so the process that measures must stay small
 from common import ROOT, ZOO, ToolError, entry, markdown, module
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 Shapes = Mapping[str, tuple[int, ...]]
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in one unit of ru_maxrss."""
+FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+"""onnxruntime's name of a type → NumPy's."""
 
 
 @dataclass(frozen=True)
@@ -68,43 +73,52 @@ def floor(model: Path, out: Path, shapes: Shapes) -> None:
     onnx.save(loaded, out)
 
 
-def _random(value: object, shapes: Shapes) -> object:
+def _random(value: Any, shapes: Shapes) -> Any:
     """A random array for one input of a session: normal for floats, 0 or 1 for others; an open batch is 1."""
     import numpy as np
 
-    name, declared, kind = value.name, value.shape, value.type  # type: ignore[attr-defined]
-    dims = shapes.get(name) or tuple(1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(declared))
+    dims = shapes.get(value.name) or (1 if isinstance(value.shape[0], str) else value.shape[0], *value.shape[1:])
     if not all(isinstance(d, int) for d in dims):
-        raise ToolError(f"input {name} is {declared}; give --input-shape {name}:1,…")
+        raise ToolError(f"input {value.name} is {value.shape}; give --input-shape {value.name}:1,…")
     rng = np.random.default_rng(0)
-    dtypes = {"float": np.float32, "float16": np.float16, "double": np.float64}
-    inner = kind.removeprefix("tensor(").removesuffix(")")
-    if inner in dtypes:
-        return rng.standard_normal(dims).astype(dtypes[inner])
-    return rng.integers(0, 2, dims).astype(inner)
+    dtype = FLOATS.get(value.type)
+    if dtype:
+        return rng.standard_normal(dims).astype(dtype)
+    return rng.integers(0, 2, dims).astype(value.type.removeprefix("tensor(").removesuffix(")"))
 
 
 # --- preparation ----------------------------------------------------------------------------------------------------
 def prepare(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
-    """Refill a graph that was stripped of its weights; any other model is taken as it is."""
-    import onnx
+    """Refill a graph that was stripped of its weights; any other model is taken as it is.
 
+    Raises:
+        ToolError: the model cannot be read.
+    """
+    from onnxfuse import ModelError
     from onnxfuse.model import load
 
-    read = onnx.load(model, load_external_data=False) if model.is_file() else None
-    if read is not None and any(p.key == "zoo.weights" for p in read.metadata_props):
-        refill = module(zoo / "refill.py")
-        recorded = {name: tuple(d["shape"]) for name, d in refill.meta(read, "zoo.inputs", {}).items()}
-        shapes = {**{name: recorded[name] for name in _open_inputs(read) if name in recorded}, **shapes}
-        model = directory / model.name
-        onnx.save(refill.refill(read), model)
-    return Subject(model, load(model).file_bytes, shapes)
+    try:
+        loaded = load(model)
+    except ModelError as error:
+        raise ToolError(str(error)) from error  # a class that the small process knows
+    if any(p.key == "zoo.weights" for p in loaded.model.metadata_props):
+        return _refilled(loaded.model, directory / model.name, shapes, zoo)
+    return Subject(model, loaded.file_bytes, shapes)
 
 
-def _open_inputs(model: object) -> list[str]:
+def _refilled(light: ModelProto, path: Path, shapes: Shapes, zoo: Path) -> Subject:
+    import onnx
+
+    refill = module(zoo / "refill.py")
+    recorded = {name: tuple(d["shape"]) for name, d in refill.meta(light, "zoo.inputs", {}).items()}
+    needed = {name: recorded[name] for name in _open_inputs(light) if name in recorded}
+    onnx.save(refill.refill(light), path)
+    return Subject(path, path.stat().st_size, {**needed, **shapes})
+
+
+def _open_inputs(model: ModelProto) -> list[str]:
     """Names of the inputs with dimensions that the model leaves open."""
-    values = model.graph.input  # type: ignore[attr-defined]
-    return [v.name for v in values if any(d.dim_value <= 0 for d in v.type.tensor_type.shape.dim)]
+    return [v.name for v in model.graph.input if any(d.dim_value <= 0 for d in v.type.tensor_type.shape.dim)]
 
 
 def apart(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
@@ -201,8 +215,8 @@ def main() -> None:
     if args.floor:
         floor(args.model, args.out, shapes)
         return
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
         subject = apart(args.model, shapes, directory, args.zoo)
         fuse, base = interleaved(*commands(subject, args.sparsity, directory), args.runs)
         print(summary(subject, fuse, base))
