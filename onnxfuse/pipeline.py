@@ -232,6 +232,7 @@ def analyze(
     """
     _check_patterns(exclude)
     graph = _Source(model).load()
+    _check_matches("exclude", exclude, "node", [proto_label(node) for node in graph.graph.node])
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
     return list(find_channels(Graph(graph), reference, exclude).groups)

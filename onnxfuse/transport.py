@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from .errors import UsageError
 
 Matrix = NDArray[np.float64]
-CHUNK = 1 << 18
-"""Elements a thread handles in one NumPy call: fits a core's cache, and is long against the cost of the call."""
+BLOCK = 1 << 16
+"""Elements of targets that a pass works on, and `BATCH` sources at a time: together they fit a core's L2 cache, and
+one NumPy call is long against the cost of the call and of taking turns with another thread."""
+BATCH = 16
 LONG_LOOP = 4096
 """NumPy broadcasts a row against a matrix a third faster when the row is longer than this."""
 
@@ -33,8 +35,7 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     """(s, t) distances Lp between the rows of (s, d) `sources` and (t, d) `targets`.
 
     The paper's ground cost is L1 on normalised features (§3, step 5 of the code). L2 goes through one matrix
-    product. L1 uses |a − b| = 2·max(a, b) − a − b, so that each pair costs one elementwise pass and a share of a
-    matrix-vector product.
+    product. L1 uses |a − b| = 2·max(a, b) − a − b, so that each pair costs one elementwise pass and a sum.
     """
     if p == 2:
         square = (sources**2).sum(1)[:, None] + (targets**2).sum(1)[None] - 2 * (sources @ targets.T)
@@ -46,31 +47,30 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     larger = np.empty((len(sources), len(targets)), np.float64)
     repeats = LONG_LOOP // sources.shape[1] + 1
     copies = np.tile(sources, (1, repeats))
+    halves = range(len(sources) // 2), range(len(sources) // 2, len(sources))
     with ThreadPoolExecutor(2) as pool:
-        halves = np.array_split(np.arange(len(sources)), 2)
         list(pool.map(lambda rows: _sum_of_larger(copies, targets, rows, larger), halves))
     total = sources.sum(axis=1, dtype=np.float64)[:, None] + targets.sum(axis=1, dtype=np.float64)
     return np.asarray(np.maximum(2 * larger - total, 0))
 
 
-def _sum_of_larger(
-    copies: NDArray[np.floating], targets: NDArray[np.floating], rows: NDArray[np.int64], result: Matrix
-) -> None:
+def _sum_of_larger(copies: NDArray[np.floating], targets: NDArray[np.floating], rows: range, result: Matrix) -> None:
     """result[i, j] = Σ_d max(sources[i, d], targets[j, d]) for the given rows i, blocked to stay in cache.
 
     `copies` has several copies of each source side by side, against as many targets laid end to end, so that
     NumPy's inner loop is long.
     """
-    d = targets.shape[1]
-    repeats = copies.shape[1] // d
-    step = repeats * max(1, CHUNK // copies.shape[1])
-    buffer, ones = np.empty((step // repeats, copies.shape[1]), copies.dtype), np.ones(d, copies.dtype)
+    width, d = copies.shape[1], targets.shape[1]
+    lines = max(1, BLOCK // width)
+    step = lines * (width // d)
+    buffer = np.empty((BATCH, lines, width), copies.dtype)
     for start in range(0, len(targets), step):
-        block = _end_to_end(targets[start : start + step], repeats)
-        part, n = buffer[: len(block)], min(step, len(targets) - start)
-        for i in rows:
-            np.maximum(block, copies[i], out=part)
-            result[i, start : start + n] = (part.reshape(-1, d) @ ones)[:n]
+        block, n = _end_to_end(targets[start : start + step], width // d), min(step, len(targets) - start)
+        for i in range(rows.start, rows.stop, BATCH):
+            batch = copies[i : min(i + BATCH, rows.stop)]
+            larger = np.maximum(block[None], batch[:, None], out=buffer[: len(batch), : len(block)])
+            sums = np.einsum("rd->r", larger.reshape(-1, d)).reshape(len(batch), -1)
+            result[i : i + len(batch), start : start + n] = sums[:, :n]
 
 
 def _end_to_end(targets: NDArray[np.floating], repeats: int) -> NDArray[np.floating]:

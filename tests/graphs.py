@@ -22,7 +22,7 @@ NAMES = tuple(TEXTS)
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 MODELS = ROOT / "models"
-HEADER = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>\ng'
+HEADER = '<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]>\ng'
 
 
 def build(name: str) -> ModelProto:
@@ -30,9 +30,9 @@ def build(name: str) -> ModelProto:
     return from_text(TEXTS[name])
 
 
-def from_text(text: str, weights: Mapping[str, Array] | None = None) -> ModelProto:
+def from_text(text: str, weights: Mapping[str, Array] | None = None, opset: int = 17) -> ModelProto:
     """A model from onnx's text form without its header; what nothing gives a value becomes a random initializer."""
-    model = onnx.parser.parse_model(HEADER + text)
+    model = onnx.parser.parse_model(HEADER.format(opset=opset) + text)
     graph = model.graph
     made = {name for node in graph.node for name in node.output}
     for value in [v for v in graph.value_info if v.name not in made]:
@@ -53,7 +53,8 @@ def random_weight(name: str, shape: tuple[int, ...]) -> Array:
         return rng.uniform(0.5, 2, shape)
     if name.endswith("_scale"):
         return rng.uniform(0.5, 1.5, shape)
-    return rng.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:]))) * (2 if len(shape) > 1 else 0.5)
+    size = float(np.sqrt(np.prod(shape[1:])))
+    return np.asarray(rng.standard_normal(shape) / size * (2 if len(shape) > 1 else 0.5))
 
 
 def inputs(model: ModelProto, seed: int = 0, batch: int = 3) -> dict[str, Array]:
@@ -87,7 +88,10 @@ def weights(model: ModelProto) -> dict[str, Array]:
     found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            found |= {node.output[0]: numpy_helper.to_array(a.t) for a in node.attribute if a.name == "value"}
+            value = next(a for a in node.attribute if a.name.startswith("value"))
+            found[node.output[0]] = np.asarray(
+                numpy_helper.to_array(value.t) if value.name == "value" else helper.get_attribute_value(value)
+            )
     return found
 
 

@@ -55,7 +55,10 @@ def test_analyze_prints() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("residual", {"c1": (8, {"c1", "c3", "c2", "c4", "c5"}), "c2": (6, {"c2", "c3"}), "c4": (12, {"c4", "c5", "y"})}),
+        (
+            "residual",
+            {"c1": (8, {"c1", "c3", "c2", "c4", "c5"}), "c2": (6, {"c2", "c3"}), "c4": (12, {"c4", "c5", "y"})},
+        ),
         ("depthwise_twice", {"c1": (8, {"c1", "c2", "y"})}),
         ("dense_block", {"c1": (8, {"c1", "c2", "c3", "y"}), "c2": (4, {"c2", "c3", "y"}), "c3": (4, {"c3", "y"})}),
         ("squeeze_excite", {"c1": (8, {"c1", "s1", "s3", "y"}), "s1": (4, {"s1", "s3"})}),
@@ -139,7 +142,7 @@ def test_progress() -> None:
     onnxfuse.fuse(build("residual"), sparsity=0.5, progress=lambda *call: calls.append(call))
     assert list(dict.fromkeys(stage for stage, _, _ in calls)) == ["load", "run the original", "merge", "verify"]
     assert all(0 <= done <= total for _, done, total in calls)
-    assert [total for stage, _, total in calls if stage == "merge"][0] == 3
+    assert next(total for stage, _, total in calls if stage == "merge") == 3
 
 
 SIZES = [

@@ -128,6 +128,17 @@ def test_in_place(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert [p.name for p in model.parent.iterdir()] == ["in.onnx"]
 
 
+def test_permissions_and_links_stay(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The destination is a link to a file that only its owner may read."""
+    real, link = model.with_name("real.onnx"), model.with_name("link.onnx")
+    real.write_bytes(b"old")
+    real.chmod(0o600)
+    link.symlink_to(real.name)
+    code, _, _ = call(capfd, model, link, "--sparsity", 0.5, "--quiet")
+    assert (code, link.is_symlink(), real.stat().st_mode & 0o777) == (0, True, 0o600)
+    assert dims(onnx.load(real))["w1"] == (4, 3, 3, 3)
+
+
 def test_options_reach_the_merge(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     target = model.with_name("out.onnx")
     flags = "--method barycentric --importance l2 --target important --source-mass importance --cost-norm 2 --seed 5"
@@ -204,9 +215,9 @@ def report_of(out: str) -> dict[str, Any]:
 
 
 def test_json_has_no_nan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The original's second output is zero everywhere, so an error relative to it is infinite: JSON has no such number."""
-    text = """(float[N,2] x) => (float[N,1] y, float[N,1] z) <float[3,2] w1 = {1, 0, 1, 0, 0, 0.5}, float[1,3] w2 = {1, -1, 0},
-        float[1,3] w3 = {0, 0, 1}> {
+    """The original's first output is zero, so an error relative to it is infinite: JSON has no such number."""
+    text = """(float[N,2] x) => (float[N,1] y, float[N,1] z)
+        <float[3,2] w1 = {1, 0, 1, 0, 0, 0.5}, float[1,3] w2 = {1, -1, 0}, float[1,3] w3 = {0, 0, 1}> {
         h = Gemm<transB=1>(x, w1)
         y = Gemm<transB=1>(h, w2)
         z = Gemm<transB=1>(h, w3)

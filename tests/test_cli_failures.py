@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -39,7 +38,14 @@ def check_failed(run: Run, code: int, message: str, folder: Path) -> None:
     assert "internal error" not in err
     assert last(out).startswith(f"FAILED (exit code {code})")
     assert (folder / "out.onnx").read_bytes() == PRECIOUS
-    assert {p.name for p in folder.iterdir()} <= {"in.onnx", "out.onnx", "bad.onnx", "bad.json", "bad.onnxtxt", "directory"}
+    assert {p.name for p in folder.iterdir()} <= {
+        "in.onnx",
+        "out.onnx",
+        "bad.onnx",
+        "bad.json",
+        "bad.onnxtxt",
+        "directory",
+    }
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
@@ -146,7 +152,9 @@ DESTINATIONS = {
 
 
 @pytest.mark.parametrize("case", DESTINATIONS)
-def test_bad_destination(case: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_destination(
+    case: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     name, extra, message = DESTINATIONS[case]
     check_failed(call(capfd, "in.onnx", folder / name, "--sparsity", 0.5, *extra), 1, message, folder)
@@ -173,8 +181,14 @@ REFUSED = {
     "shape that contradicts": ([*HALF, "--input-shape", "x:1,3,9,9"], "does not fit the model's"),
     "shape of another rank": ([*HALF, "--input-shape", "x:1,3"], "does not fit the model's"),
     "shape of size 0": ([*HALF, "--input-shape", "x:0,3,8,8"], "does not fit the model's"),
-    "unknown provider": ([*HALF, "--provider", "abacus"], "provider 'abacus' is not in this onnxruntime; choose from cpu"),
-    "target mass without transport": ([*HALF, "--method", "drop", "--target-mass", "uniform"], "leave out --target-mass"),
+    "unknown provider": (
+        [*HALF, "--provider", "abacus"],
+        "provider 'abacus' is not in this onnxruntime; choose from cpu",
+    ),
+    "target mass without transport": (
+        [*HALF, "--method", "drop", "--target-mass", "uniform"],
+        "leave out --target-mass",
+    ),
     "cost without transport": ([*HALF, "--method", "fold", "--cost-norm", "2"], "leave out --cost-norm"),
     "cosine 2": ([*HALF, "--min-cosine", "2"], "is not a cosine"),
     "cosine nan": ([*HALF, "--min-cosine", "nan"], "is not a cosine"),
@@ -227,8 +241,11 @@ def test_failed_check_as_json(folder: Path, capfd: pytest.CaptureFixture[str]) -
 def process(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "onnxfuse", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def test_module_runs(folder: Path) -> None:
@@ -248,7 +265,8 @@ def test_module_fails(folder: Path) -> None:
 def test_interrupted(number: signal.Signals, folder: Path) -> None:
     """Stopped in the midst of merging a network that takes seconds, as its log says."""
     n = 2000
-    text = f"""(float[N,8] x) => (float[N,4] y) <float[8,{n}] w1, float[{n},{n}] w2, float[{n},{n}] w3, float[{n},4] w4> {{
+    text = f"""(float[N,8] x) => (float[N,4] y)
+        <float[8,{n}] w1, float[{n},{n}] w2, float[{n},{n}] w3, float[{n},4] w4> {{
         a = MatMul(x, w1)
         b = MatMul(a, w2)
         c = MatMul(b, w3)

@@ -84,7 +84,7 @@ def test_five_channels_to_two() -> None:
 
 
 def test_euclidean_cost() -> None:
-    """Features have norm 1, so their distance is √(2 − 2 cos), with cos C·A = E·B = 14/15, C·B = E·A = 11/15, D·B = 3/5.
+    """Features have norm 1: their distance is √(2 − 2 cos), with cos C·A = E·B = 14/15, C·B = E·A = 11/15, D·B = 3/5.
 
     C→A .365, C→B .730, E→A .730, E→B .365, D→A 1.414, D→B .894. To A, E costs .365 more than to B and D .520: E is
     split again, so the plan is the L1 one.
@@ -130,7 +130,8 @@ def test_target_mass_by_importance() -> None:
 
 def test_cluster_targets() -> None:
     """P and Q point one way, R and S another. The two most important are P and Q, the clusters are PQ and RS."""
-    text = """(float[N,2] x) => (float[N,1] y) <float[4,2] w1 = {30, 0, 0, 6, 24, 0, 0, 3}, float[1,4] w2 = {40, 8, 32, 4}> {
+    text = """(float[N,2] x) => (float[N,1] y)
+        <float[4,2] w1 = {30, 0, 0, 6, 24, 0, 0, 3}, float[1,4] w2 = {40, 8, 32, 4}> {
         h = Gemm<transB=1>(x, w1)
         y = Gemm<transB=1>(h, w2)
     }"""
@@ -147,7 +148,7 @@ def test_cluster_targets() -> None:
 @pytest.mark.parametrize(
     ("n", "sparsity", "kept"),
     [(8, 0.5, 4), (10, 0.3, 7), (7, 0.5, 3), (3, 0.4, 1), (10, 0.9, 1), (5, 0.1, 4), (100, 0.29, 71), (9, 0.01, 8),
-     (1, 0.5, 1), (2, 0.99, 1), (64, 0.75, 16), (11, 0.7, 3)],
+     (1, 0.5, 1), (2, 0.99, 1), (64, 0.75, 16), (11, 0.7, 3), (20, 0.9, 2)],
 )  # fmt: skip
 def test_removal_count(n: int, sparsity: float, kept: int) -> None:
     """n − int(n(1 − s)) channels go, but never the last one; a last layer of 4 gives other groups something to lose."""
@@ -195,6 +196,30 @@ def test_batch_normalization_is_folded_first(method: str) -> None:
     for name in ("w1", "w2", "b2", "w3", "b3"):
         np.testing.assert_allclose(weights(one)[name], weights(two)[name], rtol=1e-5, atol=1e-6)
     assert gap(run(one, inputs(model)), run(two, inputs(model))) < 1e-5
+
+
+TIED = [
+    # (graph, the group's first node, factors, shifts)
+    ("bn_after_relu", "c1", ("n1_scale", "n1_var"), ("b1", "n1_shift", "n1_mean")),
+    ("prelu", "c1", ("slope",), ()),
+    ("instance_norm", "c1", ("i_scale",), ("b1", "i_shift")),
+    ("depthwise_twice", "c1", ("w2",), ("b2",)),
+]
+
+
+@pytest.mark.parametrize(("name", "group", "factors", "shifts"), TIED, ids=[row[0] for row in TIED])
+def test_shifts_are_merged_and_factors_averaged(
+    name: str, group: str, factors: tuple[str, ...], shifts: tuple[str, ...]
+) -> None:
+    """A shift has the unit of an activation and becomes F b; of a factor the mean is taken with the weights of F."""
+    before, result = weights(build(name)), onnxfuse.fuse(build(name), sparsity=0.5)
+    (matrix,) = (merge.compress.toarray() for g, merge in result.plan.merges if g.name == group)
+    after, mean = weights(result.model), matrix / matrix.sum(axis=1, keepdims=True)
+    assert matrix.sum() == 8  # all of every channel goes somewhere
+    for names, fuse in ((shifts, matrix), (factors, mean)):
+        for key in names:
+            rows = before[key].reshape(8, -1)
+            np.testing.assert_allclose(after[key].reshape(4, -1), fuse @ rows, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 FOLDED = """(float[N,3,8,8] x) => (float[N,5] y)

@@ -16,6 +16,7 @@ from .graphs import NAMES, Array, build, case_id, dims, from_text, gap, inputs, 
 
 METHODS = ("drop", "intra-fusion", "barycentric", "fold")
 
+
 def _norm(prefix: str) -> dict[str, int]:
     """The vectors of a BatchNormalization, which hold its channels on axis 0."""
     return {f"{prefix}_{vector}": 0 for vector in ("scale", "shift", "mean", "var")}
@@ -207,6 +208,29 @@ def test_metadata_stays(tmp_path: Path) -> None:
     assert list(small.graph.input) == list(model.graph.input)
     assert list(small.graph.output) == list(model.graph.output)
     assert small.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_shapes_stay_true(name: str) -> None:
+    """An exporter's record of inner shapes: what is still there agrees with what inference finds."""
+    model = onnx.shape_inference.infer_shapes(build(name))
+    small = onnxfuse.fuse(model, sparsity=0.5).model
+    bare = ModelProto()
+    bare.CopyFrom(small)
+    del bare.graph.value_info[:]
+    inferred = {v.name: v for v in onnx.shape_inference.infer_shapes(bare, data_prop=True).graph.value_info}
+    for value in small.graph.value_info:
+        assert value.name in inferred
+        found = [d.dim_value for d in inferred[value.name].type.tensor_type.shape.dim]
+        kept = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        assert all(a == b or not a or not b for a, b in zip(found, kept, strict=True)), value.name
+
+
+def test_other_recorded_shapes_stay() -> None:
+    model = onnx.shape_inference.infer_shapes(build("branches"))
+    small = onnxfuse.fuse(model, sparsity=0.5).model
+    assert [v.name for v in model.graph.value_info] == ["h", "r", "c", "i"]
+    assert [v.name for v in small.graph.value_info] == ["c", "i"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -113,8 +113,17 @@ def test_duplicates_share_a_cluster(different: int, copies: int, seed: int) -> N
 @pytest.mark.parametrize("m", [1, 2, 17, 63, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_as_many_clusters_as_asked(m: int, dtype: type) -> None:
-    rows = np.random.default_rng(m).standard_normal((64, 5)).astype(dtype)
+    rows: Array = np.random.default_rng(m).standard_normal((64, 5)).astype(dtype)
     assert sorted(set(clusters(rows, m).tolist())) == list(range(m))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_row_is_nearer_to_another_cluster(seed: int) -> None:
+    """What k-means ends with; the hierarchy that it starts from does not have it."""
+    rows = np.random.default_rng(seed).standard_normal((60, 2))
+    labels = clusters(rows, 5)
+    means = np.array([rows[labels == k].mean(axis=0) for k in range(5)])
+    np.testing.assert_array_equal(cdist(rows, means).argmin(axis=1), labels)
 
 
 def test_clusters_when_rows_repeat_more_often_than_there_are_clusters() -> None:
@@ -132,7 +141,9 @@ ABLATIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", [{"method": "drop"}, {"method": "fold"}, *ABLATIONS], ids=lambda o: "-".join(o.values()))
+@pytest.mark.parametrize(
+    "options", [{"method": "drop"}, {"method": "fold"}, *ABLATIONS], ids=lambda o: "-".join(o.values())
+)
 @pytest.mark.parametrize("dead", [slice(0, 6), slice(0, None)], ids=["six of eight", "all"])
 def test_dead_channels(dead: slice, options: dict[str, Any]) -> None:
     """Channels without any weight make no NaN, whether or not some of them must survive."""

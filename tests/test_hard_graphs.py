@@ -1,0 +1,98 @@
+"""Graphs on which it is easy to go wrong: what cannot shrink must be left alone, never break or change the result."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from onnx import ModelProto, helper
+
+import onnxfuse
+from onnxfuse.oracle import oracle_error
+
+from .graphs import build, from_text, inputs
+from .hard_texts import SAFE, SHRINKS
+
+METHODS = ("drop", "intra-fusion", "barycentric", "fold")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SHRINKS)
+def test_shrinks(name: str, method: str) -> None:
+    model = from_text(SHRINKS[name])
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    assert result.report.after.channels < result.report.before.channels
+
+
+@pytest.mark.parametrize("method", ["drop", "fold"])
+@pytest.mark.parametrize("name", SAFE)
+def test_safe(name: str, method: str) -> None:
+    model = from_text(SAFE[name])
+    with contextlib.suppress(onnxfuse.NothingToMerge):
+        result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+        assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+def with_initializers_as_inputs(model: ModelProto) -> ModelProto:
+    """As every model was before IR version 4."""
+    model.ir_version = 3
+    for t in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+    model.opset_import[0].version = 11
+    return model
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv_bn", "residual", "shared_bias"])
+def test_initializers_that_are_inputs(name: str) -> None:
+    model = with_initializers_as_inputs(build(name))
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    declared = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in result.model.graph.input}
+    assert {t.name: list(t.dims) for t in result.model.graph.initializer}.items() <= declared.items()
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+OLD = """(float[N,3,6,6] x) => (float[N,3,12,12] y)
+    <float[12,3,1,1] w1, float[6,4,1,1] w2, float[3,12,1,1] w3, float[4] scales = {1, 1, 2, 2}> {
+    c = Conv(x, w1)
+    a, b = Split<axis=1, split=[6,6]>(c)
+    s = Slice<axes=[1], starts=[0], ends=[4]>(a)
+    p = Pad<pads=[0,0,1,1,0,0,1,1]>(s)
+    u = Unsqueeze<axes=[2]>(p)
+    q = Squeeze<axes=[2]>(u)
+    k = Conv<kernel_shape=[1,1]>(q, w2)
+    m = MaxPool<kernel_shape=[3,3]>(k)
+    j = Concat<axis=1>(m, b)
+    z = Upsample<mode="nearest">(j, scales)
+    y = Conv(z, w3)
+}"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_opset_9(method: str) -> None:
+    """Bounds, sizes, axes and pads were attributes."""
+    model = from_text(OLD, opset=9)
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    split = next(a for node in result.model.graph.node for a in node.attribute if a.name == "split")
+    assert sum(split.ints) == 6
+
+
+def test_local_functions_are_inlined() -> None:
+    """A block that is a function of the model, called twice."""
+    opset = helper.make_opsetid("", 17)
+    nodes = [helper.make_node("MatMul", ["v", "w"], ["m"]), helper.make_node("Relu", ["m"], ["r"])]
+    function = helper.make_function("local", "Layer", ["v", "w"], ["r"], nodes, [opset])
+    text = """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, float[8,8] w2, float[8,3] w3> {
+        h = MatMul(x, w1)
+        k = MatMul(h, w2)
+        y = MatMul(k, w3)
+    }"""
+    model = from_text(text)
+    for node in model.graph.node[:2]:
+        node.op_type, node.domain = "Layer", "local"
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert [(g.before, g.after) for g in result.report.groups] == [(8, 4), (8, 4)]
+    assert oracle_error(model, result, inputs(model)) < 1e-5
