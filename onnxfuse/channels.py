@@ -157,11 +157,10 @@ def _class_locks(t: Tracker, classes: Classes) -> Stays:
     for lock in t.locks:
         for c in np.unique(classes[lock.ids]):
             found.setdefault(int(c), (lock.reason, lock.node))
-    for ids, axis, node in t.pins:
-        roots = classes[ids]
-        if shrinking_axis(roots) == axis:
-            for c in np.unique(roots):
-                found.setdefault(int(c), ("these blocks pair with blocks of a value that stays", node))
+    for pin in t.pins:
+        if shrinking_axis(classes[pin.ids]) == pin.axis:
+            for c in np.unique(classes[pin.held]):
+                found.setdefault(int(c), ("they are blocks or single channels that another value counts on", pin.node))
     return found
 
 
@@ -200,8 +199,9 @@ def _wish(slots: Sequence[RawSlot], classes: Classes, locks: Stays) -> tuple[obj
 
 
 def _signatures(t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSlot]) -> Classes:
-    """class → label; classes with one label occur equally often in every slot, block and computed bound.
+    """class → label; classes with one label occur equally often in every slot, block, slice and selection.
 
+    Each label keeps at least one channel, so no part of a value loses all of its own.
     Label 1 is for classes that stay: the locked ones and those that lie in no constant.
     """
     labels = np.ones(int(classes.max()) + 1, np.int64)
@@ -215,9 +215,10 @@ def _signatures(t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawS
         for row in _rows(classes[grid]):
             refine(row)
     for d in t.demands:
-        if d.number.place is None:
-            roots = classes[_spread(d.ids, d.extent, d.axis)]
-            refine(roots.take(range(d.lo, d.hi), d.axis).ravel())
+        roots = classes[_spread(d.ids, d.extent, d.axis)]
+        refine(roots.take(range(d.lo, d.hi), d.axis).ravel())
+    for p in t.picks:
+        refine(classes[p.taken])
     return labels
 
 

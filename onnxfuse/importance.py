@@ -21,8 +21,10 @@ def _power(p: int) -> Metric:
         """Σ|w|^p over each channel's weights, without the root; mean over slots."""
         total = np.zeros(len(rows[0]))
         for row in rows:
-            size = np.abs(row) if p == 1 else row * row
-            total += size.sum(axis=1, dtype=np.float64)
+            if p == 1:
+                total += np.abs(row).sum(axis=1, dtype=np.float64)
+            else:
+                total += np.einsum("nd,nd->n", row, row, dtype=np.float64)
         return total / len(rows)
 
     return metric

@@ -18,6 +18,7 @@ from .pipeline import FuseResult, Options, settle
 from .prepare import inline, prepare
 from .probe import probe, provider_list
 from .rewrite import Removal, slot_masks
+from .tracker import Role
 from .verify import compare, run
 from .weights import front
 
@@ -45,13 +46,14 @@ def padded(original: ModelProto, result: FuseResult) -> ModelProto:
 
 
 def unshrink(small: Array, slot: Slot, mask: NDArray[np.bool_]) -> Array:
-    """The inverse of `rewrite.shrink`, with zeros outside of `mask`."""
+    """The inverse of `rewrite.shrink`, with zeros outside of `mask` (ones in a factor)."""
     axes = mask.ndim
     differ = [a for a in range(axes) if (mask != mask.take([0], a)).any()]
     if not differ:
         return small
     view, last = front(small, slot), axes - 1
-    full = np.zeros((*mask.shape, *view.shape[axes:]), small.dtype)
+    fill = 1 if slot.role is Role.SCALE else 0  # a factor of what is zero already, or a divisor
+    full = np.full((*mask.shape, *view.shape[axes:]), fill, small.dtype)
     rows, kept = np.moveaxis(full, differ[-1], last), np.moveaxis(mask, differ[-1], last)
     rows[kept] = np.moveaxis(view, differ[-1], last).reshape(-1, *view.shape[axes:])
     moved = np.moveaxis(full, range(axes), slot.axes)

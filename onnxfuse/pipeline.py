@@ -16,11 +16,11 @@ from onnx import ModelProto
 
 from . import model as files
 from .allocate import allocate, kept_count
-from .channels import ChannelGroup, Channels, find_channels, shrunk_shape
-from .errors import NothingToMerge, UsageError, VerificationFailed
+from .channels import ChannelGroup, Channels, Slot, find_channels, shrunk_shape
+from .errors import ModelError, NothingToMerge, UsageError, VerificationFailed
 from .importance import METRICS, importance
 from .merge import TRANSPORTS, Merge, Task, TransportOptions, strategy
-from .model import Graph, proto_label
+from .model import Array, Graph, proto_label
 from .plan import Plan
 from .prepare import Folded, inline, prepare
 from .probe import Probe, probe, provider_list
@@ -353,6 +353,7 @@ def _merge_all(
     def merge(number: int) -> Merge:
         group, k = todo[number]
         rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
+        _check_finite(rows)
         rng = np.random.default_rng([options.seed, number])
         scores = importance(options.importance, list(rows.values()), rng)
         # columns of zeros belong to channels that went with an earlier group: they change no distance
@@ -365,6 +366,14 @@ def _merge_all(
     merges = in_order(merge, before, lambda done: tell("merge", done, len(todo)))
     rewrite(channels, weights, [Removal(g, m.kept) for (g, _), m in zip(todo, merges, strict=True)])
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)]
+
+
+def _check_finite(rows: Mapping[Slot, Array]) -> None:
+    for slot, values in rows.items():
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"weight {slot.tensor!r} of {slot.node} has values that are not finite; repair the model first"
+            )
 
 
 def _shared_tensors(groups: Sequence[ChannelGroup]) -> list[set[int]]:

@@ -173,16 +173,18 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     name = graph.clone(name, [pick.edge]) if len(graph.edges[name]) > 1 else name
     old = graph.array(name)
     index = old % pick.extent
-    set_values(graph.constants[name], (np.cumsum(row) - 1)[index][row[index]].astype(old.dtype))
+    new = (np.cumsum(row) - 1)[index]
+    set_values(graph.constants[name], new[row[index]] if new.ndim == 1 else new)  # no other shape loses an index
 
 
 def _update_value_info(channels: Channels, kept: Mask) -> None:
     """Drop recorded shapes that are no longer true, and follow initializers that are also listed as inputs."""
     graph = channels.tracker.graph.model.graph
     resized = {s.tensor for g in channels.groups for s in g.slots}
+    exist = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
     for i in reversed(range(len(graph.value_info))):
         name = graph.value_info[i].name
-        if name in resized or shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
+        if name not in exist or name in resized or shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
             del graph.value_info[i]
     dims = {t.name: t.dims for t in graph.initializer}
     for value in graph.input:

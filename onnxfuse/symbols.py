@@ -68,6 +68,11 @@ def opaque(value: float, sizes: Mapping[Dim, int]) -> Number:
     return Number(value, compute, frozenset(sizes))
 
 
+def dims_of(numbers: Numbers) -> frozenset[Dim]:
+    """All dimensions that any of the numbers depends on."""
+    return frozenset[Dim]().union(*(n.dims for n in numbers.reshape(-1)))
+
+
 def _lift(function: Callable[..., float]) -> Callable[..., Any]:
     """An elementwise function on Numbers, as a broadcasting NumPy function."""
 

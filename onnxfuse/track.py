@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .model import Graph, Node, label, outer_names, subgraphs
 from .probe import Probe
 from .rules import rule_for, unknown
-from .symbols import Numbers, evaluate
+from .symbols import Numbers, dims_of, evaluate
 from .tracker import Tracker
 
 
@@ -28,6 +28,8 @@ def track(graph: Graph, probe: Probe, exclude: Sequence[str] = ()) -> Tracker:
     for output in graph.model.graph.output:
         if output.name in t.ids:
             t.lock(t.ids[output.name], "feeds a graph output")
+        if output.name in t.numbers:
+            t.lock_dims(dims_of(t.numbers[output.name]), "their count is a graph output")
     return t
 
 
@@ -61,7 +63,7 @@ def _run_symbolic(t: Tracker, node: Node) -> bool:
     name = node.outputs[0].name
     result = evaluate(node, known)
     if result is None:
-        dims = frozenset().union(*(n.dims for a in known for n in a.reshape(-1)))
+        dims = frozenset().union(*(dims_of(a) for a in known))
         result = t.opaque_numbers(name, dims)
     if result is None:
         return False
@@ -76,8 +78,7 @@ def _run_rule(t: Tracker, node: Node) -> None:
     (rule_for(node) if known else unknown)(node, t)
     for i in node.inputs:
         if i.name in t.numbers and i.name not in t.used_numbers:
-            dims = frozenset().union(*(n.dims for n in t.numbers[i.name].reshape(-1)))
-            t.lock_dims(dims, f"their count enters {node.op} as a number")
+            t.lock_dims(dims_of(t.numbers[i.name]), f"their count enters {node.op} as a number")
 
 
 def _lock_captured(t: Tracker, position: int) -> None:
@@ -86,6 +87,8 @@ def _lock_captured(t: Tracker, position: int) -> None:
     for inner in subgraphs(proto):
         for name in set(outer_names(inner)) & t.ids.keys():
             t.lock(t.ids[name], f"enters the body of {proto.op_type}")
+        for name in set(outer_names(inner)) & t.numbers.keys():
+            t.lock_dims(dims_of(t.numbers[name]), f"their count enters the body of {proto.op_type}")
 
 
 def _lock_node(t: Tracker, node: Node, reason: str) -> None:

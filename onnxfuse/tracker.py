@@ -72,12 +72,16 @@ class Demand:
 
 @dataclass(frozen=True)
 class Pick:
-    """The constant indices at `edge` select positions along `axis` of `ids`: they are renumbered after removal."""
+    """The constant indices at `edge` select positions along `axis` of `ids`: they are renumbered after removal.
+
+    `taken` has the flat ids that they select.
+    """
 
     edge: Edge
     ids: Ids
     extent: int
     axis: int
+    taken: Ids
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,16 @@ class Lock:
 
     ids: Ids
     reason: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Pin:
+    """`held` must stay if removal shortens `axis` of `ids`."""
+
+    ids: Ids
+    axis: int
+    held: Ids
     node: str
 
 
@@ -104,7 +118,7 @@ class Tracker:
     locks: list[Lock] = field(default_factory=list)
     slots: list[RawSlot] = field(default_factory=list)
     grids: list[Ids] = field(default_factory=list)
-    pins: list[tuple[Ids, int, str]] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
     producers: list[tuple[Ids, str]] = field(default_factory=list)
@@ -185,10 +199,10 @@ class Tracker:
         if ids.any():
             self.locks.append(Lock(np.unique(ids), reason, self.node_label))
 
-    def pin(self, ids: Ids, axis: int) -> None:
-        """Along `axis` no position may go, though whole positions of a later axis may."""
+    def pin(self, ids: Ids, axis: int, only: Ids | None = None) -> None:
+        """Along `axis` no position (of `only` these ids) may go, though whole positions of a later axis may."""
         if ids.shape[axis] > 1:
-            self.pins.append((ids, axis, self.node_label))
+            self.pins.append(Pin(ids, axis, ids if only is None else only, self.node_label))
 
     def slot(self, node: Node, i: int, axes: Sequence[int], ids: Ids, role: Role, split: int = 1) -> None:
         """Say that positions along `axes` of constant input `i` are channels."""

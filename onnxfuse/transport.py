@@ -27,8 +27,8 @@ def preload() -> None:
 
 def normalized(rows: NDArray[np.floating]) -> NDArray[np.floating]:
     """Each row divided by its L2 norm; a row of zeros (a dead channel) stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-    return np.asarray(rows / np.where(norm == 0, 1, norm))
+    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
+    return np.asarray(rows / np.where(norm == 0, 1, norm).astype(rows.dtype))
 
 
 def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p: int = 1) -> Matrix:
@@ -129,6 +129,7 @@ def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np
     n = len(rows)
     if m >= n:
         return np.arange(n)
+    rows = rows / (np.abs(rows).max(initial=0) or 1)  # so that no square overflows
     distance = ground_cost(rows, rows, 2)
     np.fill_diagonal(distance, 0)
     labels = cut_tree(linkage(squareform(distance, checks=False), "ward"), n_clusters=m).reshape(-1)

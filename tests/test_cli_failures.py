@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from .graphs import ROOT, build, from_text
 from .test_cli import Run, call, last, report_of
+from .texts import TEXTS
 
 PRECIOUS = b"what was there before"
 PNG = b"\x89PNG\r\n\x1a\n" + zlib.compress(bytes(range(256)) * 20)
@@ -97,6 +98,12 @@ def with_text_input() -> ModelProto:
     return from_text("(string[N] x) => (string[N] y) { y = Identity(x) }")
 
 
+def with_a_nan() -> ModelProto:
+    values = np.ones((8, 6), np.float32)
+    values[3, 2] = np.nan
+    return from_text(TEXTS["mlp"], {"w1": values})
+
+
 CLASSIFIER = "(float[N,4] x) => (float[N,3] y) <float[4,3] w1> { y = MatMul(x, w1) }"
 NORMALIZED = """(float[N,4] x) => (float[N,3] y) <float[4,6] w1, float[6] n_scale, float[6,3] w2> {
     h = MatMul(x, w1)
@@ -127,6 +134,7 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "only a classifier": (saved(from_text(CLASSIFIER)), "nothing to merge: feeds a graph output (y)"),
     "nothing but locks": (saved(from_text(NORMALIZED)), "LayerNormalization over the channels (h)"),
     "no weights": (saved(from_text("(float[N] x) => (float[N] y) { y = Relu(x) }")), "nothing to merge: no Conv"),
+    "a weight is not a number": (saved(with_a_nan()), "w1"),
     "name too long": (lambda folder: folder / ("n" * 300), "ame too long"),
 }
 

@@ -61,7 +61,10 @@ HALVED: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """Shapes at sparsity 0.5, counted by hand: n channels become int(n / 2), what feeds an output stays."""
 
-QUICK = r"resnet18|mobilenet_v2|mobilenet_v3_small|mnasnet|shufflenet_v2_x0_5|squeezenet1_1|unet|espcn|dcgan|wavenet|pointnet"
+QUICK = (
+    r"resnet18|mobilenet_v2|mobilenet_v3_small|mnasnet|shufflenet_v2_x0_5|squeezenet1_1"
+    r"|unet|espcn|dcgan|wavenet|pointnet"
+)
 WIDE = r"resnext50_32x4d.dynamo18|densenet121.ts17.onnx|googlenet.ts17.onnx|regnet_y_400mf.ts17.onnx"
 
 

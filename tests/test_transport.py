@@ -18,6 +18,7 @@ from onnxfuse.importance import importance
 from onnxfuse.transport import clusters, full_plan, ground_cost, kept_plan, normalized
 
 from .graphs import Array, build, from_text, weights
+from .texts import TEXTS
 
 MADE = np.array([[1, -2], [0, 3], [4, 0], [0, 0]], np.float32)
 READ = np.array([[1], [-1], [2], [2]], np.float32)
@@ -156,6 +157,17 @@ def test_dead_channels(dead: slice, options: dict[str, Any]) -> None:
     result = onnxfuse.fuse(model, sparsity=0.5, **options)
     assert weights(result.model)["w1"].shape == (4, 6)
     assert all(np.isfinite(values).all() for values in weights(result.model).values())
+
+
+@pytest.mark.parametrize("method", ["drop", "intra-fusion", "barycentric", "fold"])
+@pytest.mark.parametrize("metric", ["l1", "l2", "lamp"])
+def test_a_weight_whose_square_overflows(metric: str, method: str) -> None:
+    """1e30 is a float32, 1e60 is none."""
+    values = weights(build("mlp"))["w1"].copy()
+    values[2, 3] = 1e30
+    result = onnxfuse.fuse(from_text(TEXTS["mlp"], {"w1": values}), sparsity=0.5, method=method, importance=metric)
+    assert np.abs(weights(result.model)["w1"]).max() >= 0.2e30
+    assert all(np.isfinite(array).all() for array in weights(result.model).values())
 
 
 EQUAL = """(float[N,2] x) => (float[N,1] y)

@@ -66,6 +66,7 @@ def _channels(node: Node, t: Tracker, n: int) -> Ids:
 def _blocks(t: Tracker, ids: Ids, groups: int) -> Ids:
     blocks = ids.reshape(groups, -1)
     t.grids.append(blocks)
+    t.pin(blocks, 0)
     return blocks
 
 

@@ -203,8 +203,11 @@ def gather(node: Node, t: Tracker) -> None:
         t.put(node, t.fixed(len(t.out_shape(node))))
         return
     index = np.array([int(n.value) for n in indices.reshape(-1)]).reshape(indices.shape)
-    t.picks.append(Pick(Edge(t.position, 1), ids, shape[axis], axis))
-    t.put(node, compact(np.take(ids, index, axis)))
+    taken = np.take(ids, index, axis)
+    if index.ndim != 1:  # one channel, or a table of them, cannot become fewer
+        t.pin(ids, axis, taken)
+    t.picks.append(Pick(Edge(t.position, 1), ids, shape[axis], axis, taken.ravel()))
+    t.put(node, compact(taken))
 
 
 def pad(node: Node, t: Tracker) -> None:
@@ -229,7 +232,8 @@ def _padded(node: Node, t: Tracker, ids: Ids, shape: Sequence[int], axis: int, e
     if not zero or (t.name(node, 2) and (fill is None or any(n.value for n in fill.reshape(-1)))):
         t.lock(ids, "Pad of the channels by something else than zeros")
     if varying(ids) != [axis] or min(ends[0].value, ends[1].value) < 0:
-        t.lock(ids, "Pad of one of several channel axes")
+        t.lock(ids, "Pad of one of several channel axes, or by less than nothing")
+        return t.fixed(ids.ndim)
     before, after = int(ends[0].value), int(ends[1].value)
     form = [1] * ids.ndim
     form[axis] = -1
