@@ -30,7 +30,7 @@ from .schedule import in_order
 from .tracker import Lock, Role
 from .transport import preload
 from .verify import Comparison, verify
-from .weights import Weights
+from .weights import Weights, side_by_side
 
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
@@ -356,9 +356,7 @@ def _merge_all(
         _check_finite(rows)
         rng = np.random.default_rng([options.seed, number])
         scores = importance(options.importance, list(rows.values()), rng)
-        # columns of zeros belong to channels that went with an earlier group: they change no distance
-        features = np.concatenate([r.compress(r.any(axis=0), axis=1) for r in rows.values()], axis=1)
-        result = method(Task(features, scores, k, transport))
+        result = method(Task(side_by_side(list(rows.values())), scores, k, transport))
         weights.apply(group, result, rows)
         return result
 

@@ -27,8 +27,12 @@ def preload() -> None:
 
 def normalized(rows: NDArray[np.floating]) -> NDArray[np.floating]:
     """Each row divided by its L2 norm; a row of zeros (a dead channel) stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
-    return np.asarray(rows / np.where(norm == 0, 1, norm).astype(rows.dtype))
+    size = np.abs(rows).max(axis=1, initial=0)  # taken out first, so that no square overflows
+    size = np.where(size == 0, 1, size)[:, None]
+    result = rows / size
+    norm = np.sqrt(np.einsum("nd,nd->n", result, result))[:, None]
+    result /= np.where(norm == 0, 1, norm)
+    return np.asarray(result)
 
 
 def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p: int = 1) -> Matrix:

@@ -7,10 +7,11 @@ and the tensors are shortened once, at the end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from .channels import ChannelGroup, Slot
@@ -59,6 +60,26 @@ class Weights:
             fresh = uses[slot.tensor] > 1 or slot not in rows  # another slot's merge changes a shared tensor
             values = self.gather(slot) if fresh else rows[slot]
             self.scatter(slot, merge.kept, matrix(merge, slot.role, values.dtype) @ values)
+
+
+def side_by_side(rows: Sequence[Array]) -> Array:
+    """(n, d) the rows of all slots, without columns of zeros.
+
+    These belong to channels that went with an earlier group: they change no norm and no distance.
+    """
+    used = [_used_columns(r) for r in rows]
+    ends = np.cumsum([0, *(int(u.sum()) for u in used)])
+    joined = np.empty((len(rows[0]), ends[-1]), np.result_type(*rows))
+    for r, u, start, end in zip(rows, used, ends[:-1], ends[1:], strict=True):
+        joined[:, start:end] = r if u.all() else r[:, u]
+    return joined
+
+
+def _used_columns(rows: Array) -> NDArray[np.bool_]:
+    """Columns that are not zero everywhere; a look at a few rows settles most of them."""
+    used: NDArray[np.bool_] = np.array(rows[:8].any(axis=0))
+    used[~used] = rows[:, ~used].any(axis=0)
+    return used
 
 
 def front(array: Array, slot: Slot) -> Array:
