@@ -50,7 +50,7 @@ class Task:
     """One group to merge.
 
     Attributes:
-        rows: (n, d) all weights that make or read each channel, side by side.
+        rows: (n, d) all weights that make or read each channel, side by side; a strategy may overwrite them.
         scores: (n,) importance.
         keep: k.
         options: of the transport.
@@ -111,7 +111,7 @@ TRANSPORTS = ("intra-fusion", "barycentric")
 # --- plans ----------------------------------------------------------------------------------------------------------
 def _plan(task: Task) -> tuple[Ids, NDArray[np.float64]]:
     """(k,) places and the (n, k) plan of the task. Dead channels (all weights zero) send nothing."""
-    features, o = transport.normalized(task.rows), task.options
+    features, o = transport.normalized(task.rows, out=task.rows), task.options
     if o.target == "cluster":
         labels = transport.clusters(features, task.keep)
         kept, member = _places(labels, task.scores)

@@ -28,7 +28,6 @@ from .report import GroupRow, LockedRow, Report, Size, macs, parameters
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .schedule import in_order
 from .tracker import Lock, Role
-from .transport import preload
 from .verify import Comparison, verify
 from .weights import Weights, side_by_side
 
@@ -188,8 +187,6 @@ def fuse_with(
     """`fuse` with its options as one object."""
     start, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
     transport, providers = check_options(options), provider_list(options.provider)
-    if options.method in TRANSPORTS:
-        preload()
     tell("load", 0, 1)
     source = _Source(model)
     original = source.load()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,16 +18,10 @@ LONG_LOOP = 4096
 """NumPy broadcasts a row against a matrix a third faster when the row is longer than this."""
 
 
-def preload() -> None:
-    """Start importing POT in the background: that takes as long as onnxruntime needs to run the original."""
-    threading.Thread(target=importlib.import_module, args=("ot",), daemon=True).start()
-
-
-def normalized(rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Each row divided by its L2 norm; a row of zeros (a dead channel) stays zero."""
-    size = np.abs(rows).max(axis=1, initial=0)  # taken out first, so that no square overflows
-    size = np.where(size == 0, 1, size)[:, None]
-    result = rows / size
+def normalized(rows: NDArray[np.floating], out: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
+    """Each row divided by its L2 norm, in `out` if given; a row of zeros (a dead channel) stays zero."""
+    size = np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0))  # first, so that no square overflows
+    result = np.divide(rows, np.where(size == 0, 1, size)[:, None], out=out)
     norm = np.sqrt(np.einsum("nd,nd->n", result, result))[:, None]
     result /= np.where(norm == 0, 1, norm)
     return np.asarray(result)
@@ -90,7 +82,7 @@ def solve(cost: Matrix, sources: Matrix, targets: Matrix) -> Matrix:
     Raises:
         RuntimeError: POT did not reach the optimum.
     """
-    import ot  # here, because its import takes longer than all the others together: see `preload`
+    import ot  # here, because its import takes longer than all the others together
 
     plan, log = ot.emd(sources, targets * (sources.sum() / targets.sum()), cost, numItermax=10_000_000, log=True)
     if log["warning"]:

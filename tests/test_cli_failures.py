@@ -18,6 +18,7 @@ from .graphs import ROOT, build, from_text
 from .test_cli import Run, call, last, report_of
 from .texts import TEXTS
 
+HALF = ["--sparsity", "0.5"]
 PRECIOUS = b"what was there before"
 PNG = b"\x89PNG\r\n\x1a\n" + zlib.compress(bytes(range(256)) * 20)
 
@@ -169,8 +170,26 @@ def test_bad_destination(
     assert onnx.load(folder / "in.onnx") == build("residual")
 
 
+@pytest.mark.parametrize("flag", ["--json", "--plan"])
+def test_two_results_in_one_file(flag: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The report or the plan would replace the model that was just written, or the model that was read."""
+    for name in ("out.onnx", "in.onnx"):
+        code, _, err = call(capfd, folder / "in.onnx", folder / "out.onnx", *HALF, flag, folder / name)
+        assert (code in (1, 2), len(err.splitlines())) == (True, 1)
+        assert (folder / "out.onnx").read_bytes() == PRECIOUS
+        assert onnx.load(folder / "in.onnx") == build("residual")
+
+
+def test_output_onto_the_data_of_the_input(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The model that was read would lose its weights."""
+    path = folder / "bad.onnx"
+    onnx.save(build("residual"), path, save_as_external_data=True, location="bad.data", size_threshold=0)
+    code, _, err = call(capfd, path, folder / "bad.data", *HALF)
+    assert (code in (1, 2), len(err.splitlines())) == (True, 1)
+    assert onnx.load(path) == build("residual")
+
+
 # --- options --------------------------------------------------------------------------------------------------------
-HALF = ["--sparsity", "0.5"]
 REFUSED = {
     "sparsity 1": (["--sparsity", "1"], "give 0 ≤ sparsity < 1"),
     "sparsity 40": (["--sparsity", "40"], "give 0 ≤ sparsity < 1"),
