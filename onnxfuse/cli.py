@@ -108,9 +108,16 @@ def _check_files(a: argparse.Namespace) -> None:
     """What can be known to fail before any work is done."""
     if a.output is None and not a.dry_run:
         raise UsageError("no output file; give one, or --dry-run")
-    for path in [a.plan, Path(a.json) if a.json and a.json != "-" else None]:
-        if path is not None:
-            check_writable(path)
+    results = [] if a.dry_run else [a.output]
+    if a.json and a.json != "-":
+        results.append(Path(a.json))
+    if a.plan is not None:
+        results += [a.plan, Path(f"{a.plan}.npz")]
+    for path in results:
+        check_writable(path)
+        others = [p for p in (a.input, *results) if p is not path and not (path is a.output and p is a.input)]
+        if path.resolve() in [p.resolve() for p in others]:
+            raise UsageError(f"{path} is named for two files; give each its own")
 
 
 class _Progress:

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,12 +67,12 @@ class Loaded:
 
     Attributes:
         model: with its external data.
-        external: whether it had any.
+        beside: the files of its external data.
         file_bytes: of the file and its external data.
     """
 
     model: ModelProto
-    external: bool
+    beside: tuple[Path, ...]
     file_bytes: int
 
 
@@ -92,15 +92,16 @@ def load(path: Path) -> Loaded:
         raise ModelError(f"{path}: {_not_onnx(path)}") from error
     if not model.graph.node:
         raise ModelError(f"{path}: {'empty graph: no nodes' if model.ir_version else _not_onnx(path)}")
-    beside = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
+    names = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
+    beside = tuple(path.parent / name for name in sorted(names))
     try:
         load_external_data_for_model(model, os.fspath(path.parent))
-        size = sum(file.stat().st_size for file in [path, *(path.parent / name for name in beside)])
+        size = sum(file.stat().st_size for file in [path, *beside])
     except (OSError, onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
             f"{path}: external data is missing or unreadable ({one_line(error)}); put the data file beside the model"
         ) from error
-    return Loaded(model, bool(beside), size)
+    return Loaded(model, beside, size)
 
 
 def _not_onnx(path: Path) -> str:
@@ -124,6 +125,17 @@ def check_writable(destination: Path) -> None:
             raise OutputError(f"{destination}: the directory {destination.parent} does not exist; create it first")
     except OSError as error:
         raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def check_distinct(path: Path, destination: Path, beside: Sequence[Path]) -> None:
+    """Refuse to write over the external data of the model at `path`, unless the model itself is replaced, too.
+
+    Raises:
+        OutputError: `destination` or its data file is a data file of another model that was read.
+    """
+    for target in (destination, destination.with_name(destination.name + ".data")):
+        if target in [file.resolve() for file in beside] and (target == destination or path.resolve() != destination):
+            raise OutputError(f"{target}: holds the weights of {path}; give another output file")
 
 
 @contextlib.contextmanager

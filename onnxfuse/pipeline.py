@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from onnx import ModelProto
+from onnx.external_data_helper import uses_external_data
 
 from . import model as files
 from .allocate import allocate, kept_count
@@ -119,6 +120,11 @@ def check_options(o: Options) -> TransportOptions:
     return replace(default, **given)
 
 
+def _listed(patterns: Sequence[str]) -> tuple[str, ...]:
+    """A single pattern is a list of one, not of its letters."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
 def _check_patterns(patterns: Sequence[str]) -> None:
     for pattern in patterns:
         try:
@@ -176,7 +182,7 @@ def fuse(
     shapes = {k: tuple(v) for k, v in input_shapes.items()} if input_shapes else None
     options = Options(
         sparsity, method, importance, source_mass, target_mass, target, cost_norm,
-        tuple(exclude), shapes, provider, seed, min_cosine, tuple(only),
+        _listed(exclude), shapes, provider, seed, min_cosine, _listed(only),
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -187,9 +193,14 @@ def fuse_with(
     """`fuse` with its options as one object."""
     start, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
     transport, providers = check_options(options), provider_list(options.provider)
+    destination = None if output is None else Path(output).resolve()  # through a symbolic link
+    if destination is not None:
+        files.check_writable(destination)
     tell("load", 0, 1)
     source = _Source(model)
     original = source.load()
+    if destination is not None and source.name is not None:
+        files.check_distinct(Path(source.name), destination, source.beside)
     _check_matches("exclude", options.exclude, "node", [proto_label(node) for node in original.graph.node])
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
@@ -202,11 +213,10 @@ def fuse_with(
     def finish(candidate: Path | ModelProto) -> Comparison:
         return verify(candidate, reference, providers, options.min_cosine, source.load)
 
-    destination = None if output is None else Path(output).resolve()  # through a symbolic link
     if destination is None:
         comparison, size = finish(small.model), small.model.ByteSize()
     else:
-        comparison, size = _write(small.model, destination, source.external, finish)
+        comparison, size = _write(small.model, destination, bool(source.beside), finish)
     before = replace(small.before, file_bytes=source.bytes)
     report = Report(
         source.name, None if output is None else str(output), _as_dict(options), before,
@@ -227,6 +237,7 @@ def analyze(
     Raises:
         UsageError, ModelError: as for `fuse`.
     """
+    exclude = _listed(exclude)
     _check_patterns(exclude)
     graph = _Source(model).load()
     _check_matches("exclude", exclude, "node", [proto_label(node) for node in graph.graph.node])
@@ -242,17 +253,22 @@ class _Source:
     def __init__(self, model: PathLike | ModelProto) -> None:
         self.given = model
         self.name = None if isinstance(model, ModelProto) else str(model)
-        self.external, self.bytes = False, 0
+        self.beside: tuple[Path, ...] = ()
+        self.bytes = 0
 
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
         if isinstance(self.given, ModelProto):
+            if any(uses_external_data(t) for t in self.given.graph.initializer):
+                raise ModelError(
+                    "the model's external data is not loaded; load it with onnx.load(path), or give the path"
+                )
             copy = ModelProto()
             copy.CopyFrom(self.given)
             self.bytes = copy.ByteSize()
             return inline(copy)
         loaded = files.load(Path(self.given))
-        self.external, self.bytes = loaded.external, loaded.file_bytes
+        self.beside, self.bytes = loaded.beside, loaded.file_bytes
         return inline(loaded.model)
 
 

@@ -70,7 +70,8 @@ class Plan:
             OSError: the place is not writable.
         """
         path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
-        np.savez_compressed(path.with_name(path.name + ".npz"), allow_pickle=False, **self.arrays())
+        arrays: Any = self.arrays()
+        np.savez_compressed(path.with_name(path.name + ".npz"), **arrays)
 
 
 def _coordinates(matrix: csr_array) -> dict[str, Array]:

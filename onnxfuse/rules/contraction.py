@@ -130,6 +130,7 @@ def matmul(node: Node, t: Tracker) -> None:
     elif left or right:
         side = 1 if left else 0
         t.lock(t.of(node, side), "MatMul with a batch of constant matrices")
+        t.leave_alone(t.out_shape(node)[-1], "MatMul with a batch of constant matrices")
         t.put(node, t.fixed(len(t.out_shape(node))))
     else:
         _two_activations(node, t)
@@ -137,6 +138,9 @@ def matmul(node: Node, t: Tracker) -> None:
 
 def _times_matrix(node: Node, t: Tracker) -> None:
     x, shape = t.of(node), t.in_shape(node)
+    if varying(x) and x.shape[-1] == 1:  # mixes positions, not channels
+        t.put(node, x)
+        return
     t.slot(node, 1, (0,), _row(node, t, x, 0), Role.CONSUMES)
     made = t.fresh(t.in_shape(node, 1)[1])
     t.slot(node, 1, (1,), made, Role.PRODUCES)
@@ -147,6 +151,9 @@ def _matrix_times(node: Node, t: Tracker) -> None:
     """W (M, K) · x (…, K, N): channels lie on the second last axis."""
     x, shape = t.of(node, 1), t.in_shape(node, 1)
     axis = max(len(shape) - 2, 0)
+    if varying(x) and x.shape[axis] == 1:  # mixes positions, not channels
+        t.put(node, x)
+        return
     t.slot(node, 0, (1,), expand(t.collapse(x, (axis,)), shape, (axis,)).ravel(), Role.CONSUMES)
     made = t.fresh(t.in_shape(node, 0)[0])
     t.slot(node, 0, (0,), made, Role.PRODUCES)
