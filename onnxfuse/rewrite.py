@@ -13,7 +13,7 @@ from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis,
 from .model import Array, Edge, Graph, drop_attribute, set_attribute, set_values
 from .symbols import Place
 from .tracker import Demand, Ids, Lock, Pick
-from .weights import Weights, front
+from .weights import Weights, front, others
 
 Mask = NDArray[np.bool_]
 
@@ -28,7 +28,7 @@ class Removal:
     @property
     def gone(self) -> Ids:
         """The others, ascending."""
-        return np.setdiff1d(np.arange(self.group.channels), self.kept)
+        return others(self.kept, self.group.channels)
 
 
 def removed_mask(channels: Channels, removals: Sequence[Removal]) -> Mask:

@@ -42,12 +42,13 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
         return np.zeros((len(sources), len(targets)))
     larger = np.empty((len(sources), len(targets)), np.float64)
     repeats = LONG_LOOP // sources.shape[1] + 1
-    copies = np.tile(sources, (1, repeats))
+    copies = np.concatenate([sources] * repeats, axis=1) if repeats > 1 else sources
     halves = range(len(sources) // 2), range(len(sources) // 2, len(sources))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda rows: _sum_of_larger(copies, targets, rows, larger), halves))
-    total = sources.sum(axis=1, dtype=np.float64)[:, None] + targets.sum(axis=1, dtype=np.float64)
-    return np.asarray(np.maximum(2 * larger - total, 0))
+    larger *= 2
+    larger -= np.einsum("sd->s", sources)[:, None] + np.einsum("td->t", targets)
+    return np.maximum(larger, 0, out=larger)
 
 
 def _sum_of_larger(copies: NDArray[np.floating], targets: NDArray[np.floating], rows: range, result: Matrix) -> None:

@@ -43,7 +43,7 @@ class Weights:
     def scatter(self, slot: Slot, kept: Ids, values: Array) -> None:
         """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to the others."""
         view, index = self._view(slot)
-        gone = np.setdiff1d(np.arange(len(slot.positions)), kept)
+        gone = others(kept, len(slot.positions))
         view[tuple(i[gone] for i in index)] = 0
         shape = (len(kept), slot.positions.shape[1], *view.shape[len(index) :])
         view[tuple(i[kept] for i in index)] = values.reshape(shape)
@@ -80,6 +80,13 @@ def _used_columns(rows: Array) -> NDArray[np.bool_]:
     used: NDArray[np.bool_] = np.array(rows[:8].any(axis=0))
     used[~used] = rows[:, ~used].any(axis=0)
     return used
+
+
+def others(kept: Ids, n: int) -> Ids:
+    """Which of 0…n−1 are not among `kept`, ascending."""
+    mask = np.ones(n, bool)
+    mask[kept] = False
+    return np.flatnonzero(mask)
 
 
 def front(array: Array, slot: Slot) -> Array:
