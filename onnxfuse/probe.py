@@ -57,14 +57,36 @@ def provider_list(name: str) -> list[str]:
     """onnxruntime's provider list for a short or full provider name, CPU last.
 
     Raises:
-        UsageError: this onnxruntime has no such provider.
+        UsageError: this onnxruntime has no such provider, or the provider cannot start on this machine.
     """
     full = PROVIDERS.get(name.lower(), name)
     available = ort.get_available_providers()
     if full not in available:
         short = [k for k, v in PROVIDERS.items() if v in available]
         raise UsageError(f"provider {name!r} is not in this onnxruntime; choose from {', '.join(short)}")
-    return [full] if full == PROVIDERS["cpu"] else [full, PROVIDERS["cpu"]]
+    if full == PROVIDERS["cpu"]:
+        return [full]
+    if not _starts(full):
+        raise UsageError(
+            f"provider {name!r} cannot start here (its libraries or device are missing); use --provider cpu"
+        )
+    return [full, PROVIDERS["cpu"]]
+
+
+def _starts(provider: str) -> bool:
+    """Whether a session really gets the provider: onnxruntime falls back to the CPU, and only logs why."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "trial", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    ort.set_default_logger_severity(4)
+    try:
+        options = session_options(optimized=True)
+        trial = ort.InferenceSession(model.SerializeToString(), options, providers=[provider], enable_fallback=0)
+    except Exception:  # onnxruntime has no base class for what it raises
+        return False
+    finally:
+        ort.set_default_logger_severity(2)  # onnxruntime's own default
+    return bool(trial.get_providers()[0] == provider)
 
 
 def session_options(optimized: bool) -> ort.SessionOptions:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from .errors import UsageError
 
@@ -118,7 +119,8 @@ def full_plan(
 def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np.int64]:
     """(n,) cluster number of each of (n, d) rows: k-means with k = m, started from Ward's hierarchy.
 
-    Ward joins exact duplicates first, and needs no random start, so the result is the same on every run.
+    Ward joins exact duplicates first, and needs no random start, so the result is the same on every run. Centres
+    are means of rows, so all distances come from the (n, n) Gram matrix, whatever d is.
     """
     from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
@@ -127,18 +129,23 @@ def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np
     if m >= n:
         return np.arange(n)
     rows = rows / (np.abs(rows).max(initial=0) or 1)  # so that no square overflows
-    distance = ground_cost(rows, rows, 2)
+    gram = rows @ rows.T
+    size = gram.diagonal()
+    distance = np.sqrt(np.maximum(size[:, None] + size - 2 * gram, 0))
     np.fill_diagonal(distance, 0)
     labels = cut_tree(linkage(squareform(distance, checks=False), "ward"), n_clusters=m).reshape(-1)
     for _ in range(rounds):
-        centres = _means(rows, labels)
-        new = ground_cost(rows, centres, 2).argmin(axis=1)
-        if len(np.unique(new)) < len(centres) or np.array_equal(new, labels):
+        new = _nearest(gram, labels, m)
+        if len(np.unique(new)) < m or np.array_equal(new, labels):
             break
         labels = new
-    return np.asarray(np.unique(labels, return_inverse=True)[1].reshape(-1), dtype=np.int64)
+    return np.asarray(labels, dtype=np.int64)
 
 
-def _means(rows: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.floating]:
-    member = (labels[None] == np.arange(labels.max() + 1)[:, None]).astype(rows.dtype)
-    return np.asarray(member @ rows / member.sum(axis=1, keepdims=True))
+def _nearest(gram: NDArray[np.floating], labels: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+    """(n,) the nearest of the m cluster means: |x − c|² = x·x − 2 x·c + c·c, where x·x is the same for all c."""
+    share = (1 / np.bincount(labels, minlength=m))[labels]
+    mean = csr_array((share, (labels, np.arange(len(labels)))), shape=(m, len(labels))).astype(gram.dtype)
+    dot = mean @ gram
+    square = np.asarray((mean * dot).sum(axis=1)).reshape(-1, 1)
+    return np.asarray((square - 2 * dot).argmin(axis=0))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
@@ -228,6 +229,16 @@ REFUSED = {
 def test_refused_option(case: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments, message = REFUSED[case]
     check_failed(call(capfd, folder / "in.onnx", folder / "out.onnx", *arguments), 2, message, folder)
+
+
+@pytest.mark.parametrize("provider", onnxruntime.get_available_providers())
+def test_a_provider_works_or_is_refused(provider: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """onnxruntime itself falls back to the CPU, with a page of log."""
+    result = call(capfd, folder / "in.onnx", folder / "out.onnx", *HALF, "--provider", provider)
+    if result[0]:
+        check_failed(result, 2, "cannot start here", folder)
+    else:
+        assert result[2] == ""
 
 
 USAGE = [
