@@ -25,7 +25,8 @@ from .errors import OnnxFuseError, OutputError, UsageError, one_line
 from .importance import METRICS
 from .merge import METHODS
 from .model import check_writable
-from .pipeline import CHOICES, FuseResult, Options, fuse_with
+from .options import CHOICES, Options
+from .pipeline import FuseResult, fuse_with
 from .report import print_report, result_line
 
 log = logging.getLogger("onnxfuse")

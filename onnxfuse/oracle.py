@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from .channels import Slot
+from .compress import settle
 from .model import Array, Graph, constant_tensors, set_values
-from .pipeline import FuseResult, Options, settle
+from .options import Options
+from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import probe, provider_list
 from .rewrite import Removal, slot_masks

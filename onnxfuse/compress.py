@@ -1,0 +1,155 @@
+"""Make a prepared graph small: settle how many channels each group keeps, merge group by group, rewrite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from .allocate import allocate
+from .channels import ChannelGroup, Channels, Slot, find_channels, shrunk_shape
+from .errors import ModelError, NothingToMerge
+from .importance import importance
+from .merge import Merge, Task, TransportOptions, strategy
+from .model import Array, Graph
+from .options import Options, check_matches
+from .plan import Plan
+from .prepare import Folded, prepare
+from .probe import Probe
+from .report import GroupRow, LockedRow, Size, macs, parameters
+from .rewrite import Removal, conflicts, removed_mask, rewrite
+from .schedule import in_order
+from .tracker import Lock, Role
+from .weights import Weights, side_by_side
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how many of its steps are done, and how many there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """A model after merging, and what the report says of it."""
+
+    model: ModelProto
+    before: Size
+    after: Size
+    groups: tuple[GroupRow, ...]
+    locked: tuple[LockedRow, ...]
+    plan: Plan
+
+
+def untouched(original: ModelProto, reference: Probe, options: Options) -> Small:
+    size = Size(0, parameters(original), macs(original, reference.shapes), 0)
+    return Small(original, size, size, (), (), Plan(asdict(options)))
+
+
+def compress(
+    model: ModelProto, reference: Probe, options: Options, transport: TransportOptions, tell: Progress
+) -> Small:
+    """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place."""
+    before = (parameters(model), macs(model, reference.shapes))
+    folded = prepare(model, options.exclude)
+    graph = Graph(model)
+    channels, keep = settle(graph, reference, options)
+    merges = _merge_all(channels, keep, options, transport, tell)
+    return _finish(channels, merges, before, folded, options)
+
+
+def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
+    """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
+    locks: list[Lock] = []
+    while True:
+        channels = find_channels(graph, reference, options.exclude, locks)
+        if channels.groups:
+            check_matches("only", options.only, "group", [g.name for g in channels.groups])
+        chosen = {g.family for g in channels.groups if any(re.search(p, g.name) for p in options.only or ("",))}
+        keep = allocate(channels.groups, options.sparsity)
+        keep = [k if g.family in chosen else g.channels for g, k in zip(channels.groups, keep, strict=True)]
+        if not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
+            raise NothingToMerge(_nothing(channels))
+        trial = [Removal(g, np.arange(k)) for g, k in zip(channels.groups, keep, strict=True)]
+        found = conflicts(channels, removed_mask(channels, trial))
+        if not found:
+            return channels, keep
+        locks += found
+
+
+def _nothing(channels: Channels) -> str:
+    reasons = dict.fromkeys(f"{row.reason} ({row.name})" for row in channels.locked)
+    listed = "; ".join(list(reasons)[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    if channels.groups:
+        largest = max(g.unit for g in channels.groups)
+        listed = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity" + (
+            f"; {listed}" if listed else ""
+        )
+    return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"
+
+
+def _merge_all(
+    channels: Channels, keep: Sequence[int], options: Options, transport: TransportOptions, tell: Progress
+) -> list[tuple[ChannelGroup, Merge]]:
+    """Merge every group, the last in the graph first: later plans see the weights that earlier ones left.
+
+    Groups that share no weight tensor do not see each other, so two are merged at a time.
+    """
+    weights, method = Weights(channels.tracker.graph), strategy(options.method)
+    todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
+
+    def merge(number: int) -> Merge:
+        group, k = todo[number]
+        rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
+        _check_finite(rows)
+        rng = np.random.default_rng([options.seed, number])
+        scores = importance(options.importance, list(rows.values()), rng)
+        result = method(Task(side_by_side(list(rows.values())), scores, k, transport))
+        weights.apply(group, result, rows)
+        return result
+
+    before = _shared_tensors([g for g, _ in todo])
+    merges = in_order(merge, before, lambda done: tell("merge", done, len(todo)))
+    rewrite(channels, weights, [Removal(g, m.kept) for (g, _), m in zip(todo, merges, strict=True)])
+    return [(g, m) for (g, _), m in zip(todo, merges, strict=True)]
+
+
+def _check_finite(rows: Mapping[Slot, Array]) -> None:
+    for slot, values in rows.items():
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"weight {slot.tensor!r} of {slot.node} has values that are not finite; repair the model first"
+            )
+
+
+def _shared_tensors(groups: Sequence[ChannelGroup]) -> list[set[int]]:
+    """For each group the earlier ones that change a tensor it reads."""
+    last: dict[str, list[int]] = {}
+    before: list[set[int]] = []
+    for number, group in enumerate(groups):
+        tensors = {slot.tensor for slot in group.slots}
+        before.append({i for t in tensors for i in last.get(t, [])})
+        for t in tensors:
+            last.setdefault(t, []).append(number)
+    return before
+
+
+def _finish(
+    channels: Channels,
+    merges: Sequence[tuple[ChannelGroup, Merge]],
+    before: tuple[int, int],
+    folded: Sequence[Folded],
+    options: Options,
+) -> Small:
+    t = channels.tracker
+    kept = removed_mask(channels, [Removal(g, m.kept) for g, m in merges])
+    shapes = {name: shrunk_shape(channels, kept, name) for name in t.probe.shapes}
+    after = {g: len(m.kept) for g, m in merges}
+    rows = tuple(GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes) for g in channels.groups)
+    model = t.graph.model
+    sizes = (
+        Size(sum(r.before for r in rows), *before, 0),
+        Size(sum(r.after for r in rows), parameters(model), macs(model, shapes), 0),
+    )
+    locked = tuple(LockedRow(r.name, r.channels, r.reason, r.node) for r in channels.locked)
+    return Small(model, *sizes, rows, locked, Plan(asdict(options), tuple(folded), t.graph.clones, tuple(merges)))

@@ -1,0 +1,103 @@
+"""What a run is asked to do, and whether that is possible."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .allocate import kept_count
+from .errors import UsageError
+from .importance import METRICS
+from .merge import TRANSPORTS, TransportOptions, strategy
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to merge. Fields that only apply to some methods are None unless given.
+
+    Attributes:
+        sparsity: fraction of channels removed from each group.
+        method: intra-fusion, barycentric, fold or drop.
+        importance: l1, l2, lamp or random.
+        source_mass, target_mass, target, cost_norm: the transport's ablations (None: the method's own).
+        exclude: regular expressions of nodes to leave alone.
+        input_shapes: input name → shape for the probe run.
+        provider: onnxruntime execution provider.
+        seed: of random inputs and random importance.
+        min_cosine: smallest cosine similarity allowed for any output.
+        only: regular expressions of group names: merge these only.
+    """
+
+    sparsity: float
+    method: str = "intra-fusion"
+    importance: str = "l1"
+    source_mass: str | None = None
+    target_mass: str | None = None
+    target: str | None = None
+    cost_norm: int | None = None
+    exclude: tuple[str, ...] = ()
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    provider: str = "cpu"
+    seed: int = 0
+    min_cosine: float | None = None
+    only: tuple[str, ...] = ()
+
+
+CHOICES: Mapping[str, Sequence[Any]] = {
+    "importance": tuple(METRICS),
+    "source_mass": ("uniform", "importance"),
+    "target_mass": ("uniform", "importance"),
+    "target": ("important", "cluster"),
+    "cost_norm": (1, 2),
+}
+"""Options with a closed list of values."""
+
+
+def check_options(o: Options) -> TransportOptions:
+    """The transport options that apply; every value is checked.
+
+    Raises:
+        UsageError: an unknown value, or an option that the method does not use.
+    """
+    kept_count(1, o.sparsity)
+    strategy(o.method)
+    for name, valid in CHOICES.items():
+        value = getattr(o, name)
+        if value is not None and value not in valid:
+            names = ", ".join(map(str, valid))
+            raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
+    given = {f.name: getattr(o, f.name) for f in fields(TransportOptions) if getattr(o, f.name) is not None}
+    if given and o.method not in TRANSPORTS:
+        names = ", ".join("--" + n.replace("_", "-") for n in given)
+        raise UsageError(f"method {o.method!r} solves no transport problem: leave out {names}")
+    if o.seed < 0:
+        raise UsageError(f"seed {o.seed} is negative; give a whole number from 0 up")
+    if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
+        raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
+    check_patterns([*o.exclude, *o.only])
+    default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
+    return replace(default, **given)
+
+
+def listed(patterns: Sequence[str]) -> tuple[str, ...]:
+    """A single pattern is a list of one, not of its letters."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def check_patterns(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+
+
+def check_matches(option: str, patterns: Sequence[str], what: str, names: Sequence[str]) -> None:
+    """Every pattern must match one of the names; the error suggests near ones."""
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            near = ", ".join(difflib.get_close_matches(pattern, names, 3, 0.3))
+            raise UsageError(f"--{option} {pattern!r} matches no {what}" + (f"; near: {near}" if near else ""))
