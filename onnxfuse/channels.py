@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,12 +94,14 @@ class Channels:
         classes: id → class; ids of one class are kept or removed together.
         groups: what may shrink, in graph order.
         locked: what may not, with the reason.
+        slots: every use of a constant, with the constant's final name.
     """
 
     tracker: Tracker
     classes: Classes
     groups: tuple[ChannelGroup, ...]
     locked: tuple[Locked, ...]
+    slots: tuple[RawSlot, ...]
 
     def mask(self, removed: Iterable[Classes]) -> NDArray[np.bool_]:
         """(ids,) True for every id that stays when these classes go."""
@@ -127,7 +129,7 @@ def find_channels(graph: Graph, probe: Probe, exclude: Sequence[str] = (), locks
     placed = _placed_slots(t, classes, labels, slots)
     groups, impossible = _groups(t, classes, labels, placed, _families(t, classes, labels, placed))
     locked = [*_locked(t, classes, stays), *impossible]
-    return Channels(t, classes, tuple(groups), tuple(locked))
+    return Channels(t, classes, tuple(groups), tuple(locked), tuple(slots))
 
 
 def _classes(t: Tracker) -> Classes:
@@ -183,7 +185,7 @@ def _unshare(t: Tracker, classes: Classes, locks: Stays) -> list[RawSlot]:
         owner = () if () in wishes else next(iter(wishes))
         for wish, edges in wishes.items():
             name = tensor if wish == owner else t.graph.clone(tensor, edges)
-            result += [RawSlot(s.edge, name, s.axes, s.split, s.ids, s.role) for s in by_edge.get(edges[0], [])]
+            result += [replace(s, tensor=name) for s in by_edge.get(edges[0], [])]
     return result
 
 

@@ -16,7 +16,7 @@ The matrices are in coordinate form: `M = np.zeros(shape); M[row, column] = valu
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Plan:
         """The plan without its matrices, as JSON values."""
         return {
             "options": self.options,
-            "folded_batch_norms": [asdict(f) for f in self.folded],
+            "folded_batch_norms": [_folded_json(f) for f in self.folded],
             "clones": self.clones,
             "groups": [_group_json(i, g, m) for i, (g, m) in enumerate(self.merges)],
         }
@@ -72,6 +72,10 @@ class Plan:
         path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
         arrays: Any = self.arrays()
         np.savez_compressed(path.with_name(path.name + ".npz"), **arrays)
+
+
+def _folded_json(folded: Folded) -> dict[str, Any]:
+    return {name: getattr(folded, name) for name in ("node", "weight", "bias", "norm", "epsilon")}
 
 
 def _coordinates(matrix: csr_array) -> dict[str, Array]:

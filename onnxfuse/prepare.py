@@ -123,7 +123,7 @@ def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[st
 
 
 # --- BatchNormalization ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Folded:
     """A BatchNormalization that went into the weights before it.
 
@@ -132,6 +132,8 @@ class Folded:
         weight, bias: initializers that hold the folded values; `bias` may be new.
         norm: the initializers γ, β, mean, variance.
         epsilon: of the normalization.
+        output: the value that the normalization made, and the producer makes now.
+        mean, deviation: (n,) β and |γ|: what each channel of it has on the training data.
     """
 
     node: str
@@ -139,6 +141,9 @@ class Folded:
     bias: str
     norm: tuple[str, ...]
     epsilon: float
+    output: str
+    mean: Array
+    deviation: Array
 
 
 def _fold_batch_norms(model: ModelProto, excluded: Sequence[re.Pattern[str]]) -> list[Folded]:
@@ -180,7 +185,7 @@ def _fold(
     shifted = (np.broadcast_to(bias, mean.shape) - mean) * scale + beta
     if not has_bias:
         maker.input[2:] = [_free_name(f"{maker.input[1]}_bias", constants)]
-    for i, values in ((1, _scaled(maker, weight, scale)), (2, shifted.astype(weight.dtype))):
+    for i, values in ((1, scaled_rows(maker, weight, scale)), (2, shifted.astype(weight.dtype))):
         if len(uses.get(maker.input[i], ())) > 1:
             maker.input[i] = _free_name(maker.input[i], constants)
         name = maker.input[i]
@@ -189,10 +194,13 @@ def _fold(
         else:
             constants[name] = add_initializer(model, numpy_helper.from_array(values), name)
     maker.output[0] = norm.output[0]
-    return Folded(proto_label(maker), maker.input[1], maker.input[2], tuple(norm.input[1:5]), epsilon)
+    names = tuple(norm.input[1:5])
+    weight_name, bias_name = maker.input[1:3]
+    return Folded(proto_label(maker), weight_name, bias_name, names, epsilon, maker.output[0], beta, np.abs(gamma))
 
 
-def _scaled(maker: NodeProto, weight: Array, scale: Array) -> Array:
+def scaled_rows(maker: NodeProto, weight: Array, scale: Array) -> Array:
+    """The weight with what makes output channel i multiplied by scale[i]."""
     factor = scale.astype(weight.dtype)
     if maker.op_type == "ConvTranspose":
         groups = attribute(maker, "group", 1)

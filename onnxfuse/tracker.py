@@ -46,6 +46,8 @@ class RawSlot:
         tensor: the constant's name.
         axes: axes of the constant viewed with its axis 0 split into (`split`, −1) when `split` > 1.
         ids: the ids of the positions, flattened over `axes`.
+        data: (input, axis) of the same node on which a consuming slot's channels arrive, one for each position;
+            None if they cannot be told apart there.
     """
 
     edge: Edge
@@ -54,6 +56,7 @@ class RawSlot:
     split: int
     ids: Ids
     role: Role
+    data: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,11 +207,20 @@ class Tracker:
         if ids.shape[axis] > 1:
             self.pins.append(Pin(ids, axis, ids if only is None else only, self.node_label))
 
-    def slot(self, node: Node, i: int, axes: Sequence[int], ids: Ids, role: Role, split: int = 1) -> None:
-        """Say that positions along `axes` of constant input `i` are channels."""
+    def slot(
+        self,
+        node: Node,
+        i: int,
+        axes: Sequence[int],
+        ids: Ids,
+        role: Role,
+        split: int = 1,
+        data: tuple[int, int] | None = None,
+    ) -> None:
+        """Say that positions along `axes` of constant input `i` are channels (that arrive at `data`: see RawSlot)."""
         if ids.any():
             name, edge = self.name(node, i), Edge(self.position, i)
-            self.slots.append(RawSlot(edge, name, tuple(axes), split, np.ascontiguousarray(ids).ravel(), role))
+            self.slots.append(RawSlot(edge, name, tuple(axes), split, np.ascontiguousarray(ids).ravel(), role, data))
 
     # --- numbers ----------------------------------------------------------------------------------------------------
     def read(self, node: Node, i: int) -> Numbers | None:

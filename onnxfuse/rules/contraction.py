@@ -19,13 +19,13 @@ def conv(node: Node, t: Tracker) -> None:
     out_channels, per_group = t.in_shape(node, 1)[:2]
     x = _channels(node, t, groups * per_group)
     if groups == 1:
-        t.slot(node, 1, (1,), x, Role.CONSUMES)
+        t.slot(node, 1, (1,), x, Role.CONSUMES, data=(0, 1))
         _produce(node, t, t.fresh(out_channels), (0,))
     elif per_group == 1:
         _depthwise(node, t, x, out_channels // groups, (0,))
     else:
         blocks = _blocks(t, x, groups)
-        t.slot(node, 1, (0, 2), blocks, Role.CONSUMES, split=groups)
+        t.slot(node, 1, (0, 2), blocks, Role.CONSUMES, split=groups, data=(0, 1))
         made = _blocks(t, t.fresh(out_channels), groups)
         _produce(node, t, made, (0, 1), split=groups)
 
@@ -38,12 +38,12 @@ def conv_transpose(node: Node, t: Tracker) -> None:
     in_channels, per_group = t.in_shape(node, 1)[:2]
     x = _channels(node, t, in_channels)
     if groups == 1:
-        t.slot(node, 1, (0,), x, Role.CONSUMES)
+        t.slot(node, 1, (0,), x, Role.CONSUMES, data=(0, 1))
         _produce(node, t, t.fresh(per_group), (1,))
     elif in_channels == groups and per_group == 1:
         _depthwise(node, t, x, 1, (0,))
     else:
-        t.slot(node, 1, (0, 1), _blocks(t, x, groups), Role.CONSUMES, split=groups)
+        t.slot(node, 1, (0, 1), _blocks(t, x, groups), Role.CONSUMES, split=groups, data=(0, 1))
         _produce(node, t, _blocks(t, t.fresh(groups * per_group), groups), (0, 2), split=groups)
 
 
@@ -97,7 +97,7 @@ def gemm(node: Node, t: Tracker) -> None:
         return
     out_axis = 0 if node.attrs.get("transB", 0) else 1
     n = t.in_shape(node, 1)[out_axis]
-    t.slot(node, 1, (1 - out_axis,), _row(node, t, x, 0), Role.CONSUMES)
+    t.slot(node, 1, (1 - out_axis,), _row(node, t, x, 0), Role.CONSUMES, data=(0, 1))
     made = t.fresh(n)
     t.slot(node, 1, (out_axis,), made, Role.PRODUCES)
     result = made.reshape(1, n)
@@ -141,7 +141,7 @@ def _times_matrix(node: Node, t: Tracker) -> None:
     if varying(x) and x.shape[-1] == 1:  # mixes positions, not channels
         t.put(node, x)
         return
-    t.slot(node, 1, (0,), _row(node, t, x, 0), Role.CONSUMES)
+    t.slot(node, 1, (0,), _row(node, t, x, 0), Role.CONSUMES, data=(0, len(shape) - 1))
     made = t.fresh(t.in_shape(node, 1)[1])
     t.slot(node, 1, (1,), made, Role.PRODUCES)
     t.put(node, made.reshape((1,) * (len(shape) - 1) + (-1,)))
@@ -154,7 +154,8 @@ def _matrix_times(node: Node, t: Tracker) -> None:
     if varying(x) and x.shape[axis] == 1:  # mixes positions, not channels
         t.put(node, x)
         return
-    t.slot(node, 0, (1,), expand(t.collapse(x, (axis,)), shape, (axis,)).ravel(), Role.CONSUMES)
+    row = expand(t.collapse(x, (axis,)), shape, (axis,)).ravel()
+    t.slot(node, 0, (1,), row, Role.CONSUMES, data=(1, axis))
     made = t.fresh(t.in_shape(node, 0)[0])
     t.slot(node, 0, (0,), made, Role.PRODUCES)
     t.put(node, made.reshape((1,) * axis + (-1,) + (1,) * (len(shape) - 1 - axis)))
