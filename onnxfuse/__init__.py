@@ -6,16 +6,19 @@ for group in onnxfuse.analyze("in.onnx"):
     print(group)
 """
 
-from .channels import ChannelGroup, Slot
+from .channels import ChannelGroup, Locked, Slot
 from .errors import ModelError, NothingToMerge, OnnxFuseError, OutputError, UsageError, VerificationFailed
+from .inspection import Analysis
 from .pipeline import FuseResult, analyze, fuse
 from .plan import Plan
 from .report import Report
 from .version import __version__
 
 __all__ = [
+    "Analysis",
     "ChannelGroup",
     "FuseResult",
+    "Locked",
     "ModelError",
     "NothingToMerge",
     "OnnxFuseError",

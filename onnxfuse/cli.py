@@ -1,4 +1,4 @@
-"""The command line: arguments → `fuse` → table → exit code.
+"""The command line: arguments → `fuse` → table → exit code. `COMMANDS` has the others.
 
 Table and result line go to stdout, errors, log and progress to stderr. Exit codes: 0 done, 1 unreadable,
 unsupported, unwritable or nothing to merge, 2 usage, 3 verification failed, 130 interrupted.
@@ -7,21 +7,19 @@ unsupported, unwritable or nothing to merge, 2 usage, 3 verification failed, 130
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.status import Status
 
-from . import __version__
-from .errors import OnnxFuseError, OutputError, UsageError, one_line
+from . import __version__, cli_inspect
+from .command import Parser, dump, failed, guarded, shapes, start
+from .errors import OutputError, UsageError
 from .importance import METRICS
 from .merge import METHODS
 from .model import check_writable
@@ -30,21 +28,13 @@ from .pipeline import FuseResult, fuse_with
 from .report import print_report, result_line
 
 log = logging.getLogger("onnxfuse")
-INTERRUPTED = 130
 DELAY = 1.0
 """Seconds before progress is shown."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Usage errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"onnxfuse: {message}; see onnxfuse --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The arguments of `onnxfuse`."""
-    p = _Parser(
+    p = Parser(
         prog="onnxfuse",
         description="Make a trained ONNX model structurally smaller by merging similar channels, and prove it.",
         epilog="exit codes: 0 done; 1 unreadable, unsupported, unwritable, nothing to merge; 2 usage; "
@@ -88,20 +78,10 @@ def _output(g: Any) -> None:
     g.add_argument("--version", action="version", version=f"onnxfuse {__version__}")
 
 
-def _shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for item in items:
-        name, _, dims = item.rpartition(":")
-        if not name or not all(d.strip().isascii() and d.strip().isdigit() for d in dims.split(",")):
-            raise UsageError(f"--input-shape {item!r} is not NAME:1,3,224,224")
-        shapes[name] = tuple(int(d) for d in dims.split(","))
-    return shapes
-
-
 def _options(a: argparse.Namespace) -> Options:
     return Options(
         a.sparsity, a.method, a.importance, a.source_mass, a.target_mass, a.target, a.cost_norm,
-        tuple(a.exclude), _shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only),
+        tuple(a.exclude), shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only),
     )  # fmt: skip
 
 
@@ -139,7 +119,10 @@ class _Progress:
                 self.status.start()
             self.status.update(text)
 
-    def stop(self) -> None:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
         if self.status is not None:
             self.status.stop()
 
@@ -151,63 +134,43 @@ def _present(a: argparse.Namespace, result: FuseResult) -> None:
         if a.plan is not None:
             result.plan.save(a.plan)
         if a.json and a.json != "-":
-            Path(a.json).write_text(_dump(report.as_json()))
+            Path(a.json).write_text(dump(report.as_json()))
     except OSError as error:
         raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
     if a.json == "-":
-        print(_dump(report.as_json()), end="")
+        print(dump(report.as_json()), end="")
         return
     if not a.quiet:
         print_report(report, Console(), a.verbose)
     print(result_line(report))
 
 
-def _dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
-
-
 def _fail(a: argparse.Namespace, message: str, code: int) -> int:
-    print(f"onnxfuse: {message}", file=sys.stderr)
-    if a.json == "-":
-        print(_dump({"status": "failed", "error": message, "exit_code": code}), end="")
-    else:
+    if a.json != "-":
         print(f"FAILED (exit code {code})" + ("" if a.output is None else f": {a.output} is as it was"))
-    return code
+    return failed(message, code, a.json == "-")
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"inspect": cli_inspect.main}
+"""First argument → command; everything else is the plain command, whose first argument is a model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    a = parser().parse_args(argv)
-    level = logging.DEBUG if a.debug or a.verbose else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    log.setLevel(level)
-    signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    a = parser().parse_args(arguments)
+    start(verbose=a.debug or a.verbose)
     progress = _Progress()
-    try:
-        _check_files(a)
-        result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
-        progress.stop()
+
+    def run() -> None:
+        with progress:
+            _check_files(a)
+            result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
         _present(a, result)
-        return 0
-    except OnnxFuseError as error:
-        progress.stop()
-        if a.debug:
-            raise
-        return _fail(a, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        progress.stop()
-        return _fail(a, "interrupted", INTERRUPTED)
-    except Exception as error:
-        progress.stop()
-        if a.debug:
-            raise
-        return _fail(a, f"{a.input}: internal error ({one_line(error)}); run again with --debug and report it", 1)
+
+    return guarded(run, lambda message, code: _fail(a, message, code), a)
 
 
 def entry() -> NoReturn:

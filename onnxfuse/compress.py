@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto
 
 from .allocate import allocate
-from .channels import ChannelGroup, Channels, Slot, find_channels, shrunk_shape
+from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
 from .errors import ModelError, NothingToMerge
 from .importance import importance
 from .merge import Merge, Task, TransportOptions, strategy
@@ -19,7 +19,7 @@ from .options import Options, check_matches
 from .plan import Plan
 from .prepare import Folded, prepare
 from .probe import Probe
-from .report import GroupRow, LockedRow, Size, macs, parameters
+from .report import GroupRow, Size, macs, parameters
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .schedule import in_order
 from .tracker import Lock, Role
@@ -37,7 +37,7 @@ class Small:
     before: Size
     after: Size
     groups: tuple[GroupRow, ...]
-    locked: tuple[LockedRow, ...]
+    locked: tuple[Locked, ...]
     plan: Plan
 
 
@@ -60,9 +60,8 @@ def compress(
 
 def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
     """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
-    locks: list[Lock] = []
-    while True:
-        channels = find_channels(graph, reference, options.exclude, locks)
+
+    def choose(channels: Channels) -> list[int]:
         if channels.groups:
             check_matches("only", options.only, "group", [g.name for g in channels.groups])
         chosen = {g.family for g in channels.groups if any(re.search(p, g.name) for p in options.only or ("",))}
@@ -70,6 +69,19 @@ def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, 
         keep = [k if g.family in chosen else g.channels for g, k in zip(channels.groups, keep, strict=True)]
         if not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
+        return keep
+
+    return follow(graph, reference, options.exclude, choose)
+
+
+def follow(
+    graph: Graph, reference: Probe, exclude: Sequence[str], choose: Callable[[Channels], list[int]]
+) -> tuple[Channels, list[int]]:
+    """`choose` how many channels each group keeps, again and again until all shape constants can follow."""
+    locks: list[Lock] = []
+    while True:
+        channels = find_channels(graph, reference, exclude, locks)
+        keep = choose(channels)
         trial = [Removal(g, np.arange(k)) for g, k in zip(channels.groups, keep, strict=True)]
         found = conflicts(channels, removed_mask(channels, trial))
         if not found:
@@ -151,5 +163,6 @@ def _finish(
         Size(sum(r.before for r in rows), *before, 0),
         Size(sum(r.after for r in rows), parameters(model), macs(model, shapes), 0),
     )
-    locked = tuple(LockedRow(r.name, r.channels, r.reason, r.node) for r in channels.locked)
-    return Small(model, *sizes, rows, locked, Plan(asdict(options), tuple(folded), t.graph.clones, tuple(merges)))
+    return Small(
+        model, *sizes, rows, channels.locked, Plan(asdict(options), tuple(folded), t.graph.clones, tuple(merges))
+    )

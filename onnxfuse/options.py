@@ -99,5 +99,10 @@ def check_matches(option: str, patterns: Sequence[str], what: str, names: Sequen
     """Every pattern must match one of the names; the error suggests near ones."""
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
-            near = ", ".join(difflib.get_close_matches(pattern, names, 3, 0.3))
-            raise UsageError(f"--{option} {pattern!r} matches no {what}" + (f"; near: {near}" if near else ""))
+            raise UsageError(f"--{option} {pattern!r} matches no {what}" + near(pattern, names))
+
+
+def near(wanted: str, names: Sequence[str]) -> str:
+    """What ends a message about a name that does not exist: names like it."""
+    found = ", ".join(difflib.get_close_matches(wanted, names, 3, 0.3))
+    return f"; near: {found}" if found else ""

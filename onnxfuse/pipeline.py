@@ -12,9 +12,10 @@ from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
 from . import model as files
-from .channels import ChannelGroup, find_channels
-from .compress import Progress, compress, untouched
+from .allocate import allocate
+from .compress import Progress, compress, follow, untouched
 from .errors import ModelError
+from .inspection import Analysis, analysis
 from .model import Graph, proto_label
 from .options import Options, check_matches, check_options, check_patterns, listed
 from .plan import Plan
@@ -139,8 +140,10 @@ def analyze(
     exclude: Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     provider: str = "cpu",
-) -> list[ChannelGroup]:
-    """The channel groups of a model, in graph order; `print(group)` shows one as a table.
+) -> Analysis:
+    """The channel groups of a model, in graph order, and what is left alone; `print(group)` shows one as a table.
+
+    Groups are those that can lose half of their channels.
 
     Raises:
         UsageError, ModelError: as for `fuse`.
@@ -151,7 +154,8 @@ def analyze(
     check_matches("exclude", exclude, "node", [proto_label(node) for node in graph.graph.node])
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
-    return list(find_channels(Graph(graph), reference, exclude).groups)
+    channels, _ = follow(Graph(graph), reference, exclude, lambda found: allocate(found.groups, 0.5))
+    return analysis(channels)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

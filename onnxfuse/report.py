@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .channels import Locked
 from .model import attribute, constant_tensors
 from .verify import Comparison
 
@@ -49,16 +50,6 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
-class LockedRow:
-    """Channels left alone: who makes them, how many, why, and the node that causes it."""
-
-    name: str
-    channels: int
-    reason: str
-    node: str
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything a run has to say.
 
@@ -78,7 +69,7 @@ class Report:
     before: Size
     after: Size
     groups: tuple[GroupRow, ...]
-    locked: tuple[LockedRow, ...]
+    locked: tuple[Locked, ...]
     comparison: Comparison
     seconds: float
 
@@ -113,13 +104,25 @@ def parameters(model: ModelProto) -> int:
 
 def macs(model: ModelProto, shapes: Shapes) -> int:
     """Multiply-accumulates of the main graph's Conv, ConvTranspose, Gemm and MatMul nodes, given all shapes."""
-    total = 0
+    return sum(n for _, n in _node_macs(model, shapes))
+
+
+def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
+    """Constant → multiply-accumulates of the nodes that multiply by it."""
+    found: Counter[str] = Counter()
+    constants = constant_tensors(model.graph)
+    for node, n in _node_macs(model, shapes):
+        for name in {i for i in node.input[:2] if i in constants}:
+            found[name] += n
+    return dict(found)
+
+
+def _node_macs(model: ModelProto, shapes: Shapes) -> Iterator[tuple[NodeProto, int]]:
     constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
     for node in model.graph.node:
         if node.op_type in MACS:
             ins = [constants.get(i) or shapes.get(i, ()) for i in node.input]
-            total += MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))
-    return total
+            yield node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))
 
 
 def _conv(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
@@ -159,49 +162,50 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if verbose and report.groups:
         console.print(_group_table(report.groups))
     if report.locked:
-        console.print(_locked_table(report) if verbose else _reason_table(report))
+        console.print(locked_table(report.locked) if verbose else _reason_table(report))
     console.print(verification_line(report.comparison), soft_wrap=True, highlight=False)
 
 
-def _table(*headings: str, title: str = "") -> Table:
+def table(*headings: str, title: str = "") -> Table:
     """An empty table whose columns but the first are right-aligned."""
     table = Table(title=title or None, title_justify="left")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left")
+        table.add_column(heading, justify="right" if i else "left", overflow="fold")
     return table
 
 
 def _size_table(report: Report) -> Table:
-    table, b, a = _table("", "before", "after", "change"), report.before, report.after
+    rows, b, a = table("", "before", "after", "change"), report.before, report.after
     for name, x, y, show in (
-        ("channels", b.channels, a.channels, _count),
-        ("parameters", b.parameters, a.parameters, _count),
-        ("MACs", b.macs, a.macs, _count),
+        ("channels", b.channels, a.channels, count),
+        ("parameters", b.parameters, a.parameters, count),
+        ("MACs", b.macs, a.macs, count),
         ("file size", b.file_bytes, a.file_bytes, _bytes),
     ):
-        table.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
-    return table
+        rows.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
+    return rows
 
 
 def _group_table(groups: Sequence[GroupRow]) -> Table:
-    table = _table("group, by the node that makes it", "before", "after", "nodes", title="channel groups")
+    rows = table("group, by the node that makes it", "before", "after", "nodes", title="channel groups")
     for g in groups:
-        table.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)))
-    return table
+        rows.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)))
+    return rows
 
 
 def _reason_table(report: Report) -> Table:
-    table = _table("left alone because", "layers", "channels")
+    rows = table("left alone because", "layers", "channels")
     for reason, places, channels in report.reasons():
-        table.add_row(Text(reason), str(places), str(channels))
-    return table
+        rows.add_row(Text(reason), str(places), str(channels))
+    return rows
 
 
-def _locked_table(report: Report) -> Table:
-    table = _table("left alone", "channels", "because", "at")
-    for row in report.locked:
-        table.add_row(Text(row.name), str(row.channels), Text(row.reason), Text(row.node))
-    return table
+def locked_table(locked: Sequence[Locked]) -> Table:
+    """A row for every part left alone."""
+    rows = table("left alone", "channels", "because", "at")
+    for row in locked:
+        rows.add_row(Text(row.name), str(row.channels), Text(row.reason), Text(row.node))
+    return rows
 
 
 def verification_line(c: Comparison) -> str:
@@ -223,7 +227,7 @@ def result_line(report: Report) -> str:
     )
 
 
-def _count(n: int) -> str:
+def count(n: int) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if n >= size:
             return f"{n / size:.2f} {unit}"

@@ -16,8 +16,8 @@ from onnxfuse.cli import parser
 from .graphs import build, from_text
 from .test_cli import call
 
-EXPORTED = """ChannelGroup FuseResult ModelError NothingToMerge OnnxFuseError OutputError Plan Report Slot UsageError
-VerificationFailed __version__ analyze fuse""".split()
+EXPORTED = """Analysis ChannelGroup FuseResult Locked ModelError NothingToMerge OnnxFuseError OutputError Plan Report
+Slot UsageError VerificationFailed __version__ analyze fuse""".split()
 
 
 def test_exported_names() -> None:

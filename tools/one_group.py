@@ -57,7 +57,7 @@ def named_groups(model: Path) -> list[ChannelGroup]:
     Raises:
         NothingToMerge: there is none.
     """
-    found = {group.name: group for group in reversed(analyze(model))}
+    found = {group.name: group for group in reversed(analyze(model).groups)}
     if not found:
         raise NothingToMerge(f"{model}: no channel group may shrink")
     return list(found.values())[::-1]
