@@ -1,0 +1,215 @@
+"""The user's own unlabelled samples, `--calib`: arrays by input name, or a folder of images → batches for a model.
+
+Nothing is guessed that could be wrong without a sound: what does not fit the model is refused, with what it expects.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from .errors import UsageError, one_line
+from .images import Preprocess, load_images, parse
+from .model import Array
+from .probe import Probe, session
+
+Batches = list[dict[str, Array]]
+"""One dict of input arrays for each run of the model."""
+Source = str | os.PathLike[str] | Mapping[str, Array]
+FEWEST, MOST = 64, 512
+"""Samples: fewer do not settle the moments of a few hundred channels, more cost time and change little."""
+RUN = 32
+"""Samples in a run, where the model leaves that open."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the model.
+
+    Attributes:
+        name: of the input.
+        dtype: of its elements.
+        dims: its declared sizes; 0 where the model leaves one open.
+        probed: the sizes it was run with.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    dims: tuple[int, ...]
+    probed: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} [{', '.join(str(d or '?') for d in self.dims)}]"
+
+
+def inputs_of(model: ModelProto, reference: Probe) -> list[Input]:
+    """What a model has to be given."""
+    found = []
+    for value in model.graph.input:
+        if value.name in reference.inputs:
+            tensor, probed = value.type.tensor_type, reference.inputs[value.name]
+            dims = tuple(max(d.dim_value, 0) for d in tensor.shape.dim)
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type or TensorProto.FLOAT))
+            found.append(Input(value.name, dtype, dims if tensor.HasField("shape") else probed.shape, probed.shape))
+    return found
+
+
+def calibration(
+    source: Source, preprocess: str | None, model: ModelProto, reference: Probe, providers: Sequence[str]
+) -> Batches:
+    """Samples as the model takes them, from 64 to 512 (of more, as many evenly spaced).
+
+    A run has 32 samples where the batch size is open, else as many as the model fixes. An array for an input of fixed
+    batch size with exactly one run's worth, or a scalar, is given to every run: the first state of a recurrent model.
+
+    Args:
+        source: an .npz file or a mapping with an array for each input, or a folder of images for a model with one.
+        preprocess: of images, as for `images.parse`.
+        model: with its inputs as the user knows them.
+        reference: a run of it, for the sizes it leaves open.
+        providers: of onnxruntime, for a trial run of the first batch.
+
+    Raises:
+        UsageError: the samples are not what the model expects; the message says what that is.
+    """
+    expected = inputs_of(model, reference)
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+        arrays = _from_folder(Path(source), parse(preprocess or ""), expected)
+    elif preprocess:
+        raise UsageError("--calib-preprocess is for a folder of images; give arrays as the model takes them")
+    else:
+        arrays = dict(source) if isinstance(source, Mapping) else read_npz(Path(source))
+    batches = split(_checked(arrays, expected), expected)
+    try:
+        session(model, providers).run(None, batches[0])
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        raise UsageError(f"onnxruntime cannot run the model on the calibration data: {one_line(error)}") from error
+    return batches
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz file.
+
+    Raises:
+        UsageError: there is no such file, or it is none.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise UsageError(f"{path}: not an .npz file; write one with numpy.savez, an array for each input's name")
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def _from_folder(folder: Path, how: Preprocess, expected: Sequence[Input]) -> dict[str, Array]:
+    if len(expected) != 1 or len(expected[0].dims) != 4:
+        raise UsageError(f"a folder of images fits a model with one input of 4 axes, not {_all(expected)}; give .npz")
+    image = expected[0]
+    return {image.name: load_images(folder, how, image.dims, image.probed, image.dtype, MOST)}
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+def _all(expected: Sequence[Input]) -> str:
+    return ", ".join(map(str, expected))
+
+
+def _checked(arrays: Mapping[str, Array], expected: Sequence[Input]) -> dict[str, Array]:
+    """The arrays in the model's types."""
+    names = [i.name for i in expected]
+    for name in arrays:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"calibration data: {name!r} is no input of the model; {hint}it takes {_all(expected)}")
+    for i in expected:
+        if i.name not in arrays:
+            raise UsageError(f"calibration data: has no array for input {i}")
+    return {i.name: _cast(_fitting(np.asarray(arrays[i.name]), i), i) for i in expected}
+
+
+def _fitting(a: Array, i: Input) -> Array:
+    """The array, if its rank and sizes are the input's."""
+    free = a.ndim == len(i.dims) and all(d in (0, s) for d, s in zip(i.dims[1:], a.shape[1:], strict=True))
+    if not free or (i.dims and (not len(a) or len(a) % (i.dims[0] or 1))):
+        raise UsageError(f"calibration data: {i.name!r} has shape {list(a.shape)}, the model takes {i}{_hint(a, i)}")
+    return a
+
+
+def _hint(a: Array, i: Input) -> str:
+    """What may have gone wrong with a shape."""
+    if a.ndim == len(i.dims) - 1 and _suits(a.shape, i.dims[1:]):
+        return "; the first axis counts the samples"
+    if a.ndim == len(i.dims) == 4:
+        for order, name in (((0, 3, 1, 2), "channels last"), ((0, 2, 3, 1), "channels first")):
+            if _suits([a.shape[k] for k in order[1:]], i.dims[1:]):
+                return f"; the array has its {name}, transpose it by {order}"
+    return ""
+
+
+def _suits(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    return all(d in (0, s) for d, s in zip(dims, shape, strict=True))
+
+
+def _cast(a: Array, i: Input) -> Array:
+    """The array in the input's type, if no value changes its meaning."""
+    kinds = a.dtype.kind + i.dtype.kind
+    integers = kinds in ("ii", "iu", "ui", "uu")
+    if a.dtype.kind == "f" and not np.isfinite(a).all():
+        raise UsageError(f"calibration data: {i.name!r} has values that are NaN or infinite; leave such samples out")
+    if a.dtype != i.dtype and kinds != "ff" and not integers:
+        hint = "; normalise it as in training" if i.dtype.kind == "f" and a.dtype.kind in "iu" else ""
+        raise UsageError(f"calibration data: {i.name!r} is {a.dtype}, the model takes {i}{hint}")
+    with np.errstate(over="ignore"):  # looked at below
+        cast = a.astype(i.dtype)
+    if (integers and not np.array_equal(cast, a)) or (kinds == "ff" and not np.isfinite(cast).all()):
+        raise UsageError(f"calibration data: {i.name!r} has values that {i.dtype} cannot hold; the model takes {i}")
+    return cast
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+def split(arrays: Mapping[str, Array], expected: Sequence[Input]) -> Batches:
+    """One dict of arrays for each run (see `calibration`).
+
+    Raises:
+        UsageError: the inputs' numbers of samples disagree, or there are too few.
+    """
+    counts = {i.name: len(arrays[i.name]) // (i.dims[0] or 1) for i in expected if i.dims}
+    constant = {i.name for i in expected if not i.dims or (i.dims[0] and counts[i.name] == 1)}
+    varying = [i for i in expected if i.name not in constant] or [i for i in expected if i.dims]
+    units = counts[varying[0].name] if varying else 1
+    if any(counts[i.name] != units for i in varying):
+        listed = ", ".join(f"{i.name!r} {counts[i.name]}" for i in varying)
+        raise UsageError(f"calibration data: the inputs have different numbers of samples: {listed}")
+    each = max((i.dims[0] or 1 for i in varying), default=1)
+    if units * each < FEWEST:
+        raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
+    together = 1 if any(i.dims[0] for i in varying) else RUN
+    chosen = evenly(units, max(MOST // each, 1))
+    batches = []
+    for start in range(0, len(chosen), together):
+        at = chosen[start : start + together]
+        run = {i.name: arrays[i.name] for i in expected if i.name in constant}
+        batches.append(run | {i.name: _rows(arrays[i.name], at, i.dims[0] or 1) for i in varying})
+    return batches
+
+
+def _rows(a: Array, units: Array, each: int) -> Array:
+    """The samples of these runs of `each`."""
+    return np.ascontiguousarray(a.reshape(-1, each, *a.shape[1:])[units].reshape(-1, *a.shape[1:]))
+
+
+def evenly(n: int, most: int) -> Array:
+    """Positions of all n samples, or of `most` of them, evenly spaced."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)

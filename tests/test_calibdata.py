@@ -1,0 +1,234 @@
+"""`--calib`: samples become batches as the model takes them, and what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto
+from PIL import Image
+
+from onnxfuse import UsageError
+from onnxfuse.calibdata import Batches, calibration
+from onnxfuse.probe import probe
+
+from .graphs import Array, from_text
+
+CPU = ["CPUExecutionProvider"]
+TEXTS = {
+    "open": """(float[N,3,8,8] x) => (float[N,4,8,8] y) <float[4,3,1,1] w> { y = Conv(x, w) }""",
+    "fixed": """(float[4,3,8,8] x) => (float[4,4,8,8] y) <float[4,3,1,1] w> { y = Conv(x, w) }""",
+    "last": """(float[N,8,8,3] x) => (float[N,8,8,4] y) <float[3,4] w> { y = MatMul(x, w) }""",
+    "any size": """(float[N,3,H,W] x) => (float[N,4,H,W] y) <float[4,3,1,1] w> { y = Conv(x, w) }""",
+    "state": """(float[N,6] x, float[1,4] state) => (float[N,4] y) <float[6,4] w>
+        { h = MatMul(x, w) y = Add(h, state) }""",
+    "bytes": """(uint8[N,1,8,8] x) => (float[N,4,8,8] y) <float[4,1,1,1] w>
+        { f = Cast<to = 1>(x) y = Conv(f, w) }""",
+    "tokens": """(int32[N,5] x) => (float[N,5,4] y) <float[9,4] w> { y = Gather(w, x) }""",
+    "half": """(float16[N,6] x) => (float16[N,6] y) { y = Relu(x) }""",
+}
+
+
+def model_of(name: str) -> ModelProto:
+    return from_text(TEXTS[name])
+
+
+def batches_of(model: ModelProto, source: str | Path | Mapping[str, Array], preprocess: str | None = None) -> Batches:
+    return calibration(source, preprocess, model, probe(model, CPU), CPU)
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def joined(batches: Batches, name: str = "x") -> Array:
+    return np.concatenate([b[name] for b in batches])
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "sizes"), [("open", [32, 32, 6]), ("fixed", [4] * 17)])
+def test_the_batch_size_is_the_models(name: str, sizes: list[int]) -> None:
+    data = normal(68 if name == "fixed" else 70, 3, 8, 8)
+    batches = batches_of(model_of(name), {"x": data})
+    assert [len(b["x"]) for b in batches] == sizes
+    np.testing.assert_array_equal(joined(batches), data)
+
+
+def test_many_samples_are_thinned_evenly() -> None:
+    data = np.repeat(np.arange(1030, dtype=np.float32), 6).reshape(-1, 6)
+    chosen = joined(batches_of(model_of("state"), {"x": data, "state": normal(1, 4)}))[:, 0]
+    assert (len(chosen), chosen[0], chosen[-1]) == (512, 0, 1029)
+    assert set(np.diff(chosen)) <= {2, 3}
+
+
+def test_a_state_is_given_to_every_run() -> None:
+    state = normal(1, 4)
+    batches = batches_of(model_of("state"), {"x": normal(64, 6), "state": state})
+    assert [len(b["x"]) for b in batches] == [32, 32]
+    assert all(np.array_equal(b["state"], state) for b in batches)
+
+
+def test_a_state_for_each_sample_means_single_runs() -> None:
+    data, states = normal(64, 6), normal(64, 4)
+    batches = batches_of(model_of("state"), {"x": data, "state": states})
+    assert len(batches) == 64
+    np.testing.assert_array_equal(joined(batches), data)
+    np.testing.assert_array_equal(joined(batches, "state"), states)
+
+
+def test_numbers_of_another_width_are_cast() -> None:
+    tokens = np.arange(320).reshape(64, 5) % 9
+    assert joined(batches_of(model_of("tokens"), {"x": tokens})).dtype == np.int32
+    assert joined(batches_of(model_of("half"), {"x": normal(64, 6)})).dtype == np.float16
+
+
+def test_an_npz_file_is_read(tmp_path: Path) -> None:
+    data = normal(64, 3, 8, 8)
+    np.savez(tmp_path / "c.npz", x=data)
+    np.testing.assert_array_equal(joined(batches_of(model_of("open"), tmp_path / "c.npz")), data)
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------------
+NAN = normal(64, 3, 8, 8)
+NAN[3, 1, 2, 2] = np.nan
+REFUSED: Mapping[str, tuple[str, dict[str, Array], str]] = {
+    "too few": ("open", {"x": normal(63, 3, 8, 8)}, "63 samples are too few; give 64 to 512"),
+    "unknown name": ("open", {"X": NAN}, "'X' is no input of the model; it takes 'x' float32 [?, 3, 8, 8]"),
+    "near name": ("state", {"stat": normal(1, 4)}, "did you mean 'state'?"),
+    "missing": ("state", {"x": normal(64, 6)}, "has no array for input 'state' float32 [1, 4]"),
+    "shape": ("open", {"x": normal(64, 3, 8, 9)}, "has shape [64, 3, 8, 9], the model takes 'x' float32 [?, 3, 8, 8]"),
+    "channels last": ("open", {"x": normal(64, 8, 8, 3)}, "has its channels last, transpose it by (0, 3, 1, 2)"),
+    "channels first": ("last", {"x": normal(64, 3, 8, 8)}, "has its channels first, transpose it by (0, 2, 3, 1)"),
+    "one sample": ("open", {"x": normal(3, 8, 8)}, "the first axis counts the samples"),
+    "not whole runs": ("fixed", {"x": normal(66, 3, 8, 8)}, "the model takes 'x' float32 [4, 3, 8, 8]"),
+    "not a number": ("open", {"x": NAN}, "has values that are NaN or infinite"),
+    "bytes": ("open", {"x": np.ones((64, 3, 8, 8), np.uint8)}, "'x' is uint8, the model takes 'x' float32"),
+    "floats for tokens": ("tokens", {"x": normal(64, 5)}, "'x' is float32, the model takes 'x' int32 [?, 5]"),
+    "overflow": ("half", {"x": 1e6 * normal(64, 6)}, "has values that float16 cannot hold"),
+    "large tokens": ("tokens", {"x": np.full((64, 5), 2**40)}, "has values that int32 cannot hold"),
+    "wrong tokens": ("tokens", {"x": np.full((64, 5), 9)}, "onnxruntime cannot run the model on the calibration data"),
+    "counts": (
+        "state",
+        {"x": normal(64, 6), "state": normal(65, 4)},
+        "the inputs have different numbers of samples: 'x' 64, 'state' 65",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused(case: str) -> None:
+    name, arrays, message = REFUSED[case]
+    with pytest.raises(UsageError) as caught:
+        batches_of(model_of(name), arrays)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:
+    model, path = model_of("open"), tmp_path / "c.npz"
+    with pytest.raises(UsageError, match="no such file or folder"):
+        batches_of(model, path)
+    np.savez(path, x=normal(64, 3, 8, 8))
+    whole = path.read_bytes()
+    for data, message in (
+        (whole[:-100], "not an .npz file"),
+        (whole[:300] + bytes(64) + whole[364:], "cannot be read"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=message):
+            batches_of(model, path)
+    np.savez(path, x=np.array([{}], dtype=object))
+    with pytest.raises(UsageError, match="cannot be read"):
+        batches_of(model, path)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """64 images, each of one colour that tells its number, in two folders."""
+    for i in range(64):
+        path = tmp_path / ("ab"[i // 32]) / f"{i:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 12), (i, 2 * i, 3 * i)).save(path)
+    (tmp_path / "readme.txt").write_text("no image")
+    return tmp_path
+
+
+COLOURS = np.arange(64)[:, None] * np.array([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "expected"),
+    [
+        ("open", None, COLOURS / 255),
+        ("last", "layout=nhwc", COLOURS / 255),
+        ("open", "scale=1", COLOURS),
+        ("open", "mean=0.5,std=0.5", (COLOURS / 255 - 0.5) / 0.5),
+        ("open", "mean=0.1,0.2,0.3,std=1,2,4,layout=nchw", (COLOURS / 255 - [0.1, 0.2, 0.3]) / [1, 2, 4]),
+        ("open", "mean=0.1,0.2,0.3,order=bgr", COLOURS[:, ::-1] / 255 - [0.1, 0.2, 0.3]),
+    ],
+)
+def test_images_are_preprocessed_as_asked(name: str, how: str | None, expected: Array, photos: Path) -> None:
+    x = joined(batches_of(model_of(name), photos, how))
+    spatial = (1, 2) if name == "last" else (2, 3)
+    assert x.shape == ((64, 8, 8, 3) if name == "last" else (64, 3, 8, 8))
+    np.testing.assert_allclose(x.min(axis=spatial), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x.max(axis=spatial), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_image_is_cut_to_the_models_shape(tmp_path: Path) -> None:
+    """Black, then white: the middle of a wide image has the border in its centre."""
+    wide = np.zeros((8, 24), np.uint8)
+    wide[:, 12:] = 255
+    for i in range(64):
+        Image.fromarray(wide).save(tmp_path / f"{i}.png")
+    x = joined(batches_of(model_of("bytes"), tmp_path))
+    assert (x[:, :, :, :4] == 0).all()
+    assert (x[:, :, :, 4:] == 255).all()
+
+
+def test_open_sizes_are_those_of_the_probe(photos: Path) -> None:
+    model = model_of("any size")
+    reference = probe(model, CPU, {"x": (2, 3, 20, 10)})
+    assert joined(calibration(photos, None, model, reference, CPU)).shape == (64, 3, 20, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "message"),
+    [
+        ("open", "mean=0.5,sdt=1", "'sdt' is not known; give mean="),
+        ("open", "0.5", "'' is not known"),
+        ("open", "std=0", "std and scale must be above 0"),
+        ("open", "mean=a", "give one number, or one for each of 3 channels"),
+        ("open", "scale=1,2,3", "give one number"),
+        ("open", "layout=chw", "choose nchw or nhwc"),
+        ("open", "layout=nhwc", "[?, 3, 8, 8] does not have 1 or 3 channels in layout nhwc"),
+        ("bytes", "mean=1,2,3", "the model takes 1 channels"),
+        ("state", "", "a folder of images fits a model with one input of 4 axes"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_is_refused(name: str, how: str, message: str, photos: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        batches_of(model_of(name), photos, how)
+    assert message in str(caught.value)
+
+
+def test_unreadable_and_missing_images_are_refused(photos: Path) -> None:
+    with pytest.raises(UsageError, match="for a folder of images"):
+        batches_of(model_of("open"), {"x": normal(64, 3, 8, 8)}, "scale=1")
+    (photos / "a" / "007.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"007\.png: cannot be read as an image"):
+        batches_of(model_of("open"), photos)
+    (photos / "empty").mkdir()
+    with pytest.raises(UsageError, match="has no images"):
+        batches_of(model_of("open"), photos / "empty")
+
+
+def test_without_pillow_the_extra_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UsageError, match=r"pip install 'onnxfuse\[images\]'"):
+        batches_of(model_of("open"), photos)
