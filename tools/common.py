@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -37,21 +38,12 @@ def module(path: Path) -> ModuleType:
     return loaded
 
 
-def asset_score(assets: Path, key: str) -> Callable[[bytes], float]:
-    """What measures a model's accuracy, in %, on an asset's whole test set.
-
-    Raises:
-        ToolError: no such asset.
-    """
-    shared = module(assets / "evaluate.py")
-    if key not in shared.ASSETS:
-        raise ToolError(f"asset {key!r} is not known; choose from {', '.join(shared.ASSETS)}")
-
-    def score(model: bytes) -> float:
-        first = next(iter(shared.evaluate(key, model).values()))  # the metric to report
-        return 100 * float(first)
-
-    return score
+def digest(*parts: bytes) -> str:
+    """A short name of these bytes."""
+    joined = hashlib.sha256()
+    for part in parts:
+        joined.update(hashlib.sha256(part).digest())
+    return joined.hexdigest()[:16]
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

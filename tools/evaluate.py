@@ -28,18 +28,16 @@ LAYOUTS = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 1, 2, 3)}
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
-    """Images with labels.
+class Images:
+    """Images, and how a model reads them.
 
     Attributes:
         x: (N, H, W, C) uint8.
-        y: (N,) labels.
         mean, std: (C,) float32.
         layout: of the model's input.
     """
 
     x: NDArray[np.uint8]
-    y: NDArray[np.integer]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     layout: str
@@ -50,32 +48,56 @@ class Labelled:
         return np.ascontiguousarray(pixels.transpose(LAYOUTS[self.layout]))
 
 
+@dataclass(frozen=True, eq=False)
+class Labelled(Images):
+    """Images with labels: y (N,)."""
+
+    y: NDArray[np.integer]
+
+
 def load_data(path: Path) -> Labelled:
-    """Read a data file.
+    """Read a data file with labels.
 
     Raises:
         ToolError: it is not one, or has no labels.
     """
-    arrays = _arrays(path)
-    missing = [name for name in ("x", "y", "mean", "std", "layout") if name not in arrays]
-    if missing:
-        raise ToolError(f"{path}: has no {', '.join(missing)}; give labelled test data")
-    x, y, layout = arrays["x"], arrays["y"], str(arrays["layout"])
+    arrays = _arrays(path, "x", "y", "mean", "std", "layout")
+    images, y = _images(path, arrays), arrays["y"]
+    if y.shape != (len(images.x),):
+        raise ToolError(f"{path}: x {images.x.shape} and y {y.shape} are not images with labels")
+    return Labelled(images.x, images.mean, images.std, images.layout, y)
+
+
+def load_images(path: Path) -> Images:
+    """Read a data file, with or without labels.
+
+    Raises:
+        ToolError: it is not one.
+    """
+    return _images(path, _arrays(path, "x", "mean", "std", "layout"))
+
+
+def _images(path: Path, arrays: dict[str, NDArray[Any]]) -> Images:
+    x, layout = arrays["x"], str(arrays["layout"])
     if layout not in LAYOUTS:
         raise ToolError(f"{path}: layout {layout!r} is not known; use {' or '.join(LAYOUTS)}")
     x = x[..., None] if x.ndim == 3 else x
-    if x.ndim != 4 or y.shape != (len(x),) or not len(x):
-        raise ToolError(f"{path}: x {x.shape} and y {y.shape} are not images with labels")
+    if x.ndim != 4 or not len(x):
+        raise ToolError(f"{path}: x {x.shape} is not a list of images")
     if not arrays["mean"].shape == arrays["std"].shape == x.shape[3:]:
         raise ToolError(f"{path}: mean and std are not one number for each of {x.shape[3]} channels")
-    return Labelled(x, y, arrays["mean"], arrays["std"], layout)
+    return Images(x, arrays["mean"], arrays["std"], layout)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _arrays(path: Path, *needed: str) -> dict[str, NDArray[Any]]:
     if not zipfile.is_zipfile(path):
         raise ToolError(f"{path}: {'is not an .npz file' if path.exists() else 'no such file'}")
     with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        arrays = dict(file)
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise ToolError(f"{path}: has no {', '.join(missing)}")
+    return arrays
 
 
 def session(model: str | Path | bytes) -> ort.InferenceSession:

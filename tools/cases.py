@@ -1,0 +1,155 @@
+"""Labelled models to measure accuracy on: those in models/, or all of an assets folder."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from common import ToolError, digest, module
+from evaluate import load_data, load_images, score, session
+from numpy.typing import NDArray
+
+from onnxfuse.prepare import prepare
+
+Array = NDArray[Any]
+FOLDED = ("resnet20_fmnist", "vgg11_bn_cifar10")
+"""Assets measured with their BatchNormalization folded, too: their own NAME_folded.onnx, or what onnxfuse folds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One model.
+
+    Attributes:
+        name: of the model.
+        model: its bytes.
+        data: what it is measured on, for the cache: a change of it must change this name.
+        keeps_norms: whether it has BatchNormalization.
+        score: the metric, in %, of a model's bytes.
+        calibration: that many unlabelled samples, by input name.
+    """
+
+    name: str
+    model: bytes
+    data: str
+    keeps_norms: bool
+    score: Callable[[bytes], float]
+    calibration: Callable[[int], dict[str, Array]]
+
+
+def cases(models: Path, assets: Path | None, subset: int | None) -> list[Case]:
+    """All models to measure.
+
+    Args:
+        models: folder of MODEL_DATA.onnx with DATA_test.npz and DATA_calib.npz.
+        assets: folder with evaluate.py, models/ and data/, taken instead.
+        subset: measure on this many samples, evenly spaced; None for all.
+
+    Raises:
+        ToolError: no models, or one without data.
+    """
+    found = _assets(assets, subset) if assets else [_shipped(m, subset) for m in sorted(models.glob("*.onnx"))]
+    if not found:
+        raise ToolError(f"{models}: no models; make them with tools/make_models.py")
+    return found
+
+
+def spread(n: int, subset: int | None) -> NDArray[np.int64]:
+    """Positions of `subset` of n samples, evenly spaced; all of them if there are no more."""
+    return np.arange(n) if subset is None or subset >= n else np.linspace(0, n - 1, subset).round().astype(np.int64)
+
+
+def _case(
+    name: str,
+    model: bytes,
+    data: str,
+    score: Callable[[bytes], float],
+    calibration: Callable[[int], dict[str, Array]],
+) -> Case:
+    norms = any(node.op_type == "BatchNormalization" for node in onnx.load_from_string(model).graph.node)
+    return Case(name, model, data, norms, score, calibration)
+
+
+def _version(files: Sequence[Path], subset: int | None) -> str:
+    """A name that changes with the content of these files and with the samples taken from them."""
+    return f"{digest(*(f.read_bytes() for f in files))}:{subset or 'all'}"
+
+
+# --- models/ --------------------------------------------------------------------------------------------------------
+def _shipped(path: Path, subset: int | None) -> Case:
+    data = path.stem.rpartition("_")[2]
+    test = path.with_name(f"{data}_test.npz")
+    labelled = load_data(test)
+    at = spread(len(labelled.x), subset)
+    part = replace(labelled, x=labelled.x[at], y=labelled.y[at])
+
+    def measure(model: bytes) -> float:
+        return 100 * score(session(model), part, path.stem)
+
+    def calibration(count: int) -> dict[str, Array]:
+        images = load_images(path.with_name(f"{data}_calib.npz"))
+        return {session(path).get_inputs()[0].name: images.batch(np.arange(min(count, len(images.x))))}
+
+    return _case(
+        path.stem,
+        path.read_bytes(),
+        _version([test, path.with_name(f"{data}_calib.npz")], subset),
+        measure,
+        calibration,
+    )
+
+
+# --- assets ---------------------------------------------------------------------------------------------------------
+def _assets(folder: Path, subset: int | None) -> list[Case]:
+    os.environ.setdefault("THREADS", "1")  # evaluate.py's: sums in another order can turn a prediction
+    ort.set_default_logger_severity(3)  # the assets' sessions warn of every constant that nothing uses
+    shared: Any = module(folder / "evaluate.py")
+    shared.data = functools.cache(functools.partial(_thinned, shared.data, subset))
+    data = _version([folder / "evaluate.py", *sorted((folder / "data").iterdir())], subset)
+    found = []
+    for key in shared.ASSETS:
+        path = Path(shared.model_path(key))
+        found.append(_asset(shared, key, key, path.read_bytes(), data))
+        if key in FOLDED:
+            found.append(_asset(shared, f"{key}_folded", key, _folded(path), data))
+    return found
+
+
+def _asset(shared: Any, name: str, key: str, model: bytes, data: str) -> Case:
+    def measure(small: bytes) -> float:
+        return 100 * float(next(iter(shared.evaluate(key, small).values())))  # the first metric is the one to report
+
+    return _case(name, model, f"{key}:{data}", measure, functools.partial(shared.calibration, key))
+
+
+def _folded(path: Path) -> bytes:
+    ready = path.with_name(f"{path.stem}_folded.onnx")
+    if ready.is_file():
+        return ready.read_bytes()
+    model = onnx.load(path)
+    prepare(model)
+    return bytes(model.SerializeToString())
+
+
+def _thinned(load: Callable[[str], Any], subset: int | None, name: str) -> dict[str, Array]:
+    """An asset's data file in memory; of a test file `subset` samples only."""
+    arrays = dict(load(name))
+    if not name.endswith("_test"):
+        return arrays
+    count = len(arrays["off"]) - 1 if "off" in arrays else len(next(iter(arrays.values())))
+    at = spread(count, subset)
+    thin = {k: a[at] if len(a) == count else a for k, a in arrays.items()}
+    if "off" in arrays:  # files one after the other, and where each begins
+        thin |= _joined([arrays["jpg"][arrays["off"][i] : arrays["off"][i + 1]] for i in at])
+    return thin
+
+
+def _joined(files: Sequence[Array]) -> dict[str, Array]:
+    return {"jpg": np.concatenate(files), "off": np.cumsum([0, *map(len, files)])}
