@@ -8,6 +8,7 @@ for group in onnxfuse.analyze("in.onnx"):
 
 from .channels import ChannelGroup, Locked, Slot
 from .errors import ModelError, NothingToMerge, OnnxFuseError, OutputError, UsageError, VerificationFailed
+from .importance import GroupView
 from .inspection import Analysis
 from .pipeline import FuseResult, analyze, fuse
 from .plan import Plan
@@ -18,6 +19,7 @@ __all__ = [
     "Analysis",
     "ChannelGroup",
     "FuseResult",
+    "GroupView",
     "Locked",
     "ModelError",
     "NothingToMerge",

@@ -5,10 +5,7 @@ Nothing is guessed that could be wrong without a sound: what does not fit the mo
 
 from __future__ import annotations
 
-import difflib
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +18,10 @@ from .errors import UsageError, one_line
 from .images import Preprocess, load_images, parse
 from .model import Array
 from .probe import Probe, session
+from .sources import Source, arrays_of, near
 
 Batches = list[dict[str, Array]]
 """One dict of input arrays for each run of the model."""
-Source = str | os.PathLike[str] | Mapping[str, Array]
 FEWEST, MOST = 64, 512
 """Samples: fewer do not settle the moments of a few hundred channels, more cost time and change little."""
 RUN = 32
@@ -87,30 +84,13 @@ def calibration(
     elif preprocess:
         raise UsageError("--calib-preprocess is for a folder of images; give arrays as the model takes them")
     else:
-        arrays = dict(source) if isinstance(source, Mapping) else read_npz(Path(source))
+        arrays = arrays_of(source)
     batches = split(_checked(arrays, expected), expected)
     try:
         session(model, providers).run(None, batches[0])
     except Exception as error:  # onnxruntime has no base class for what it raises
         raise UsageError(f"onnxruntime cannot run the model on the calibration data: {one_line(error)}") from error
     return batches
-
-
-def read_npz(path: Path) -> dict[str, Array]:
-    """All arrays of an .npz file.
-
-    Raises:
-        UsageError: there is no such file, or it is none.
-    """
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise UsageError(f"{path}: not an .npz file; write one with numpy.savez, an array for each input's name")
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 def _from_folder(folder: Path, how: Preprocess, expected: Sequence[Input]) -> dict[str, Array]:
@@ -130,13 +110,12 @@ def _checked(arrays: Mapping[str, Array], expected: Sequence[Input]) -> dict[str
     names = [i.name for i in expected]
     for name in arrays:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"calibration data: {name!r} is no input of the model; {hint}it takes {_all(expected)}")
+            taken = f"the model takes {_all(expected)}"
+            raise UsageError(f"calibration data: {name!r} is no input; {taken}{near(name, names)}")
     for i in expected:
         if i.name not in arrays:
             raise UsageError(f"calibration data: has no array for input {i}")
-    return {i.name: _cast(_fitting(np.asarray(arrays[i.name]), i), i) for i in expected}
+    return {i.name: _cast(_fitting(arrays[i.name], i), i) for i in expected}
 
 
 def _fitting(a: Array, i: Input) -> Array:

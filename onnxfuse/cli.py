@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _merging(g: Any) -> None:
     g.add_argument("--method", choices=METHODS, default="intra-fusion", help="default: %(default)s")
-    g.add_argument("--importance", choices=METRICS, default="l1", help="which channels survive (default: %(default)s)")
+    g.add_argument(
+        "--importance", default="l1", metavar="NAME|FILE.npz",
+        help=f"which channels survive: {', '.join(METRICS)}, or your own scores by layer (default: %(default)s)",
+    )  # fmt: skip
+    g.add_argument("--gradients", type=Path, metavar="FILE.npz", help="∂L/∂w by initializer name, for taylor")
     g.add_argument("--source-mass", choices=CHOICES["source_mass"], help="transport: mass of the old channels")
     g.add_argument("--target-mass", choices=CHOICES["target_mass"], help="transport: mass of the new channels")
     g.add_argument("--target", choices=CHOICES["target"], help="transport: what the new channels are")
@@ -81,7 +85,7 @@ def _output(g: Any) -> None:
 def _options(a: argparse.Namespace) -> Options:
     return Options(
         a.sparsity, a.method, a.importance, a.source_mass, a.target_mass, a.target, a.cost_norm,
-        tuple(a.exclude), shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only),
+        tuple(a.exclude), shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only), a.gradients,
     )  # fmt: skip
 
 

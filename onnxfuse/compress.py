@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
@@ -12,7 +12,8 @@ from onnx import ModelProto
 from .allocate import allocate
 from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
 from .errors import ModelError, NothingToMerge
-from .importance import importance
+from .gradients import Salience, products
+from .importance import GroupView, importance
 from .merge import Merge, Task, TransportOptions, strategy
 from .model import Array, Graph
 from .options import Options, check_matches
@@ -22,8 +23,9 @@ from .probe import Probe
 from .report import GroupRow, Size, macs, parameters
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .schedule import in_order
+from .scores import function_of
 from .tracker import Lock, Role
-from .weights import Weights, side_by_side
+from .weights import Weights, gather, side_by_side
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how many of its steps are done, and how many there are."""
@@ -43,7 +45,7 @@ class Small:
 
 def untouched(original: ModelProto, reference: Probe, options: Options) -> Small:
     size = Size(0, parameters(original), macs(original, reference.shapes), 0)
-    return Small(original, size, size, (), (), Plan(asdict(options)))
+    return Small(original, size, size, (), (), Plan(options.recorded()))
 
 
 def compress(
@@ -51,10 +53,12 @@ def compress(
 ) -> Small:
     """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place."""
     before = (parameters(model), macs(model, reference.shapes))
+    given = None if options.gradients is None else products(model, options.gradients)
     folded = prepare(model, options.exclude)
     graph = Graph(model)
     channels, keep = settle(graph, reference, options)
-    merges = _merge_all(channels, keep, options, transport, tell)
+    salience = None if given is None else Salience(given, folded, graph.clones)
+    merges = _merge_all(channels, keep, options, transport, tell, salience)
     return _finish(channels, merges, before, folded, options)
 
 
@@ -101,13 +105,19 @@ def _nothing(channels: Channels) -> str:
 
 
 def _merge_all(
-    channels: Channels, keep: Sequence[int], options: Options, transport: TransportOptions, tell: Progress
+    channels: Channels,
+    keep: Sequence[int],
+    options: Options,
+    transport: TransportOptions,
+    tell: Progress,
+    salience: Salience | None,
 ) -> list[tuple[ChannelGroup, Merge]]:
     """Merge every group, the last in the graph first: later plans see the weights that earlier ones left.
 
     Groups that share no weight tensor do not see each other, so two are merged at a time.
     """
     weights, method = Weights(channels.tracker.graph), strategy(options.method)
+    score = function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
 
     def merge(number: int) -> Merge:
@@ -115,7 +125,8 @@ def _merge_all(
         rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
         _check_finite(rows)
         rng = np.random.default_rng([options.seed, number])
-        scores = importance(options.importance, list(rows.values()), rng)
+        products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
+        scores = importance(score, GroupView(group, rows, rng, products))
         result = method(Task(side_by_side(list(rows.values())), scores, k, transport))
         weights.apply(group, result, rows)
         return result
@@ -163,6 +174,5 @@ def _finish(
         Size(sum(r.before for r in rows), *before, 0),
         Size(sum(r.after for r in rows), parameters(model), macs(model, shapes), 0),
     )
-    return Small(
-        model, *sizes, rows, channels.locked, Plan(asdict(options), tuple(folded), t.graph.clones, tuple(merges))
-    )
+    plan = Plan(options.recorded(), tuple(folded), t.graph.clones, tuple(merges))
+    return Small(model, *sizes, rows, channels.locked, plan)

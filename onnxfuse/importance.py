@@ -1,38 +1,71 @@
 """Importance metrics: a score for each channel of a group, from the paper's §3 and its code.
 
-A metric sees, for each slot that holds weights, the (n, d) rows of its n channels. The group's score is the
-unweighted mean over slots, divided by its own mean. Biases and other shifts do not count.
+A metric sees a `GroupView`; its score is the unweighted mean over the slots that hold weights, divided by its own
+mean. Biases and other shifts do not count. A metric of the user's own is such a function, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .channels import ChannelGroup, Slot
+from .errors import UsageError
+
 Array = NDArray[np.floating]
 Scores = NDArray[np.float64]
-Metric = Callable[[Sequence[Array], np.random.Generator], Scores]
 
 
-def _power(p: int) -> Metric:
-    def metric(rows: Sequence[Array], rng: np.random.Generator) -> Scores:
-        """Σ|w|^p over each channel's weights, without the root; mean over slots."""
-        total = np.zeros(len(rows[0]))
-        for row in rows:
-            if p == 1:
-                total += np.abs(row).sum(axis=1, dtype=np.float64)
-            else:
-                total += np.einsum("nd,nd->n", row, row, dtype=np.float64)
-        return total / len(rows)
+@dataclass(frozen=True, eq=False)
+class GroupView:
+    """What a metric may look at.
 
-    return metric
+    Attributes:
+        group: the n channels, and where they lie.
+        rows: for each slot that holds weights, the (n, d) values, after the later groups were merged.
+        rng: for metrics that draw numbers.
+        salience: for the same slots the (n, d) products w · ∂L/∂w of the model as it was, if gradients were given.
+    """
+
+    group: ChannelGroup
+    rows: Mapping[Slot, Array]
+    rng: np.random.Generator
+    salience: Mapping[Slot, Array] = field(default_factory=dict)
 
 
-def lamp(rows: Sequence[Array], rng: np.random.Generator) -> Scores:
+Function = Callable[[GroupView], Scores]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function that scores (n,) channels, and the option it needs, if any."""
+
+    function: Function
+    needs: str | None = None
+
+
+def _absolute(rows: Sequence[Array]) -> Scores:
+    """Σ|w| over each channel's weights; mean over slots."""
+    return np.asarray(np.mean([np.abs(row).sum(axis=1, dtype=np.float64) for row in rows], axis=0))
+
+
+def l1(view: GroupView) -> Scores:
+    """Σ|w|."""
+    return _absolute(list(view.rows.values()))
+
+
+def l2(view: GroupView) -> Scores:
+    """Σw², without the root."""
+    rows = view.rows.values()
+    return np.asarray(np.mean([np.einsum("nd,nd->n", row, row, dtype=np.float64) for row in rows], axis=0))
+
+
+def lamp(view: GroupView) -> Scores:
     """LAMP (Lee et al., ICLR 2021): the squared magnitude over the sum of those not smaller."""
-    score = _power(2)(rows, rng)
+    score = l2(view)
     order = np.argsort(score, kind="stable")
     tail = np.cumsum(score[order][::-1])[::-1]
     result = np.empty_like(score)
@@ -40,22 +73,35 @@ def lamp(rows: Sequence[Array], rng: np.random.Generator) -> Scores:
     return result
 
 
-def random(rows: Sequence[Array], rng: np.random.Generator) -> Scores:
+def taylor(view: GroupView) -> Scores:
+    """Σ|w · ∂L/∂w|, a first-order estimate of what the loss gains without the channel (Molchanov et al., CVPR 2019)."""
+    return _absolute([view.salience[slot] for slot in view.rows])
+
+
+def random(view: GroupView) -> Scores:
     """Uniform random scores: the baseline every metric must beat."""
-    return rng.random(len(rows[0]))
+    return view.rng.random(view.group.channels)
 
 
-METRICS: Mapping[str, Metric] = {"l1": _power(1), "l2": _power(2), "lamp": lamp, "random": random}
+METRICS: Mapping[str, Metric] = {
+    "l1": Metric(l1),
+    "l2": Metric(l2),
+    "lamp": Metric(lamp),
+    "taylor": Metric(taylor, needs="gradients"),
+    "random": Metric(random),
+}
 
 
-def importance(name: str, rows: Sequence[Array], rng: np.random.Generator) -> Scores:
+def importance(function: Function, view: GroupView) -> Scores:
     """(n,) scores with mean 1 (all zero if every channel is dead).
 
-    Args:
-        name: a key of `METRICS`.
-        rows: for each slot that holds weights, the (n, d) values of the n channels.
-        rng: for metrics that draw numbers.
+    Raises:
+        UsageError: the user's own function does not return n finite numbers that are not negative.
     """
-    scores = METRICS[name](rows, rng)
+    scores = np.asarray(function(view), np.float64)
+    if scores.shape != (view.group.channels,) or not np.isfinite(scores).all() or scores.min() < 0:
+        raise UsageError(
+            f"importance of {view.group.name}: the scores are not {view.group.channels} finite numbers from 0 up"
+        )
     mean = scores.mean()
     return scores / mean if mean > 0 else scores

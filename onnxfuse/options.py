@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from .allocate import kept_count
 from .errors import UsageError
-from .importance import METRICS
 from .merge import TRANSPORTS, TransportOptions, strategy
+from .scores import Importance, check_importance
+from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Options:
     Attributes:
         sparsity: fraction of channels removed from each group.
         method: intra-fusion, barycentric, fold or drop.
-        importance: l1, l2, lamp or random.
+        importance: a metric's name, an .npz file or its arrays, or a function.
+        gradients: of the weights, for the taylor metric.
         source_mass, target_mass, target, cost_norm: the transport's ablations (None: the method's own).
         exclude: regular expressions of nodes to leave alone.
         input_shapes: input name → shape for the probe run.
@@ -33,7 +38,7 @@ class Options:
 
     sparsity: float
     method: str = "intra-fusion"
-    importance: str = "l1"
+    importance: Importance = "l1"
     source_mass: str | None = None
     target_mass: str | None = None
     target: str | None = None
@@ -44,10 +49,24 @@ class Options:
     seed: int = 0
     min_cosine: float | None = None
     only: tuple[str, ...] = ()
+    gradients: Source | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """The options as JSON values: a function by its name, arrays only as such."""
+        return {f.name: _recorded(getattr(self, f.name)) for f in fields(self)}
+
+
+def _recorded(value: Any) -> Any:
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping) and any(isinstance(v, np.ndarray) for v in value.values()):
+        return f"arrays: {', '.join(value)}"
+    return value
 
 
 CHOICES: Mapping[str, Sequence[Any]] = {
-    "importance": tuple(METRICS),
     "source_mass": ("uniform", "importance"),
     "target_mass": ("uniform", "importance"),
     "target": ("important", "cluster"),
@@ -69,6 +88,7 @@ def check_options(o: Options) -> TransportOptions:
         if value is not None and value not in valid:
             names = ", ".join(map(str, valid))
             raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
+    check_importance(o.importance, {"gradients": o.gradients})
     given = {f.name: getattr(o, f.name) for f in fields(TransportOptions) if getattr(o, f.name) is not None}
     if given and o.method not in TRANSPORTS:
         names = ", ".join("--" + n.replace("_", "-") for n in given)

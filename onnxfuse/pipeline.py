@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -22,6 +22,8 @@ from .plan import Plan
 from .prepare import inline, prepare
 from .probe import probe, provider_list
 from .report import Report
+from .scores import Importance
+from .sources import Source
 from .verify import Comparison, verify
 
 PathLike = str | os.PathLike[str]
@@ -48,7 +50,7 @@ def fuse(
     *,
     sparsity: float,
     method: str = "intra-fusion",
-    importance: str = "l1",
+    importance: Importance = "l1",
     source_mass: str | None = None,
     target_mass: str | None = None,
     target: str | None = None,
@@ -59,6 +61,7 @@ def fuse(
     seed: int = 0,
     min_cosine: float | None = None,
     only: Sequence[str] = (),
+    gradients: Source | None = None,
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -69,7 +72,8 @@ def fuse(
             when every check has passed.
         sparsity: fraction of channels removed from each group, 0 ≤ s < 1; n − int(n(1 − s)) of n go.
         method: 'intra-fusion' (the paper's), 'barycentric', 'fold' or 'drop'.
-        importance: 'l1', 'l2', 'lamp' or 'random': which channels survive.
+        importance: which channels survive: 'l1', 'l2', 'lamp', 'taylor' or 'random'; your own scores, as an .npz file
+            or a mapping with an array for each layer or group; or a function from `GroupView` to scores.
         source_mass, target_mass: 'uniform' or 'importance'; for the transport methods only, like the next two.
         target: 'important' channels or means of a 'cluster'; barycentric defaults to 'cluster'.
         cost_norm: exponent p of the Lp ground cost, 1 or 2.
@@ -79,6 +83,7 @@ def fuse(
         seed: of the probe input and random importance.
         min_cosine: fail if any output's cosine similarity to the original's falls below.
         only: regular expressions of group names: merge these only (and their families).
+        gradients: ∂L/∂w for each weight's name, an .npz file or a mapping; for taylor.
         progress: called as the stages go on.
 
     Raises:
@@ -91,7 +96,7 @@ def fuse(
     shapes = {k: tuple(v) for k, v in input_shapes.items()} if input_shapes else None
     options = Options(
         sparsity, method, importance, source_mass, target_mass, target, cost_norm,
-        listed(exclude), shapes, provider, seed, min_cosine, listed(only),
+        listed(exclude), shapes, provider, seed, min_cosine, listed(only), gradients,
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -128,7 +133,7 @@ def fuse_with(
         comparison, size = _write(small.model, destination, bool(source.beside), finish)
     before = replace(small.before, file_bytes=source.bytes)
     report = Report(
-        source.name, None if output is None else str(output), asdict(options), before,
+        source.name, None if output is None else str(output), options.recorded(), before,
         replace(small.after, file_bytes=size), small.groups, small.locked, comparison, time.perf_counter() - start,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)

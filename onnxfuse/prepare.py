@@ -130,6 +130,7 @@ class Folded:
     Attributes:
         node: the producer's name, or its output's.
         weight, bias: initializers that hold the folded values; `bias` may be new.
+        source: the initializer that held the weight before.
         norm: the initializers γ, β, mean, variance.
         epsilon: of the normalization.
         output: the value that the normalization made, and the producer makes now.
@@ -139,6 +140,7 @@ class Folded:
     node: str
     weight: str
     bias: str
+    source: str
     norm: tuple[str, ...]
     epsilon: float
     output: str
@@ -182,6 +184,7 @@ def _fold(
     weight = numpy_helper.to_array(constants[maker.input[1]])
     has_bias = len(maker.input) > 2 and maker.input[2] != ""
     bias = numpy_helper.to_array(constants[maker.input[2]]).astype(np.float64) if has_bias else np.zeros_like(mean)
+    source = maker.input[1]
     shifted = (np.broadcast_to(bias, mean.shape) - mean) * scale + beta
     if not has_bias:
         maker.input[2:] = [_free_name(f"{maker.input[1]}_bias", constants)]
@@ -196,7 +199,9 @@ def _fold(
     maker.output[0] = norm.output[0]
     names = tuple(norm.input[1:5])
     weight_name, bias_name = maker.input[1:3]
-    return Folded(proto_label(maker), weight_name, bias_name, names, epsilon, maker.output[0], beta, np.abs(gamma))
+    return Folded(
+        proto_label(maker), weight_name, bias_name, source, names, epsilon, maker.output[0], beta, np.abs(gamma)
+    )
 
 
 def scaled_rows(maker: NodeProto, weight: Array, scale: Array) -> Array:

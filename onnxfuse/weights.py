@@ -37,21 +37,15 @@ class Weights:
 
     def gather(self, slot: Slot) -> Array:
         """(n, q·rest) what each channel of the group has in this slot."""
-        view, index = self._view(slot)
-        return np.ascontiguousarray(view[index]).reshape(len(slot.positions), -1)
+        return gather(self[slot.tensor], slot)
 
     def scatter(self, slot: Slot, kept: Ids, values: Array) -> None:
         """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to the others."""
-        view, index = self._view(slot)
+        view, index = _view(self[slot.tensor], slot)
         gone = others(kept, len(slot.positions))
         view[tuple(i[gone] for i in index)] = 0
         shape = (len(kept), slot.positions.shape[1], *view.shape[len(index) :])
         view[tuple(i[kept] for i in index)] = values.reshape(shape)
-
-    def _view(self, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
-        """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""
-        moved = front(self[slot.tensor], slot)
-        return moved, np.unravel_index(slot.positions, moved.shape[: len(slot.axes)])
 
     def apply(self, group: ChannelGroup, merge: Merge, rows: Mapping[Slot, Array]) -> None:
         """Merge the channels of `group` in every slot; `rows` has what was gathered of some of them already."""
@@ -87,6 +81,18 @@ def others(kept: Ids, n: int) -> Ids:
     mask = np.ones(n, bool)
     mask[kept] = False
     return np.flatnonzero(mask)
+
+
+def gather(array: Array, slot: Slot) -> Array:
+    """(n, q·rest) what each channel of a group has in this slot of a tensor."""
+    view, index = _view(array, slot)
+    return np.ascontiguousarray(view[index]).reshape(len(slot.positions), -1)
+
+
+def _view(array: Array, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
+    """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""
+    moved = front(array, slot)
+    return moved, np.unravel_index(slot.positions, moved.shape[: len(slot.axes)])
 
 
 def front(array: Array, slot: Slot) -> Array:

@@ -16,8 +16,8 @@ from onnxfuse.cli import parser
 from .graphs import build, from_text
 from .test_cli import call
 
-EXPORTED = """Analysis ChannelGroup FuseResult Locked ModelError NothingToMerge OnnxFuseError OutputError Plan Report
-Slot UsageError VerificationFailed __version__ analyze fuse""".split()
+EXPORTED = """Analysis ChannelGroup FuseResult GroupView Locked ModelError NothingToMerge OnnxFuseError OutputError Plan
+Report Slot UsageError VerificationFailed __version__ analyze fuse""".split()
 
 
 def test_exported_names() -> None:
@@ -90,6 +90,10 @@ ERRORS: list[tuple[dict[str, Any], list[object], str]] = [
     ({"provider": "abacus"}, ["--provider", "abacus"], "UsageError"),
     ({"method": "drop", "target_mass": "uniform"}, ["--method", "drop", "--target-mass", "uniform"], "UsageError"),
     ({"min_cosine": 3.0}, ["--min-cosine", 3.0], "UsageError"),
+    ({"importance": "magic"}, ["--importance", "magic"], "UsageError"),
+    ({"importance": "none.npz"}, ["--importance", "none.npz"], "UsageError"),
+    ({"importance": "taylor"}, ["--importance", "taylor"], "UsageError"),
+    ({"gradients": "none.npz"}, ["--gradients", "none.npz"], "UsageError"),
     ({"exclude": ["c9"]}, ["--exclude", "c9"], "UsageError"),
     ({"exclude": ["("]}, ["--exclude", "("], "UsageError"),
     ({"exclude": ["^c"]}, ["--exclude", "^c"], "NothingToMerge"),
@@ -116,7 +120,7 @@ def test_errors_are_the_command_lines(
     ("options", "listed"),
     [
         ({"method": "magic"}, "intra-fusion, barycentric, fold, drop"),
-        ({"importance": "magic"}, "l1, l2, lamp, random"),
+        ({"importance": "magic"}, "l1, l2, lamp, taylor, random, or give an .npz file"),
         ({"target": "magic"}, "important, cluster"),
         ({"source_mass": "magic"}, "uniform, importance"),
         ({"cost_norm": 3}, "1, 2"),

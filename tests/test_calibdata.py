@@ -97,7 +97,7 @@ NAN = normal(64, 3, 8, 8)
 NAN[3, 1, 2, 2] = np.nan
 REFUSED: Mapping[str, tuple[str, dict[str, Array], str]] = {
     "too few": ("open", {"x": normal(63, 3, 8, 8)}, "63 samples are too few; give 64 to 512"),
-    "unknown name": ("open", {"X": NAN}, "'X' is no input of the model; it takes 'x' float32 [?, 3, 8, 8]"),
+    "unknown name": ("open", {"X": NAN}, "'X' is no input; the model takes 'x' float32 [?, 3, 8, 8]"),
     "near name": ("state", {"stat": normal(1, 4)}, "did you mean 'state'?"),
     "missing": ("state", {"x": normal(64, 6)}, "has no array for input 'state' float32 [1, 4]"),
     "shape": ("open", {"x": normal(64, 3, 8, 9)}, "has shape [64, 3, 8, 9], the model takes 'x' float32 [?, 3, 8, 8]"),
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused(case: str) -> None:
 
 def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:
     model, path = model_of("open"), tmp_path / "c.npz"
-    with pytest.raises(UsageError, match="no such file or folder"):
+    with pytest.raises(UsageError, match="no such file"):
         batches_of(model, path)
     np.savez(path, x=normal(64, 3, 8, 8))
     whole = path.read_bytes()

@@ -247,7 +247,6 @@ USAGE = [
     (["in.onnx", "out.onnx", "--sparsity", "half"], "invalid float value: 'half'"),
     (["in.onnx", "out.onnx", "third", "--sparsity", "0.5"], "unrecognized arguments: third"),
     (["in.onnx", "out.onnx", *HALF, "--method", "magic"], "invalid choice: 'magic'"),
-    (["in.onnx", "out.onnx", *HALF, "--importance", "magic"], "invalid choice: 'magic'"),
     (["in.onnx", "out.onnx", *HALF, "--cost-norm", "3"], "invalid choice: 3"),
     (["in.onnx", "out.onnx", *HALF, "--quiet", "--verbose"], "not allowed with"),
     (["in.onnx", "out.onnx", *HALF, "--frobnicate"], "unrecognized arguments: --frobnicate"),

@@ -14,36 +14,10 @@ from onnx import numpy_helper
 from scipy.spatial.distance import cdist
 
 import onnxfuse
-from onnxfuse.importance import importance
 from onnxfuse.transport import clusters, full_plan, ground_cost, kept_plan, normalized
 
 from .graphs import Array, build, from_text, weights
 from .texts import TEXTS
-
-MADE = np.array([[1, -2], [0, 3], [4, 0], [0, 0]], np.float32)
-READ = np.array([[1], [-1], [2], [2]], np.float32)
-RNG = np.random.default_rng(0)
-
-# --- importance -----------------------------------------------------------------------------------------------------
-SCORES = [
-    # (3 + 1)/2, (3 + 1)/2, (4 + 2)/2, (0 + 2)/2 = 2, 2, 3, 1 with mean 2
-    ("l1", [1, 1, 1.5, 0.5]),
-    # (5 + 1)/2, (9 + 1)/2, (16 + 4)/2, (0 + 4)/2 = 3, 5, 10, 2 with mean 5
-    ("l2", [0.6, 1, 2, 0.4]),
-    # of these, each over the sum of those not smaller: 3/18, 5/15, 10/10, 2/20 with mean 0.4
-    ("lamp", [1 / 6 / 0.4, 1 / 3 / 0.4, 2.5, 0.25]),
-]
-
-
-@pytest.mark.parametrize(("name", "expected"), SCORES)
-def test_importance(name: str, expected: list[float]) -> None:
-    np.testing.assert_allclose(importance(name, [MADE, READ], RNG), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["l1", "l2", "lamp"])
-def test_importance_of_dead_channels(name: str) -> None:
-    assert importance(name, [np.zeros((3, 2), np.float32)], RNG).tolist() == [0, 0, 0]
-
 
 # --- ground cost ----------------------------------------------------------------------------------------------------
 SHAPES = [(1, 1, 1), (4, 2, 3), (7, 5, 13), (33, 17, 100), (3, 2, 4095), (5, 3, 4096), (5, 3, 4097), (2, 9, 30000)]

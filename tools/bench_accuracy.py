@@ -50,7 +50,7 @@ def cells(case: Case, methods: Sequence[str], sparsities: Sequence[float], one_g
 
 def groups(case: Case) -> list[str]:
     """Names of the groups, in graph order; one that stands for several is taken once."""
-    return list(dict.fromkeys(group.name for group in analyze(onnx.load_from_string(case.model))))
+    return list(dict.fromkeys(group.name for group in analyze(onnx.load_from_string(case.model)).groups))
 
 
 def measure(bench: Bench, todo: Sequence[Cell]) -> Iterator[Row]:
