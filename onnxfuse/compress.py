@@ -20,7 +20,9 @@ from .options import Options, check_matches
 from .plan import Plan
 from .prepare import Folded, prepare
 from .probe import Probe
+from .quantized import Lowered, lower
 from .report import GroupRow, Size, macs, parameters
+from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .schedule import in_order
 from .scores import function_of
@@ -55,11 +57,12 @@ def compress(
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
     folded = prepare(model, options.exclude)
+    lowered = lower(model)
     graph = Graph(model)
     channels, keep = settle(graph, reference, options)
     salience = None if given is None else Salience(given, folded, graph.clones)
     merges = _merge_all(channels, keep, options, transport, tell, salience)
-    return _finish(channels, merges, before, folded, options)
+    return _finish(channels, merges, before, folded, lowered, options)
 
 
 def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
@@ -162,17 +165,20 @@ def _finish(
     merges: Sequence[tuple[ChannelGroup, Merge]],
     before: tuple[int, int],
     folded: Sequence[Folded],
+    lowered: Lowered,
     options: Options,
 ) -> Small:
-    t = channels.tracker
-    kept = removed_mask(channels, [Removal(g, m.kept) for g, m in merges])
+    t, removals = channels.tracker, [Removal(g, m.kept) for g, m in merges]
+    kept = removed_mask(channels, removals)
     shapes = {name: shrunk_shape(channels, kept, name) for name in t.probe.shapes}
     after = {g: len(m.kept) for g, m in merges}
     rows = tuple(GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes) for g in channels.groups)
     model = t.graph.model
+    left = macs(model, shapes)
+    restore(t.graph, lowered, kept_scales(t.graph, lowered, removals))
     sizes = (
         Size(sum(r.before for r in rows), *before, 0),
-        Size(sum(r.after for r in rows), parameters(model), macs(model, shapes), 0),
+        Size(sum(r.after for r in rows), parameters(model), left, 0),
     )
     plan = Plan(options.recorded(), tuple(folded), t.graph.clones, tuple(merges))
     return Small(model, *sizes, rows, channels.locked, plan)

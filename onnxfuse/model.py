@@ -8,13 +8,14 @@ of any type. graphsurgeon parses it into connected nodes for the stages that onl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -269,9 +270,16 @@ def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> Tensor
     return new
 
 
+def free_name(stem: str, taken: Container[str]) -> str:
+    """A name like `stem` that is not among `taken`."""
+    return next(n for i in itertools.count(1) if (n := f"{stem}_fuse{i}") not in taken)
+
+
 def set_values(tensor: TensorProto, array: Array) -> None:
-    """Replace a tensor's values and dims, keeping its name, element type and doc string."""
-    values = np.asarray(array, helper.tensor_dtype_to_np_dtype(tensor.data_type), order="C")
+    """Replace a tensor's values and dims, keeping its name, type and doc string; integers are rounded to."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    whole = dtype.kind in "iu" and array.dtype.kind == "f"
+    values = np.asarray(np.rint(array) if whole else array, dtype, order="C")
     new = numpy_helper.from_array(values, tensor.name)
     new.doc_string = tensor.doc_string
     tensor.CopyFrom(new)
@@ -317,7 +325,7 @@ class Graph:
 
     def _register(self, stem: str, tensor: TensorProto, edges: list[Edge]) -> str:
         taken = self.constants.keys() | self.edges.keys()
-        name = next(n for i in range(1, len(taken) + 2) if (n := f"{stem}_fuse{i}") not in taken)
+        name = free_name(stem, taken)
         self.constants[name] = add_initializer(self.model, tensor, name)
         self.edges[name] = list(edges)
         return name

@@ -6,7 +6,7 @@ the *original* graph with these weights must give the small graph's outputs to r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +19,56 @@ from .options import Options
 from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import probe, provider_list
-from .rewrite import Removal, slot_masks
+from .quantized import Lowered, Scheme, lower
+from .requantize import Scales, held, restore
+from .rewrite import Removal, kept_along, slot_masks
 from .tracker import Role
 from .verify import compare, run
 from .weights import front
 
 
 def padded(original: ModelProto, result: FuseResult) -> ModelProto:
-    """The original graph (BatchNormalization folded) with the small weights of `result`, zeros elsewhere."""
+    """The original graph (BatchNormalization folded) with the small weights of `result`, zeros elsewhere.
+
+    Quantized weights are padded with what stands for zero, and keep the scales of the small model.
+    """
     model = ModelProto()
     model.CopyFrom(original)
     model, options = inline(model), Options(**result.plan.options)
     reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
     prepare(model, options.exclude)
+    lowered = lower(model)
     graph = Graph(model)
-    if not result.plan.merges:
-        return model
-    settle(graph, reference, options)  # clones shared constants as the run did
-    small = {name: numpy_helper.to_array(t) for name, t in constant_tensors(result.model.graph).items()}
-    full = {name: numpy_helper.to_array(t) for name, t in graph.constants.items()}
+    if result.plan.merges:
+        settle(graph, reference, options)  # clones shared constants as the run did
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
+    shrunk = ModelProto()
+    shrunk.CopyFrom(result.model)
+    small_schemes = lower(shrunk).schemes
+    small = {name: numpy_helper.to_array(t) for name, t in constant_tensors(shrunk.graph).items()}
+    full = {name: numpy_helper.to_array(t) for name, t in graph.constants.items()}
     for name, masks in slot_masks(removals, full).items():
         array = small[name]
         for slot, mask in reversed(masks):
             array = unshrink(array, slot, mask)
         set_values(graph.constants[name], array)
+    restore(graph, lowered, _padded_scales(graph, lowered, small_schemes, removals), exact=True)
     return model
+
+
+def _padded_scales(
+    graph: Graph, lowered: Lowered, small: Mapping[str, Scheme], removals: Sequence[Removal]
+) -> dict[str, Scales]:
+    """The small model's scales, and the original's for channels that went."""
+    found = {}
+    for name, s in held(graph, lowered).items():
+        scales, zeros = (np.array(v) for v in (s.scales, s.zeros))
+        kept = kept_along(removals, name, s.integers.shape, s.axis) if scales.size > 1 else np.ones(1, bool)
+        if kept is not None:
+            scales.reshape(-1)[kept] = small[name].scales.reshape(-1)
+            zeros.reshape(-1)[kept if zeros.size > 1 else ...] = small[name].zeros.reshape(-1)
+            found[name] = Scales(scales, zeros)
+    return found
 
 
 def unshrink(small: Array, slot: Slot, mask: NDArray[np.bool_]) -> Array:

@@ -21,6 +21,7 @@ from .options import Options, check_matches, check_options, check_patterns, list
 from .plan import Plan
 from .prepare import inline, prepare
 from .probe import probe, provider_list
+from .quantized import lower
 from .report import Report
 from .scores import Importance
 from .sources import Source
@@ -159,6 +160,7 @@ def analyze(
     check_matches("exclude", exclude, "node", [proto_label(node) for node in graph.graph.node])
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
+    lower(graph)
     channels, _ = follow(Graph(graph), reference, exclude, lambda found: allocate(found.groups, 0.5))
     return analysis(channels)
 

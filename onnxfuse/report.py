@@ -19,7 +19,11 @@ from .model import attribute, constant_tensors
 from .verify import Comparison
 
 Shapes = Mapping[str, tuple[int, ...]]
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+WEIGHTS = (
+    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
+    TensorProto.INT8, TensorProto.UINT8,
+)  # fmt: skip
+"""Element types of constants that hold weights: real numbers, and quantized ones."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Size:
 
     Attributes:
         channels: of all channel groups that may shrink.
-        parameters: elements of all floating-point constants.
+        parameters: elements of all floating-point constants, and of those quantized to 8 bits.
         macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for the probe input.
         file_bytes: of the file and its external data.
     """
@@ -97,9 +101,9 @@ def _finite(value: Any) -> Any:
 
 # --- counting -------------------------------------------------------------------------------------------------------
 def parameters(model: ModelProto) -> int:
-    """Elements of all floating-point constants of the main graph."""
+    """Elements of all floating-point constants of the main graph, and of those quantized to 8 bits."""
     tensors = constant_tensors(model.graph).values()
-    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
+    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in WEIGHTS)
 
 
 def macs(model: ModelProto, shapes: Shapes) -> int:
@@ -112,7 +116,7 @@ def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
     found: Counter[str] = Counter()
     constants = constant_tensors(model.graph)
     for node, n in _node_macs(model, shapes):
-        for name in {i for i in node.input[:2] if i in constants}:
+        for name in {i for i in node.input if i in constants}:
             found[name] += n
     return dict(found)
 
@@ -123,6 +127,9 @@ def _node_macs(model: ModelProto, shapes: Shapes) -> Iterator[tuple[NodeProto, i
         if node.op_type in MACS:
             ins = [constants.get(i) or shapes.get(i, ()) for i in node.input]
             yield node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))
+
+
+Counting = Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], int]
 
 
 def _conv(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
@@ -141,11 +148,21 @@ def _matmul(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> 
     return int(np.prod(out) * ins[0][-1]) if ins[0] else 0
 
 
-MACS: Mapping[str, Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], int]] = {
+def _fourth(count: Counting) -> Counting:
+    """The same for an operator whose weight is its fourth input."""
+    return lambda node, ins, out: count(node, (ins[0], ins[3]), out)
+
+
+MACS: Mapping[str, Counting] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
+    "ConvInteger": _conv,
+    "MatMulInteger": _matmul,
+    "QLinearConv": _fourth(_conv),
+    "QLinearMatMul": _fourth(_matmul),
+    "QGemm": _fourth(_gemm),
 }
 """Operator → multiply-accumulates, from the shapes of its inputs and its output."""
 

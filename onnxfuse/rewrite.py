@@ -84,7 +84,7 @@ def slot_masks(removals: Sequence[Removal], arrays: Mapping[str, Array]) -> dict
     """Tensor name → for each set of its axes that holds channels, one slot there and the mask of kept positions."""
     found: dict[str, dict[tuple[tuple[int, ...], int], tuple[Slot, Mask]]] = {}
     for r in removals:
-        for slot in r.group.slots:
+        for slot in (s for s in r.group.slots if s.tensor in arrays):
             axes = found.setdefault(slot.tensor, {})
             if (slot.axes, slot.split) not in axes:
                 extents = front(arrays[slot.tensor], slot).shape[: len(slot.axes)]
@@ -112,6 +112,19 @@ def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
     small = view[mask].reshape(*view.shape[:last], -1, *view.shape[axes:])
     small = np.moveaxis(np.moveaxis(small, last, differ[-1]), range(axes), slot.axes)
     return small.reshape(-1, *small.shape[2:]) if slot.split > 1 else small
+
+
+def kept_along(removals: Sequence[Removal], name: str, shape: Sequence[int], axis: int) -> Mask | None:
+    """(shape[axis],) which positions of constant `name` stay along an axis; None if it depends on another axis."""
+    kept = np.ones(shape[axis], bool)
+    for slot, mask in slot_masks(removals, {name: np.broadcast_to(np.int8(0), shape)}).get(name, ()):
+        differ = [a for a in range(mask.ndim) if (mask != mask.take([0], a)).any()]
+        along = ((0, 1) if axis == 0 else (axis + 1,)) if slot.split > 1 else (axis,)
+        if differ and slot.axes[differ[-1]] in along:
+            if slot.axes != along:
+                return None
+            kept &= mask.ravel()
+    return kept
 
 
 def _edits(channels: Channels, kept: Mask) -> dict[Place, int]:

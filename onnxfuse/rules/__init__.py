@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from ..model import Node
 from ..tracker import Tracker
-from . import contraction, einsum, elementwise, movement, normalization, recurrent, reduction
+from . import contraction, einsum, elementwise, movement, normalization, quantization, recurrent, reduction
 
 Rule = Callable[[Node, Tracker], None]
 
@@ -20,6 +20,7 @@ RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
     **movement.RULES,
     **normalization.RULES,
+    **quantization.RULES,
     **recurrent.RULES,
     **reduction.RULES,
 }
