@@ -18,7 +18,7 @@ from .merge import Merge, Task, TransportOptions, strategy
 from .model import Array, Graph
 from .options import Options, check_matches
 from .plan import Plan
-from .prepare import Folded, prepare
+from .prepare import Folded, densify, prepare
 from .probe import Probe
 from .quantized import Lowered, lower
 from .report import GroupRow, Size, macs, parameters
@@ -54,6 +54,7 @@ def compress(
     model: ModelProto, reference: Probe, options: Options, transport: TransportOptions, tell: Progress
 ) -> Small:
     """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place."""
+    densify(model)
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
     folded = prepare(model, options.exclude)

@@ -18,10 +18,11 @@ from .model import Array, Graph, constant_tensors, set_values
 from .options import Options
 from .pipeline import FuseResult
 from .prepare import inline, prepare
-from .probe import probe, provider_list
+from .probe import Probe, probe, provider_list
 from .quantized import Lowered, Scheme, lower
 from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, slot_masks
+from .standin import in_float32
 from .tracker import Role
 from .verify import compare, run
 from .weights import front
@@ -32,6 +33,10 @@ def padded(original: ModelProto, result: FuseResult) -> ModelProto:
 
     Quantized weights are padded with what stands for zero, and keep the scales of the small model.
     """
+    return _padded(original, result)[0]
+
+
+def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe]:
     model = ModelProto()
     model.CopyFrom(original)
     model, options = inline(model), Options(**result.plan.options)
@@ -53,7 +58,7 @@ def padded(original: ModelProto, result: FuseResult) -> ModelProto:
             array = unshrink(array, slot, mask)
         set_values(graph.constants[name], array)
     restore(graph, lowered, _padded_scales(graph, lowered, small_schemes, removals), exact=True)
-    return model
+    return model, reference
 
 
 def _padded_scales(
@@ -88,7 +93,10 @@ def unshrink(small: Array, slot: Slot, mask: NDArray[np.bool_]) -> Array:
 
 def oracle_error(original: ModelProto, result: FuseResult, inputs: Mapping[str, Array]) -> float:
     """Largest relative L2 error of any output between the padded and the small model, on `inputs`."""
-    providers = provider_list("cpu")
-    large = run(padded(original, result), inputs, providers, optimized=False)
-    small = run(result.model, inputs, providers, optimized=False)
+    providers, (model, reference) = provider_list("cpu"), _padded(original, result)
+    pair, feeds = [model, result.model], dict(inputs)
+    if reference.stand_in:
+        pair = [in_float32(m) for m in pair]
+        feeds = {name: a.astype(reference.inputs[name].dtype) for name, a in inputs.items()}
+    large, small = (run(m, feeds, providers, optimized=False) for m in pair)
     return max((e.relative for e in compare(large, small)), default=0.0)

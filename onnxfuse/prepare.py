@@ -1,6 +1,7 @@
 """Make a graph ready for tracking, without changing what it computes.
 
     functions            inlined
+    sparse initializers  → dense ones
     Constant value_float(s), value_int(s)     → value
     what is computed from constants only    → an initializer
     Conv/ConvTranspose/Gemm → BatchNormalization   → one node with other weights
@@ -40,6 +41,17 @@ def inline(model: ModelProto) -> ModelProto:
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
+def densify(model: ModelProto) -> None:
+    """Make every sparse initializer a dense one, in place: merged channels leave few zeros."""
+    for sparse in model.graph.sparse_initializer:
+        dense = np.zeros(sparse.dims, helper.tensor_dtype_to_np_dtype(sparse.values.data_type))
+        places = numpy_helper.to_array(sparse.indices)
+        index = tuple(places.T) if places.ndim == 2 else np.unravel_index(places, dense.shape)
+        dense[index] = numpy_helper.to_array(sparse.values)
+        add_initializer(model, numpy_helper.from_array(dense), sparse.values.name)
+    del model.graph.sparse_initializer[:]
+
+
 def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
     """Normalise constants and fold BatchNormalization, in place; returns what was folded.
 
@@ -47,6 +59,7 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
         model: functions inlined, external data loaded.
         exclude: regular expressions; a producer whose name matches keeps its BatchNormalization.
     """
+    densify(model)
     for node in model.graph.node:
         if node.op_type == "Constant":
             _as_tensor(node)

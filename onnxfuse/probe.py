@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from .errors import ModelError, UsageError, one_line
 from .model import Array
+from .standin import in_float32, needs_stand_in
 
 INLINE = 128
 """Initializers of at most this many elements stay in the proto: shape inference wants to see their values."""
@@ -45,12 +46,14 @@ class Probe:
         outputs: the model's outputs, by name.
         shapes: the concrete shape of every tensor of the main graph.
         integers: value of each int or bool tensor of rank 0 or 1.
+        stand_in: whether the model ran as `in_float32` makes it, because onnxruntime has no kernels for its numbers.
     """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     shapes: Mapping[str, tuple[int, ...]]
     integers: Mapping[str, Array]
+    stand_in: bool = False
 
 
 def provider_list(name: str) -> list[str]:
@@ -205,10 +208,25 @@ def probe(
     initializers = {t.name for t in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     _check_overrides(inputs, overrides or {})
+    if not needs_stand_in(model):
+        return _first_that_runs(model, inputs, providers, overrides or {}, seed)
+    try:
+        return _first_that_runs(model, inputs, providers, overrides or {}, seed)
+    except ModelError:
+        return replace(probe(in_float32(model), providers, overrides, seed), stand_in=True)
+
+
+def _first_that_runs(
+    model: ModelProto,
+    inputs: Sequence[ValueInfoProto],
+    providers: Sequence[str],
+    overrides: Mapping[str, Sequence[int]],
+    seed: int,
+) -> Probe:
     error: Exception = RuntimeError("no inputs could be made")
-    for batch, size in _candidates(inputs, overrides or {}):
+    for batch, size in _candidates(inputs, overrides):
         try:
-            return run_probe(model, _feeds(inputs, overrides or {}, batch, size, seed), providers)
+            return run_probe(model, _feeds(inputs, overrides, batch, size, seed), providers)
         except ModelError:
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises

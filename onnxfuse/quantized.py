@@ -1,7 +1,7 @@
 """Quantized models as real-number ones; `requantize.py` is the way back.
 
     DequantizeLinear(int8 W, scale, zero)              → W′, an initializer of real numbers
-    DequantizeLinear(QuantizeLinear(float W, …), …)    → the same
+    DequantizeLinear(QuantizeLinear(float W, …), …)    → the same; a Transpose after it is taken along
     QLinearConv, ConvInteger                           → Conv        with real weights
     QLinearMatMul, MatMulInteger                       → MatMul
     QGemm                                              → Gemm
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .model import Array, add_initializer, attribute, constant_tensors, consumers, free_name, set_values
+from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, free_name
 
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32)
 """Types that weights and biases are held in."""
@@ -76,6 +76,7 @@ class Scheme:
         axis: of a scale per channel.
         nodes: the nodes that make real numbers of it, taken out of the graph; none if an operator reads integers.
         follows: the weight in whose scale, times `factor`, it counts; '' if it has a scale of its own.
+        order: of the axes in the file, if the last of the nodes transposes them.
         later: whether a node of the graph, further on, multiplies by the scale.
         floats: whether the file holds real numbers that its nodes quantize.
     """
@@ -91,6 +92,7 @@ class Scheme:
     nodes: tuple[NodeProto, ...] = ()
     follows: str = ""
     factor: Array | None = None
+    order: tuple[int, ...] = ()
     later: bool = False
     floats: bool = False
 
@@ -108,7 +110,15 @@ class Scheme:
 
     def held(self, integers: Array, scales: Array, zeros: Array) -> Array:
         """What the file holds of it: the integers, or the real numbers that its nodes quantize."""
-        return self.values(integers, scales, zeros) if self.floats else integers
+        stored = self.values(integers, scales, zeros) if self.floats else integers
+        return np.transpose(stored, np.argsort(self.order)) if self.order else stored
+
+    def transposed(self, node: NodeProto) -> Scheme:
+        """The same constant as a Transpose that follows makes it."""
+        order = tuple(attribute(node, "perm") or reversed(range(self.integers.ndim)))
+        axis = order.index(self.axis) if self.scales.size > 1 else self.axis
+        nodes, integers = (*self.nodes, *_copies(node)), np.transpose(self.integers, order)
+        return replace(self, tensor=node.output[0], integers=integers, axis=axis, nodes=nodes, order=order)
 
     def along(self, vector: Array) -> NDArray[np.float64]:
         """A vector along `axis`, or a scalar, so that it broadcasts to the constant."""
@@ -136,43 +146,22 @@ def lower(model: ModelProto) -> Lowered:
     What is quantized in blocks, or to less than 8 bits, stays: its weights are then computed in the graph.
     """
     found = Lowered()
-    _swap_transposes(model)
     _lower_dequantized(model, found)
     _lower_operators(model, found)
     return found
 
 
-def _swap_transposes(model: ModelProto) -> None:
-    """Transpose(DequantizeLinear(W)) → DequantizeLinear(Transpose(W)), W a constant that nothing else reads."""
-    graph, constants, uses = model.graph, constant_tensors(model.graph), consumers(model.graph)
-    makers = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
-    gone = []
-    for i, node in enumerate(graph.node):
-        dequantize = makers.get(node.input[0]) if node.op_type == "Transpose" else None
-        if dequantize is None or len(uses[node.input[0]]) > 1 or len(uses[dequantize.input[0]]) > 1:
-            continue
-        tensor = constants[dequantize.input[0]]
-        order = list(attribute(node, "perm") or reversed(range(len(tensor.dims))))
-        if tensor.data_type not in INTEGERS or attribute(dequantize, "block_size", 0):
-            continue
-        set_values(tensor, np.transpose(numpy_helper.to_array(tensor), order))
-        for a in dequantize.attribute:
-            if a.name == "axis":
-                a.i = order.index(a.i % len(order))
-        dequantize.output[0] = node.output[0]
-        gone.append(i)
-    for i in reversed(gone):
-        del graph.node[i]
-
-
 def _lower_dequantized(model: ModelProto, found: Lowered) -> None:
-    graph, constants = model.graph, constant_tensors(model.graph)
+    graph, constants, uses = model.graph, constant_tensors(model.graph), consumers(model.graph)
     makers = {n.output[0]: n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants}
     outputs, gone = {o.name for o in graph.output}, set()
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.output[0] not in outputs:
             scheme = _dequantized(node, makers.get(node.input[0]), constants)
             if scheme is not None:
+                (reader, *others) = uses[node.output[0]] or [Edge(-1, 0)]
+                if not others and reader.node >= 0 and graph.node[reader.node].op_type == "Transpose":
+                    scheme = scheme.transposed(graph.node[reader.node])
                 found.schemes[scheme.tensor] = scheme
                 gone |= {n.output[0] for n in scheme.nodes}
     for i in reversed(range(len(graph.node))):

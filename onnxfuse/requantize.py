@@ -210,9 +210,7 @@ class _Writer:
         for node in s.nodes:
             copy = NodeProto()
             copy.CopyFrom(node)
-            copy.input[0], copy.input[1] = value, scale
-            if len(copy.input) > 2:
-                copy.input[2] = zero
+            copy.input[:] = [value, *[scale, zero][: len(copy.input) - 1]]
             if clone:
                 copy.name = f"{node.name}_{name}" if node.name else ""
                 copy.output[0] = f"{name}_quantized"

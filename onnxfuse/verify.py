@@ -15,6 +15,7 @@ from onnx import ModelProto
 from .errors import VerificationFailed, one_line
 from .model import Array, too_large
 from .probe import Probe, session, session_options
+from .standin import in_float32
 
 log = logging.getLogger("onnxfuse")
 AGREEMENT = 1e-3
@@ -123,15 +124,17 @@ def verify(
             optimizations off and on, or below `min_cosine`.
     """
     _check_as_well_as(model, original)
+    runs = _stand_in(model) if reference.stand_in else model
     try:
-        plain = run(model, reference.inputs, providers, optimized=False)
-        fast = run(model, reference.inputs, providers, optimized=True)
+        plain = run(runs, reference.inputs, providers, optimized=False)
+        fast = run(runs, reference.inputs, providers, optimized=True)
     except Exception as error:  # onnxruntime has no base class for what it raises
         raise VerificationFailed(f"onnxruntime cannot run the result: {one_line(error)}") from error
     _same_interface(reference.outputs, plain)
     agreement = max((e.relative for e in compare(plain, fast)), default=0.0)
     if not agreement <= AGREEMENT:
-        fused = run(original(), reference.inputs, providers, optimized=True)
+        source = original()
+        fused = run(in_float32(source) if reference.stand_in else source, reference.inputs, providers, optimized=True)
         own = max((e.relative for e in compare(reference.outputs, fused)), default=0.0)
         if not agreement <= own * SLACK:
             raise VerificationFailed(
@@ -157,6 +160,10 @@ def _check_as_well_as(model: Path | ModelProto, original: Callable[[], ModelProt
             log.warning("the original does not pass the ONNX checker, so the result need not: %s", own)
         else:
             raise
+
+
+def _stand_in(model: Path | ModelProto) -> ModelProto:
+    return in_float32(model if isinstance(model, ModelProto) else onnx.load(model))
 
 
 def _same_interface(original: Outputs, result: Outputs) -> None:

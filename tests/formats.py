@@ -39,16 +39,17 @@ def in_type(element: int) -> Callable[[ModelProto], ModelProto]:
 def mixed(model: ModelProto) -> ModelProto:
     """float16 inside, float32 at the inputs and outputs."""
     model = in_type(TensorProto.FLOAT16)(model)
-    before, after = [], []
+    before: list[NodeProto] = []
+    after: list[NodeProto] = []
     for values, cast in ((model.graph.input, before), (model.graph.output, after)):
         for value in values:
             outside, inside = value.name, f"{value.name}_half"
             for node in model.graph.node:
                 node.input[:] = [inside if n == outside else n for n in node.input]
                 node.output[:] = [inside if n == outside else n for n in node.output]
-            pair = ([outside], [inside]) if values is model.graph.input else ([inside], [outside])
-            element = TensorProto.FLOAT16 if values is model.graph.input else TensorProto.FLOAT
-            cast.append(helper.make_node("Cast", *pair, name=f"cast_{outside}", to=element))
+            source, target = (outside, inside) if cast is before else (inside, outside)
+            element = TensorProto.FLOAT16 if cast is before else TensorProto.FLOAT
+            cast.append(helper.make_node("Cast", [source], [target], f"cast_{outside}", to=element))
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     nodes = [*before, *model.graph.node, *after]
     del model.graph.node[:]
@@ -56,55 +57,67 @@ def mixed(model: ModelProto) -> ModelProto:
     return model
 
 
+class _Quantizer:
+    """Rewrites a model node by node: int8 weights and int32 biases behind DequantizeLinear, data through uint8."""
+
+    def __init__(self, model: ModelProto, per_channel: bool) -> None:
+        self.inits = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        self.per_channel = per_channel
+        self.made: dict[str, Array] = {"x_step": np.array(STEP, np.float32), "x_zero": np.array(128, np.uint8)}
+        self.nodes: list[NodeProto] = []
+
+    def held(self, name: str, integers: Array, scale: Array, axis: int) -> str:
+        parts = {f"{name}_q": integers, f"{name}_s": scale, f"{name}_z": np.zeros(scale.shape, integers.dtype)}
+        if f"{name}_q" not in self.made:
+            self.made |= parts
+            self.nodes.append(helper.make_node("DequantizeLinear", list(parts), [f"{name}_real"], axis=axis))
+        return f"{name}_real"
+
+    def through_integers(self, node: NodeProto) -> None:
+        steps = ["x_step", "x_zero"]
+        coarse, real = f"{node.output[0]}_in_q", f"{node.output[0]}_in"
+        self.nodes.append(helper.make_node("QuantizeLinear", [node.input[0], *steps], [coarse]))
+        self.nodes.append(helper.make_node("DequantizeLinear", [coarse, *steps], [real]))
+        node.input[0] = real
+
+    def weigh(self, node: NodeProto) -> None:
+        values = self.inits[node.input[1]]
+        axis = 0 if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute) else 1
+        others = tuple(a for a in range(values.ndim) if a != axis)
+        peak = np.abs(values).max(axis=others if self.per_channel else None, keepdims=self.per_channel)
+        scale = np.asarray(peak / 127, np.float32)
+        integers = np.rint(values / scale).astype(np.int8)
+        unit = scale.reshape(-1) if self.per_channel else scale
+        node.input[1] = self.held(node.input[1], integers, unit, axis)
+        if len(node.input) > 2:
+            unit = np.asarray(unit * np.float32(STEP))
+            bias = np.rint(self.inits[node.input[2]] / unit).astype(np.int32)
+            node.input[2] = self.held(f"{node.input[2]}_{node.output[0]}", bias, unit, 0)
+
+    def run(self, nodes: list[NodeProto]) -> None:
+        for node in nodes:
+            if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in self.inits:
+                self.weigh(node)
+                self.through_integers(node)
+            self.nodes.append(node)
+
+
+STEP = 4 / 127
+"""Of the activations' scale."""
+
+
 def quantized(per_channel: bool) -> Callable[[ModelProto], ModelProto]:
-    """int8 weights and int32 biases behind DequantizeLinear; activations through uint8."""
+    """The weights of all layers in int8, their biases in int32, their inputs through uint8."""
 
     def convert(model: ModelProto) -> ModelProto:
         model = _copy(model)
-        inits = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        nodes: list[NodeProto] = []
-        scales: dict[str, Array] = {}
-        del model.graph.initializer[:]
-
-        def add(name: str, values: Array) -> str:
-            if name not in {t.name for t in model.graph.initializer}:
-                model.graph.initializer.append(numpy_helper.from_array(values, name))
-            return name
-
-        def held(name: str, integers: Array, scale: Array, axis: int) -> str:
-            stored, s = add(f"{name}_q", integers), add(f"{name}_s", scale)
-            zero = add(f"{name}_z", np.zeros(scale.shape, integers.dtype))
-            if not any(n.output[0] == f"{name}_real" for n in nodes):
-                nodes.append(helper.make_node("DequantizeLinear", [stored, s, zero], [f"{name}_real"], axis=axis))
-            return f"{name}_real"
-
-        step = add("x_step", np.float32(4 / 127)), add("x_zero", np.uint8(128))
-        for node in model.graph.node:
-            if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in inits:
-                values = inits[node.input[1]]
-                rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
-                axis = 0 if rows else 1
-                others = tuple(a for a in range(values.ndim) if a != axis)
-                peak = np.abs(values).max(axis=others if per_channel else None, keepdims=per_channel)
-                scale = (peak / 127).astype(np.float32)
-                scales[node.input[1]] = scale.reshape(-1) if per_channel else scale
-                integers = np.rint(values / scale).astype(np.int8)
-                name, data = node.input[1], node.input[0]
-                node.input[1] = held(name, integers, scales[name], axis)
-                coarse, real = f"{node.output[0]}_in_q", f"{node.output[0]}_in"
-                nodes.append(helper.make_node("QuantizeLinear", [data, *step], [coarse]))
-                nodes.append(helper.make_node("DequantizeLinear", [coarse, *step], [real]))
-                node.input[0] = real
-                if len(node.input) > 2 and node.input[2] in inits:
-                    unit = (scales[name] * np.float32(4 / 127)).astype(np.float32)
-                    bias = np.rint(inits[node.input[2]] / unit).astype(np.int32)
-                    node.input[2] = held(f"{node.input[2]}_{node.output[0]}", bias, unit, 0)
-            nodes.append(node)
-        for name in {n for node in nodes for n in node.input} & inits.keys():
-            add(name, inits[name])
-        nodes = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+        work = _Quantizer(model, per_channel)
+        work.run(list(_copy(model).graph.node))
+        read = {n for node in work.nodes for n in node.input}
+        constants = {**{n: a for n, a in work.inits.items() if n in read}, **work.made}
+        del model.graph.initializer[:], model.graph.node[:]
+        model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in constants.items())
+        model.graph.node.extend(work.nodes)
         return model
 
     return convert

@@ -68,7 +68,8 @@ def inputs(model: ModelProto, seed: int = 0, batch: int = 3) -> dict[str, Array]
             sizes = [d.dim_value for d in kind.shape.dim]
             shape = [d if d > 0 else (64 if axis else batch) for axis, d in enumerate(sizes)]
             dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-            values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+            whole = dtype.kind in "iub"
+            values = rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
             feeds[value.name] = values.astype(dtype)
     return feeds
 

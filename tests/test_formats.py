@@ -1,0 +1,134 @@
+"""The same network in every number format and file form: the same groups, and a correct result each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import onnxfuse
+from onnxfuse.oracle import oracle_error
+from onnxfuse.standin import in_float32, needs_stand_in
+
+from .formats import FORMATS, external
+from .graphs import Array, case_id, from_text, gap, inputs, load, run, zoo
+from .test_properties import with_duplicates
+from .texts import TEXTS
+
+SIZES = {"mlp": [(8, 4), (10, 5)], "residual": [(8, 4), (6, 3), (12, 6)], "depthwise": [(8, 4)]}
+ROUNDING = {"float16": 2e-3, "bfloat16": 2e-2, "mixed": 2e-3, "int8": 3e-2, "int8 per channel": 3e-2}
+"""Relative error that a format's own rounding makes; 1e-5 for the others."""
+
+
+def in_format(model: ModelProto, kind: str) -> ModelProto:
+    if kind == "bfloat16":
+        model.opset_import[0].version = 22  # the first whose Conv has it
+    return FORMATS[kind](model)
+
+
+def outputs(model: ModelProto) -> list[Array]:
+    runs = in_float32(model) if needs_stand_in(model) else model
+    return run(runs, inputs(runs))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", SIZES)
+def test_same_groups_in_every_format(name: str, kind: str) -> None:
+    model = in_format(from_text(TEXTS[name]), kind)
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert [(g.before, g.after) for g in result.report.groups] == SIZES[name]
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    types = {t.data_type for t in model.graph.initializer}
+    assert {t.data_type for t in result.model.graph.initializer} <= types | (
+        {1} if kind in ("sparse", "constants") else set()
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_duplicates_vanish_in_every_format(name: str, kind: str) -> None:
+    """Merging equal channels changes nothing: so scales and zero points are right, too."""
+    model = in_format(with_duplicates(name), kind)
+    result = onnxfuse.fuse(model, sparsity=0.5, method="fold")
+    assert gap(outputs(model), outputs(result.model)) < ROUNDING.get(kind, 1e-5)
+
+
+def test_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = external(from_text(TEXTS["residual"]), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = onnxfuse.fuse("beside/in.onnx", "out.onnx", sparsity=0.5)
+    assert [(g.before, g.after) for g in result.report.groups] == SIZES["residual"]
+    assert oracle_error(onnx.load(path), result, inputs(result.model)) < 1e-5
+    assert gap(run(tmp_path / "out.onnx"), run(result.model)) == 0
+
+
+# --- quantized ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", ["drop", "intra-fusion", "fold"])
+@pytest.mark.parametrize("case", zoo(r"smallcnn_.*quant"), ids=case_id)
+def test_quantized_zoo(case: Path | str, method: str) -> None:
+    """QDQ per tensor and per channel, integer operators, dynamically quantized."""
+    model, feeds = load(case)
+    shapes = {name: array.shape for name, array in feeds.items()}
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, input_shapes=shapes)
+    assert oracle_error(model, result, feeds) < 1e-4
+    assert result.report.after.channels < result.report.before.channels
+    assert {n.op_type for n in result.model.graph.node} <= {n.op_type for n in model.graph.node}
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8 per channel"])
+def test_dropping_keeps_scales_and_integers(kind: str) -> None:
+    model = FORMATS[kind](from_text(TEXTS["mlp"]))
+    result = onnxfuse.fuse(model, sparsity=0.5, method="drop")
+    before, after = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, result.model))
+    ((first, merge),) = [(g, m) for g, m in result.plan.merges if g.name == "h1"]
+    kept = first.slots[0].positions[merge.kept].ravel()
+    np.testing.assert_array_equal(after["w1_q"], before["w1_q"][kept])
+    np.testing.assert_array_equal(after["w1_s"], before["w1_s"][kept] if before["w1_s"].ndim else before["w1_s"])
+    np.testing.assert_array_equal(after["b1_h1_q"], before["b1_h1_q"][kept])
+
+
+INTEGER_OPERATORS = {
+    "weights that are quantized in the graph": """(float[N,6] x) => (float[N,3] y)
+        <float[6,8] w1, float s = {0.02}, int8 z = {0}, float[8,3] w2> {
+        q = QuantizeLinear(w1, s, z)
+        d = DequantizeLinear(q, s, z)
+        h = MatMul(x, d)
+        y = MatMul(h, w2)
+    }""",
+    "a transposed weight": """(float[N,6] x) => (float[N,3] y)
+        <int8[8,6] w1 = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,
+         7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3}, float s = {0.02}, float[8,3] w2> {
+        d = DequantizeLinear(w1, s)
+        t = Transpose(d)
+        h = MatMul(x, t)
+        y = MatMul(h, w2)
+    }""",
+    "activations by channel": """(float[N,6,4,4] x) => (float[N,3,4,4] y)
+        <float[8,6,1,1] w1, float[8] s_scale, uint8[8] z = {7,7,7,7,7,7,7,7}, float[3,8,1,1] w2> {
+        h = Conv(x, w1)
+        q = QuantizeLinear<axis=1>(h, s_scale, z)
+        d = DequantizeLinear<axis=1>(q, s_scale, z)
+        y = Conv(d, w2)
+    }""",
+    "an integer product": """(float[N,6] x) => (float[N,3] y)
+        <float[6,8] w1, int8[8,3] w2 = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6}, float s = {0.02}> {
+        h = MatMul(x, w1)
+        q, a, z = DynamicQuantizeLinear(h)
+        i = MatMulInteger(q, w2, z)
+        c = Cast<to=1>(i)
+        m = Mul(a, s)
+        y = Mul(c, m)
+    }""",
+}
+
+
+@pytest.mark.parametrize("method", ["drop", "intra-fusion", "fold"])
+@pytest.mark.parametrize("name", INTEGER_OPERATORS)
+def test_quantized_graphs(name: str, method: str) -> None:
+    model = from_text(INTEGER_OPERATORS[name])
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert [(g.before, g.after) for g in result.report.groups] == [(8, 4)]
+    assert oracle_error(model, result, inputs(model)) < 1e-5
