@@ -116,7 +116,8 @@ def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
     found: Counter[str] = Counter()
     constants = constant_tensors(model.graph)
     for node, n in _node_macs(model, shapes):
-        for name in {i for i in node.input if i in constants}:
+        weights = {i for k, i in enumerate(node.input) if k in WEIGHT_INPUTS and i in constants}
+        for name in weights:
             found[name] += n
     return dict(found)
 
@@ -129,6 +130,8 @@ def _node_macs(model: ModelProto, shapes: Shapes) -> Iterator[tuple[NodeProto, i
             yield node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))
 
 
+WEIGHT_INPUTS = (0, 1, 3)
+"""Inputs on which the operators of `MACS` may have their weight; the others hold scales and biases."""
 Counting = Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], int]
 
 
