@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 BATCH = 2
 TOLERANCE = 1e-4
 METHODS = ("drop", "intra-fusion", "fold", "barycentric")
-ACTIVATIONS = "Relu Sigmoid Tanh LeakyRelu Elu HardSwish Abs Softplus Clip".split()
+ACTIVATIONS = "Relu Sigmoid Tanh LeakyRelu Elu HardSigmoid Abs Softplus Clip".split()
 ODD = (" ", "/", "::", "é", "日本", '"', "\\", "%s", "{0}", "\t", "(")
 """What names hold besides letters and digits."""
 
@@ -60,9 +60,10 @@ class Builder:
     def constant(self, values: Array, stem: str = "k") -> str:
         """An initializer or a Constant node; equal ones are shared at times."""
         for name, other in self.constants.items():
-            if self.chance(0.5) and other.shape == values.shape and other.dtype == values.dtype:
-                if np.array_equal(other, values) or (values.ndim > 1 and values.dtype == np.float32 and self.chance(0.1)):
-                    return name
+            alike = other.shape == values.shape and other.dtype == values.dtype
+            shared = values.ndim > 1 and values.dtype == np.float32 and self.chance(0.1)
+            if alike and (shared or (np.array_equal(other, values) and self.chance(0.5))):
+                return name
         if self.chance(0.1):
             return self.add("Constant", [], value=numpy_helper.from_array(values))[0]
         name = self.name(stem)
@@ -92,6 +93,12 @@ class Builder:
         self.values[name] = shape
         return name
 
+    def mean(self, x: str, *axes: int, keepdims: int) -> str:
+        """ReduceMean, with the axes where the opset wants them."""
+        if self.opset < 18:
+            return self.add("ReduceMean", [x], axes=list(axes), keepdims=keepdims)[0]
+        return self.add("ReduceMean", [x, self.ints(*axes)], keepdims=keepdims)[0]
+
     def sized(self, inputs: Sequence[str], sizes: Sequence[int], axis: int) -> list[str]:
         """Split, with the sizes where the opset wants them."""
         return self.add("Split", [*inputs, self.ints(*sizes)], len(sizes), axis=axis)
@@ -101,7 +108,13 @@ class Builder:
 def conv(b: Builder) -> None:
     x, (n, c, h, w) = b.some(4)
     groups = b.pick([g for g in (1, 1, 1, 2, 4, c) if c % g == 0])
-    out = groups * b.pick([1, 2]) if groups == c else groups * b.pick([2, 3, 4]) if groups > 1 else b.pick([3, 4, 6, 8, 12])
+    out = (
+        groups * b.pick([1, 2])
+        if groups == c
+        else groups * b.pick([2, 3, 4])
+        if groups > 1
+        else b.pick([3, 4, 6, 8, 12])
+    )
     k = b.pick([1, 3])
     inputs = [x, b.weight(out, c // groups, k, k)]
     inputs += [b.vector(out)] if b.chance(0.5) else []
@@ -139,7 +152,11 @@ def concat(b: Builder) -> None:
     rank = b.pick([r for r in (2, 3, 4) if b.of_rank(r)])
     x, shape = b.some(rank)
     axis = 1 if rank < 4 and rank == 2 else (2 if rank == 3 else 1)
-    fits = [n for n in b.of_rank(rank) if all(a == c for i, (a, c) in enumerate(zip(b.values[n], shape, strict=True)) if i != axis)]
+    fits = [
+        n
+        for n in b.of_rank(rank)
+        if all(a == c for i, (a, c) in enumerate(zip(b.values[n], shape, strict=True)) if i != axis)
+    ]
     parts = [x, *(b.pick(fits) for _ in range(b.pick([1, 1, 2])))]
     total = sum(b.values[p][axis] for p in parts)
     if total <= 32:
@@ -233,8 +250,7 @@ def to_vector(b: Builder) -> None:
     if b.chance(0.5):
         (g,) = b.add("GlobalAveragePool", [x])
     else:
-        axes = {"axes": [2, 3]} if b.opset < 18 else {}
-        (g,) = b.add("ReduceMean", [x] if axes else [x, b.ints(2, 3)], keepdims=1, **axes)
+        g = b.mean(x, 2, 3, keepdims=1)
     how = b.pick(["Flatten", "Reshape", "Squeeze"])
     inputs = {"Flatten": [g], "Reshape": [g, b.ints(0, b.pick([c, -1]))], "Squeeze": [g, b.ints(2, 3)]}[how]
     b.put(b.add(how, inputs)[0], (n, c))
@@ -312,8 +328,7 @@ def attention(b: Builder) -> None:
 def mean_over_time(b: Builder) -> None:
     if b.of_rank(3):
         x, (n, _, c) = b.some(3)
-        axes = {"axes": [1]} if b.opset < 18 else {}
-        b.put(b.add("ReduceMean", [x] if axes else [x, b.ints(1)], keepdims=0, **axes)[0], (n, c))
+        b.put(b.mean(x, 1, keepdims=0), (n, c))
 
 
 def recurrent(b: Builder) -> None:
@@ -354,8 +369,8 @@ def join(b: Builder) -> None:
 
 
 IMAGE = [
-    conv, conv, conv, conv, conv_transpose, pool, concat, split, cut, take, shuffle, excite, rearrange, enlarge, last_axis,
-    to_vector, to_sequence,
+    conv, conv, conv, conv, conv_transpose, pool, concat, split, cut, take, shuffle, excite, rearrange, enlarge,
+    last_axis, to_vector, to_sequence,
 ]  # fmt: skip
 OTHER = [dense, dense, dense, normal, gate, attention, mean_over_time, recurrent, concat, split]
 ANY = [activate, activate, join, join]
@@ -376,7 +391,9 @@ def generate(seed: int) -> ModelProto:
     if b.chance(0.2):
         inputs.append(b.put(b.name("x"), start))
     for _ in range(int(rng.integers(4, 16))):
-        (conv if b.values[inputs[0]] == start and len(b.values) == 1 and kind != "sequences" else b.pick(STEPS[kind]))(b)
+        (conv if b.values[inputs[0]] == start and len(b.values) == 1 and kind != "sequences" else b.pick(STEPS[kind]))(
+            b
+        )
     made = [n for n in b.values if n not in inputs]
     if not made:
         dense(b) if kind == "sequences" else conv(b)
@@ -387,12 +404,11 @@ def generate(seed: int) -> ModelProto:
 
 def _model(b: Builder, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
     batch: Any = "N" if b.chance(0.5) else BATCH
-    values = [
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, *b.values[n][1:]]) for n in names]
-        for names in (inputs, outputs)
-    ]
+    values = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, *b.values[n][1:]]) for n in b.values}
     constants = [numpy_helper.from_array(a, n) for n, a in b.constants.items()]
-    graph = helper.make_graph(b.nodes, "random", *values, constants, doc_string="a random graph")
+    graph = helper.make_graph(
+        b.nodes, "random", [values[n] for n in inputs], [values[n] for n in outputs], constants, "doc"
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", b.opset)], ir_version=8)
     model.producer_name, model.doc_string = "generator", "what it is"
     model.metadata_props.add(key="seed", value="kept")
