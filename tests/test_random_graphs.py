@@ -1,4 +1,4 @@
-"""Random valid graphs, a few hundred: no wrong result, no crash, nothing lost. tools/random_graphs.py does many more."""
+"""Random valid graphs: no wrong result, no crash, nothing lost. tools/random_graphs.py does many more."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ def main() -> None:
     if a.seed is not None:
         print(f"graph {a.seed}: {graphs.check(graphs.generate(a.seed), a.seed)}")
         return
-    done = json.loads(a.results.read_text()) if a.results.exists() else {"next": 0, "outcomes": {}, "failed": {}}
+    done: dict[str, Any] = {"next": 0, "outcomes": {}, "failed": {}}
+    if a.results.exists():
+        done = json.loads(a.results.read_text())
     while done["next"] < a.count:
         _run(done, min(a.count, done["next"] + BATCH), a.keep_going, a.results)
     failed = f"; failed: {', '.join(done['failed'])}" if done["failed"] else "; none failed"
