@@ -42,11 +42,24 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("input", type=Path, help="trained model, .onnx")
     p.add_argument("output", type=Path, nargs="?", help="where to write; may be the input; left out with --dry-run")
-    p.add_argument("--sparsity", type=float, required=True, metavar="S", help="fraction of channels to remove")
+    _amount(p.add_argument_group("how small", "--sparsity, or one or more budgets that must all hold"))
     _merging(p.add_argument_group("merging"))
     _running(p.add_argument_group("running and checking"))
     _output(p.add_argument_group("output"))
     return p
+
+
+def _amount(g: Any) -> None:
+    g.add_argument("--sparsity", type=float, metavar="S", help="fraction of channels to remove from each group")
+    g.add_argument("--target-macs", metavar="0.5|900M", help="multiply-accumulates, as a share or a number")
+    g.add_argument("--target-params", metavar="0.5|3M", help="parameters")
+    g.add_argument("--target-size", metavar="0.5|5MB", help="of the file")
+    g.add_argument(
+        "--scope", choices=CHOICES["scope"], help="the same sparsity everywhere (default for --sparsity), or what "
+        "costs least, at equal MACs (default for budgets)"
+    )  # fmt: skip
+    g.add_argument("--ratio", action="append", default=[], metavar="REGEX=S", help="sparsity of layers; repeatable")
+    g.add_argument("--keep", action="append", default=[], metavar="REGEX", help="layers not to narrow; repeatable")
 
 
 def _merging(g: Any) -> None:
@@ -86,6 +99,7 @@ def _options(a: argparse.Namespace) -> Options:
     return Options(
         a.sparsity, a.method, a.importance, a.source_mass, a.target_mass, a.target, a.cost_norm,
         tuple(a.exclude), shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only), a.gradients,
+        a.scope, a.target_macs, a.target_params, a.target_size, tuple(a.ratio), tuple(a.keep),
     )  # fmt: skip
 
 

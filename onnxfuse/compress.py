@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
 
-from .allocate import allocate
+from .budget import absolute, choose
 from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
+from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
 from .gradients import Salience, products
 from .importance import GroupView, importance
 from .merge import Merge, Task, TransportOptions, strategy
 from .model import Array, Graph
-from .options import Options, check_matches
+from .options import Options
 from .plan import Plan
 from .prepare import Folded, densify, prepare
 from .probe import Probe
 from .quantized import Lowered, lower
-from .report import GroupRow, Size, macs, parameters
+from .report import GroupRow, Size
 from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .schedule import in_order
 from .scores import function_of
 from .tracker import Lock, Role
 from .weights import Weights, gather, side_by_side
+from .wishes import families
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how many of its steps are done, and how many there are."""
@@ -57,9 +58,11 @@ def compress(
     densify(model)
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
+    options = absolute(options, {"params": before[0], "macs": before[1], "size": file_bytes(model)})
     folded = prepare(model, options.exclude)
     lowered = lower(model)
     graph = Graph(model)
+    graph.held = lowered.element_bytes()
     channels, keep = settle(graph, reference, options)
     salience = None if given is None else Salience(given, folded, graph.clones)
     merges = _merge_all(channels, keep, options, transport, tell, salience)
@@ -69,17 +72,20 @@ def compress(
 def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
     """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
 
-    def choose(channels: Channels) -> list[int]:
-        if channels.groups:
-            check_matches("only", options.only, "group", [g.name for g in channels.groups])
-        chosen = {g.family for g in channels.groups if any(re.search(p, g.name) for p in options.only or ("",))}
-        keep = allocate(channels.groups, options.sparsity)
-        keep = [k if g.family in chosen else g.channels for g, k in zip(channels.groups, keep, strict=True)]
-        if not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
+    def choose_some(channels: Channels) -> list[int]:
+        keep = kept_channels(channels, options)
+        if not options.budgets and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
         return keep
 
-    return follow(graph, reference, options.exclude, choose)
+    return follow(graph, reference, options.exclude, choose_some)
+
+
+def kept_channels(channels: Channels, options: Options) -> list[int]:
+    """How many channels each group keeps."""
+    choices = families(channels.groups, options)
+    widths = choose(channels, choices, options)
+    return [choices.channels(g, widths) for g in channels.groups]
 
 
 def follow(

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from .channels import ChannelGroup, Channels, Locked, Slot
-from .report import count, locked_table, macs, table, weight_macs
+from .counts import macs, weight_macs
+from .report import count, locked_table, table
 from .tracker import Role
 
 

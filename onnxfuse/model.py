@@ -294,6 +294,7 @@ class Graph:
         constants: name → TensorProto, initializers and Constant nodes alike.
         edges: name → its uses.
         clones: name of a copy → the constant it copies.
+        held: constant → bytes of an element in the file, where that is not its own type's.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -303,6 +304,7 @@ class Graph:
         self.constants = constant_tensors(model.graph)
         self.edges = consumers(model.graph)
         self.clones: dict[str, str] = {}
+        self.held: dict[str, int] = {}
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     def array(self, name: str) -> Array:

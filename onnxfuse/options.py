@@ -23,7 +23,7 @@ class Options:
     """How to merge. Fields that only apply to some methods are None unless given.
 
     Attributes:
-        sparsity: fraction of channels removed from each group.
+        sparsity: fraction of channels removed from each group; None if budgets say how much.
         method: intra-fusion, barycentric, fold or drop.
         importance: a metric's name, an .npz file or its arrays, or a function.
         gradients: of the weights, for the taylor metric.
@@ -34,9 +34,13 @@ class Options:
         seed: of random inputs and random importance.
         min_cosine: smallest cosine similarity allowed for any output.
         only: regular expressions of group names: merge these only.
+        scope: 'local' (the same sparsity everywhere) or 'global'; None: local for a sparsity, global for budgets.
+        target_macs, target_params, target_size: budgets, as shares of the original or amounts (`budget.Quantity`).
+        ratio: 'REGEX=0.6' each: sparsity of the layers that match.
+        keep: regular expressions of layers that keep all their channels.
     """
 
-    sparsity: float
+    sparsity: float | None = None
     method: str = "intra-fusion"
     importance: Importance = "l1"
     source_mass: str | None = None
@@ -50,6 +54,18 @@ class Options:
     min_cosine: float | None = None
     only: tuple[str, ...] = ()
     gradients: Source | None = None
+    scope: str | None = None
+    target_macs: str | float | None = None
+    target_params: str | float | None = None
+    target_size: str | float | None = None
+    ratio: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+    @property
+    def budgets(self) -> dict[str, str | float]:
+        """Resource → the budget for it, where there is one."""
+        given = {name: getattr(self, f"target_{name}") for name in BUDGETS}
+        return {name: value for name, value in given.items() if value is not None}
 
     def recorded(self) -> dict[str, Any]:
         """The options as JSON values: a function by its name, arrays only as such."""
@@ -66,11 +82,13 @@ def _recorded(value: Any) -> Any:
     return value
 
 
+BUDGETS = ("macs", "params", "size")
 CHOICES: Mapping[str, Sequence[Any]] = {
     "source_mass": ("uniform", "importance"),
     "target_mass": ("uniform", "importance"),
     "target": ("important", "cluster"),
     "cost_norm": (1, 2),
+    "scope": ("local", "global"),
 }
 """Options with a closed list of values."""
 
@@ -81,7 +99,7 @@ def check_options(o: Options) -> TransportOptions:
     Raises:
         UsageError: an unknown value, or an option that the method does not use.
     """
-    kept_count(1, o.sparsity)
+    check_amounts(o)
     strategy(o.method)
     for name, valid in CHOICES.items():
         value = getattr(o, name)
@@ -97,9 +115,42 @@ def check_options(o: Options) -> TransportOptions:
         raise UsageError(f"seed {o.seed} is negative; give a whole number from 0 up")
     if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
         raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
-    check_patterns([*o.exclude, *o.only])
+    check_patterns([*o.exclude, *o.only, *o.keep, *(pattern for pattern, _ in ratios(o))])
     default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
     return replace(default, **given)
+
+
+def check_amounts(o: Options) -> None:
+    """It must be clear how much goes.
+
+    Raises:
+        UsageError: nothing says so, or a sparsity and a budget both do.
+    """
+    flags = [f"--target-{name}" for name in o.budgets]
+    if o.sparsity is not None:
+        kept_count(1, o.sparsity)
+        if flags:
+            raise UsageError(f"--sparsity and {flags[0]} contradict each other; give one of them")
+    elif not flags and not o.ratio:
+        wanted = ", ".join(f"--target-{name}" for name in BUDGETS)
+        raise UsageError(f"nothing says how small the model should be; give --sparsity, or a budget: {wanted}")
+
+
+def ratios(o: Options) -> list[tuple[str, float]]:
+    """The pattern and the sparsity of each 'REGEX=0.6'.
+
+    Raises:
+        UsageError: one is not of that form.
+    """
+    found = []
+    for item in o.ratio:
+        pattern, _, number = item.rpartition("=")
+        try:
+            kept_count(1, float(number))
+        except ValueError as error:  # UsageError is one
+            raise UsageError(f"--ratio {item!r} is not REGEX=S with a sparsity 0 ≤ S < 1") from error
+        found.append((pattern, float(number)))
+    return found
 
 
 def listed(patterns: Sequence[str]) -> tuple[str, ...]:

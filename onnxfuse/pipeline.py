@@ -12,8 +12,7 @@ from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
 from . import model as files
-from .allocate import allocate
-from .compress import Progress, compress, follow, untouched
+from .compress import Progress, compress, follow, kept_channels, untouched
 from .errors import ModelError
 from .inspection import Analysis, analysis
 from .model import Graph, proto_label
@@ -49,7 +48,7 @@ def fuse(
     model: PathLike | ModelProto,
     output: PathLike | None = None,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     method: str = "intra-fusion",
     importance: Importance = "l1",
     source_mass: str | None = None,
@@ -63,6 +62,12 @@ def fuse(
     min_cosine: float | None = None,
     only: Sequence[str] = (),
     gradients: Source | None = None,
+    scope: str | None = None,
+    target_macs: str | float | None = None,
+    target_params: str | float | None = None,
+    target_size: str | float | None = None,
+    ratio: Sequence[str] = (),
+    keep: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -85,6 +90,12 @@ def fuse(
         min_cosine: fail if any output's cosine similarity to the original's falls below.
         only: regular expressions of group names: merge these only (and their families).
         gradients: ∂L/∂w for each weight's name, an .npz file or a mapping; for taylor.
+        scope: 'local' removes the same fraction everywhere; 'global' what costs least, at equal MACs. None: local for
+            a sparsity, global for budgets.
+        target_macs, target_params, target_size: budgets in place of a sparsity; 0.5 or '50%' of the original, or an
+            amount such as '900M' or '5MB'. All that are given must hold.
+        ratio: 'REGEX=0.6' each, the sparsity of layers that match; later ones win.
+        keep: regular expressions; layers that match keep the channels they make.
         progress: called as the stages go on.
 
     Raises:
@@ -98,6 +109,7 @@ def fuse(
     options = Options(
         sparsity, method, importance, source_mass, target_mass, target, cost_norm,
         listed(exclude), shapes, provider, seed, min_cosine, listed(only), gradients,
+        scope, target_macs, target_params, target_size, listed(ratio), listed(keep),
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -161,7 +173,7 @@ def analyze(
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
     lower(graph)
-    channels, _ = follow(Graph(graph), reference, exclude, lambda found: allocate(found.groups, 0.5))
+    channels, _ = follow(Graph(graph), reference, exclude, lambda found: kept_channels(found, Options(0.5)))
     return analysis(channels)
 
 

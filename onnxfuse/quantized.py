@@ -138,6 +138,10 @@ class Lowered:
     schemes: dict[str, Scheme] = field(default_factory=dict)
     operators: dict[str, NodeProto] = field(default_factory=dict)
 
+    def element_bytes(self) -> dict[str, int]:
+        """Constant of real numbers → bytes that one of its elements takes in the file."""
+        return {n: (s.scales if s.floats else s.integers).dtype.itemsize for n, s in self.schemes.items()}
+
 
 # --- down -----------------------------------------------------------------------------------------------------------
 def lower(model: ModelProto) -> Lowered:

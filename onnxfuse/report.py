@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .channels import Locked
-from .model import attribute, constant_tensors
 from .verify import Comparison
-
-Shapes = Mapping[str, tuple[int, ...]]
-WEIGHTS = (
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
-    TensorProto.INT8, TensorProto.UINT8,
-)  # fmt: skip
-"""Element types of constants that hold weights: real numbers, and quantized ones."""
 
 
 @dataclass(frozen=True)
@@ -97,77 +87,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- counting -------------------------------------------------------------------------------------------------------
-def parameters(model: ModelProto) -> int:
-    """Elements of all floating-point constants of the main graph, and of those quantized to 8 bits."""
-    tensors = constant_tensors(model.graph).values()
-    return sum(int(np.prod(t.dims)) for t in tensors if t.data_type in WEIGHTS)
-
-
-def macs(model: ModelProto, shapes: Shapes) -> int:
-    """Multiply-accumulates of the main graph's Conv, ConvTranspose, Gemm and MatMul nodes, given all shapes."""
-    return sum(n for _, n in _node_macs(model, shapes))
-
-
-def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
-    """Constant → multiply-accumulates of the nodes that multiply by it."""
-    found: Counter[str] = Counter()
-    constants = constant_tensors(model.graph)
-    for node, n in _node_macs(model, shapes):
-        weights = {i for k, i in enumerate(node.input) if k in WEIGHT_INPUTS and i in constants}
-        for name in weights:
-            found[name] += n
-    return dict(found)
-
-
-def _node_macs(model: ModelProto, shapes: Shapes) -> Iterator[tuple[NodeProto, int]]:
-    constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
-    for node in model.graph.node:
-        if node.op_type in MACS:
-            ins = [constants.get(i) or shapes.get(i, ()) for i in node.input]
-            yield node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))
-
-
-WEIGHT_INPUTS = (0, 1, 3)
-"""Inputs on which the operators of `MACS` may have their weight; the others hold scales and biases."""
-Counting = Callable[[Any, Sequence[tuple[int, ...]], tuple[int, ...]], int]
-
-
-def _conv(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
-    return int(np.prod(out) * np.prod(ins[1][1:]))
-
-
-def _conv_transpose(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
-    return int(np.prod(ins[0]) * np.prod(ins[1][1:]))
-
-
-def _gemm(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
-    return int(np.prod(out) * ins[0][0 if attribute(node, "transA", 0) else -1])
-
-
-def _matmul(node: Any, ins: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> int:
-    return int(np.prod(out) * ins[0][-1]) if ins[0] else 0
-
-
-def _fourth(count: Counting) -> Counting:
-    """The same for an operator whose weight is its fourth input."""
-    return lambda node, ins, out: count(node, (ins[0], ins[3]), out)
-
-
-MACS: Mapping[str, Counting] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "ConvInteger": _conv,
-    "MatMulInteger": _matmul,
-    "QLinearConv": _fourth(_conv),
-    "QLinearMatMul": _fourth(_matmul),
-    "QGemm": _fourth(_gemm),
-}
-"""Operator → multiply-accumulates, from the shapes of its inputs and its output."""
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

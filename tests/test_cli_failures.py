@@ -242,7 +242,6 @@ def test_a_provider_works_or_is_refused(provider: str, folder: Path, capfd: pyte
 
 
 USAGE = [
-    (["in.onnx", "out.onnx"], "--sparsity"),
     (["--sparsity", "0.5"], "input"),
     (["in.onnx", "out.onnx", "--sparsity", "half"], "invalid float value: 'half'"),
     (["in.onnx", "out.onnx", "third", "--sparsity", "0.5"], "unrecognized arguments: third"),

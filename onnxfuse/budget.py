@@ -1,0 +1,126 @@
+"""What a model may cost: budgets as a user writes them, and the widths of all channel groups that keep them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .allocate import Families, Limit, cheapest, uniform, uniform_within
+from .channels import Channels
+from .curves import CURVES, cost_curve
+from .errors import UsageError
+from .options import Options
+from .resources import Resource, Widths, resources
+
+Quantity = str | float
+"""What a user gives: 0.5 or '0.5x' or '50%' of the original, or an amount such as '900M', '5MB', '4ms'."""
+COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "size": {**BYTES, "": 1.0}}
+"""Resource → the units it is given in; `resources.resources` says how much a model uses of it."""
+SHARES = {"x": 1.0, "%": 0.01}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """An amount of some resource, or a share of what the original uses."""
+
+    value: float
+    relative: bool
+
+    def of(self, original: float) -> float:
+        """The amount, given the original's."""
+        return self.value * original if self.relative else self.value
+
+
+def amount(option: str, given: Quantity, units: Mapping[str, float]) -> Amount:
+    """Read a quantity: a bare number up to 1 is a share, like one that ends in x or %.
+
+    Raises:
+        UsageError: it is none, or not positive.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*", str(given))
+    valid = [u for u in units if u]
+    try:
+        value, unit = float(match[1]) if match else math.nan, match[2] if match else ""
+    except ValueError:
+        value, unit = math.nan, ""
+    relative = unit in SHARES or (unit == "" and value <= 1)
+    if not 0 < value < math.inf or not (relative or unit in units):
+        raise UsageError(
+            f"--{option} {given!r} is not an amount; give a share such as 0.5, or one in {', '.join(valid)}"
+        )
+    return Amount(value * (SHARES.get(unit, 1.0) if relative else units[unit]), relative)
+
+
+def targets(options: Options) -> dict[str, Amount]:
+    """Resource → the budget for it.
+
+    Raises:
+        UsageError: a budget cannot be read.
+    """
+    return {n: amount(f"target-{n}", value, UNITS[n]) for n, value in options.budgets.items()}
+
+
+def absolute(options: Options, original: Mapping[str, float]) -> Options:
+    """The options with every budget in numbers instead of shares of what the original uses."""
+    found: dict[str, Any] = {f"target_{name}": a.of(original[name]) for name, a in targets(options).items()}
+    return replace(options, **{field: max(1.5, value) for field, value in found.items()})  # above 1: not a share
+
+
+def choose(channels: Channels, families: Families, options: Options) -> Widths:
+    """The width of every family.
+
+    Raises:
+        UsageError: a budget is out of reach; the message has the smallest value that is not.
+    """
+    local = options.scope == "local" or (options.scope is None and options.sparsity is not None)
+    if options.sparsity is not None:
+        wanted = uniform(families, options.sparsity)
+        if local and families.allow(wanted):
+            return wanted
+        limits = [_as_much_as(wanted, resources(channels, families.places))]
+    else:
+        limits = _limits(families, options, resources(channels, families.places))
+        wanted = uniform_within(families, limits)
+    costs = _costs(channels, families)
+    if local:
+        near = cheapest(families.around(wanted), costs, limits)
+        if options.sparsity is not None or all(limit.holds(near) for limit in limits):
+            return near
+    return cheapest(families, costs, limits)
+
+
+def _as_much_as(widths: Widths, counts: Mapping[str, Resource]) -> Limit:
+    """The multiply-accumulates at these widths; parameters where channels are not multiplied."""
+    resource = counts["macs"] if counts["macs"].gradient(widths).any() else counts["params"]
+    return Limit(resource, resource(widths))
+
+
+def _limits(families: Families, options: Options, counts: Mapping[str, Resource]) -> list[Limit]:
+    limits = []
+    for name, budget in targets(options).items():
+        limit = Limit(counts[name], budget.value)
+        if not limit.holds(families.narrowest):
+            least, most = (counts[name](w) for w in (families.narrowest, families.units))
+            raise UsageError(
+                f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
+                f"{math.ceil(least)}, {least / most:.3f} of the original's"
+            )
+        limits.append(limit)
+    return limits
+
+
+def _costs(channels: Channels, families: Families) -> list[NDArray[np.float64]]:
+    """For each family the costs of its widths 0 … unit, summed over its groups."""
+    costs = [np.zeros(unit + 1) for unit in families.units.tolist()]
+    for group in channels.groups:
+        curve = cost_curve(CURVES["energy"], channels.tracker.graph, group)
+        costs[families.places[group.family]] += curve[:: group.channels // group.unit]
+    return costs

@@ -1,0 +1,115 @@
+"""How much a model is: its parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from onnx import ModelProto, NodeProto, TensorProto
+
+from .model import attribute, constant_tensors, too_large
+
+Shape = tuple[Any, ...]
+"""Extents of a tensor: integers, or whatever stands for them."""
+Products = Sequence[Shape]
+"""A sum of products of extents."""
+Shapes = Mapping[str, tuple[int, ...]]
+WEIGHTS = (
+    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
+    TensorProto.INT8, TensorProto.UINT8,
+)  # fmt: skip
+"""Element types of constants that hold weights: real numbers, and quantized ones."""
+WEIGHT_INPUTS = (0, 1, 3)
+"""Inputs on which the operators of `MACS` may have their weight; the others hold scales and biases."""
+
+
+def parameters(model: ModelProto) -> int:
+    """Elements of all floating-point constants of the main graph, and of those quantized to 8 bits."""
+    tensors = constant_tensors(model.graph).values()
+    return sum(math.prod(t.dims) for t in tensors if t.data_type in WEIGHTS)
+
+
+def file_bytes(model: ModelProto) -> int:
+    """Of the serialized model; without what protobuf adds, above the 2 GB that it can count."""
+    if not too_large(model):
+        return int(model.ByteSize())
+    graph = model.graph
+    return sum(item.ByteSize() for part in (graph.node, graph.initializer, graph.value_info) for item in part)
+
+
+def macs(model: ModelProto, shapes: Shapes) -> int:
+    """Multiply-accumulates of the main graph's nodes whose operator is in `MACS`, given all shapes."""
+    constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
+    return sum(math.prod(p) for _, products in mac_products(model, {**shapes, **constants}) for p in products)
+
+
+def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
+    """Constant → multiply-accumulates of the nodes that multiply by it."""
+    found: Counter[str] = Counter()
+    constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
+    for node, products in mac_products(model, {**shapes, **constants}):
+        recurrent = MACS[node.op_type] is _recurrent
+        weights = [i for k, i in enumerate(node.input) if k in ((1, 2) if recurrent else WEIGHT_INPUTS)]
+        pairs = zip(weights, products, strict=True) if recurrent else ((i, p) for p in products for i in weights)
+        for name, product in pairs:
+            if name in constants:
+                found[name] += math.prod(product)
+    return dict(found)
+
+
+def mac_products(model: ModelProto, shapes: Mapping[str, Shape]) -> list[tuple[NodeProto, Products]]:
+    """Each node that multiplies, and its multiply-accumulates as a sum of products of extents."""
+    found = []
+    for node in model.graph.node:
+        if node.op_type in MACS:
+            ins = [shapes.get(name, ()) for name in node.input]
+            found.append((node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))))
+    return found
+
+
+def _conv(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    return [(*out, *ins[1][1:])]
+
+
+def _conv_transpose(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    return [(*ins[0], *ins[1][1:])]
+
+
+def _gemm(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    return [(*out, ins[0][0 if attribute(node, "transA", 0) else -1])]
+
+
+def _matmul(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    return [(*out, ins[0][-1])] if ins[0] else []
+
+
+def _recurrent(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    """Every step multiplies the input by W (D, gH, I) and the state by R (D, gH, H)."""
+    return [(*ins[0][:2], *ins[1]), (*ins[0][:2], *ins[2])]
+
+
+Counting = Callable[[NodeProto, Sequence[Shape], Shape], Products]
+
+
+def _fourth(count: Counting) -> Counting:
+    """The same for an operator whose weight is its fourth input."""
+    return lambda node, ins, out: count(node, (ins[0], ins[3]), out)
+
+
+MACS: Mapping[str, Counting] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "ConvInteger": _conv,
+    "MatMulInteger": _matmul,
+    "QLinearConv": _fourth(_conv),
+    "QLinearMatMul": _fourth(_matmul),
+    "QGemm": _fourth(_gemm),
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}
+"""Operator → its multiply-accumulates, from the shapes of its inputs and its output."""

@@ -1,0 +1,88 @@
+"""Cost curves: what it is estimated to cost a group's readers if only some of its channels are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .channels import ChannelGroup, Slot
+from .model import Array, Graph
+from .tracker import Role
+from .weights import gather
+
+Vector = NDArray[np.float64]
+MOST = 1 - 1e-9
+"""Of the signal may be lost: beyond, the cost would be infinite."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupWeights:
+    """One group and the weights it has before anything is merged.
+
+    Attributes:
+        group: the channels.
+        rows: for each slot that makes or reads them, (n, d) what each channel has there.
+    """
+
+    group: ChannelGroup
+    rows: Mapping[Slot, Array]
+
+    def squares(self, role: Role) -> Vector:
+        """(n,) mean over the slots of a role of each channel's Σ w², in units of the slot's mean; 1 without slots."""
+        found = [np.einsum("nd,nd->n", r, r, dtype=np.float64) for s, r in self.rows.items() if s.role is role]
+        scaled = [e / (e.mean() or 1) for e in found] or [np.ones(self.group.channels)]
+        return np.asarray(np.mean(scaled, axis=0))
+
+
+Curve = Callable[[GroupWeights], Vector]
+"""(n + 1,) the share of a group's signal, 0 to 1, that its readers lose if k = 0 … n channels are kept."""
+
+
+def energy(weights: GroupWeights) -> Vector:
+    """A channel's signal: the square of what makes it times the square of what reads it; the least ones go first."""
+    channels = weights.squares(Role.PRODUCES) * weights.squares(Role.CONSUMES)
+    total = np.concatenate([[0.0], np.cumsum(np.sort(channels))])
+    return np.asarray(total[::-1] / (total[-1] or 1))
+
+
+CURVES: Mapping[str, Curve] = {"energy": energy}
+"""Ways to estimate, by name."""
+
+
+def cost_curve(curve: Curve, graph: Graph, group: ChannelGroup) -> Vector:
+    """(n + 1,) convex cost of keeping k channels: for each reader −log of the share of the signal that is left.
+
+    Layers follow each other, so shares multiply and their logarithms add: the sum over groups is the cost of a
+    whole allocation, and no group is emptied before the others. Channels of a residual stage, which many layers
+    read, cost what they cost each of them: without that, whole stages go first.
+    """
+    readers = sum(slot.role is Role.CONSUMES for slot in group.slots)
+    lost = np.minimum(curve(_weights(graph, group)), MOST)
+    return _convex(-np.log1p(-lost) * max(1, readers))
+
+
+def _weights(graph: Graph, group: ChannelGroup) -> GroupWeights:
+    weighted = [s for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)]
+    return GroupWeights(group, {s: gather(_floats(graph.array(s.tensor)), s) for s in weighted})
+
+
+def _floats(array: Array) -> Array:
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+def _convex(costs: Vector) -> Vector:
+    """The lower convex hull: a search step by step then finds what is cheapest in the long run."""
+    hull: list[int] = []
+    for k in range(len(costs)):
+        while len(hull) > 1 and not _below(costs, hull[-2], hull[-1], k):
+            hull.pop()
+        hull.append(k)
+    return np.asarray(np.interp(np.arange(len(costs)), hull, costs[hull]))
+
+
+def _below(costs: Vector, a: int, b: int, c: int) -> bool:
+    """Whether point b lies below the line from a to c."""
+    return bool((costs[b] - costs[a]) * (c - a) < (costs[c] - costs[a]) * (b - a))

@@ -1,0 +1,60 @@
+"""Which widths each family of groups may have: what the user wishes for single layers, and what kernels like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .allocate import Families, kept_count
+from .channels import ChannelGroup
+from .options import Options, check_matches, ratios
+from .resources import Widths, family_places
+from .tracker import Role
+
+
+def makers(group: ChannelGroup) -> tuple[str, ...]:
+    """Names of the layers that make a group's channels: what `--keep` and `--ratio` match."""
+    return tuple(dict.fromkeys([group.name, *(s.node for s in group.slots if s.role is Role.PRODUCES)]))
+
+
+def families(groups: Sequence[ChannelGroup], options: Options) -> Families:
+    """The families of `groups` and the widths they may have.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+    """
+    _check(groups, options)
+    places = family_places(groups)
+    units = np.zeros(len(places), np.int64)
+    for g in groups:
+        units[places[g.family]] = g.unit
+    allowed = [np.arange(1, unit + 1) for unit in units.tolist()]
+    for place, wish in _wishes(groups, places, units, options):
+        allowed[place] = np.array([wish], np.int64)
+    return Families(places, units, tuple(allowed))
+
+
+def _check(groups: Sequence[ChannelGroup], options: Options) -> None:
+    if groups:
+        layers = sorted({name for g in groups for name in makers(g)})
+        check_matches("only", options.only, "group", [g.name for g in groups])
+        check_matches("keep", options.keep, "layer whose channels may shrink", layers)
+        check_matches("ratio", [p for p, _ in ratios(options)], "layer whose channels may shrink", layers)
+
+
+def _wishes(
+    groups: Sequence[ChannelGroup], places: dict[int, int], units: Widths, options: Options
+) -> Iterator[tuple[int, int]]:
+    """(place of a family, the one width it may have), later ones over earlier ones."""
+    asked = options.sparsity is not None or options.budgets
+    chosen = {g.family for g in groups if asked and _matches(options.only or ("",), [g.name])}
+    yield from ((places[g.family], g.unit) for g in groups if g.family not in chosen)
+    for pattern, ratio in ratios(options):
+        yield from ((places[g.family], kept_count(g.unit, ratio)) for g in groups if _matches([pattern], makers(g)))
+    yield from ((places[g.family], g.unit) for g in groups if _matches(options.keep, makers(g)))
+
+
+def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    return any(re.search(p, name) for p in patterns for name in names)

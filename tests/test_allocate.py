@@ -1,0 +1,187 @@
+"""How channels are spread: limits hold, families stay within their range, and less room never means more channels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import onnxfuse
+from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within
+from onnxfuse.budget import COUNTS, UNITS, amount
+from onnxfuse.resources import Resource
+
+from .graphs import NAMES, build
+from .test_cli import call
+
+Problem = tuple[Families, list[Any], Resource]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Families with any allowed widths, convex costs, and a count that is a sum of products of their widths."""
+    units = draw(st.lists(st.integers(1, 90), min_size=1, max_size=5))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    allowed = [np.unique(np.append(rng.integers(1, u + 1, rng.integers(1, u + 1)), u)) for u in units]
+    costs = [np.append(np.cumsum(np.sort(rng.random(u)))[::-1], 0) for u in units]
+    n = len(units)
+    index = rng.integers(0, n + 1, (rng.integers(1, 6), 2))
+    slope = np.concatenate([np.zeros((1, n)), np.diag(rng.integers(1, 5, n))])
+    count = Resource(3.0, rng.integers(1, 9, len(index)).astype(float), index, np.eye(1, n + 1)[0], slope)
+    return Families({i: i for i in range(n)}, np.array(units), tuple(allowed)), costs, count
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.floats(0.05, 1))
+def test_cheapest_stays_within(problem: Problem, share: float) -> None:
+    """Every width is allowed, the limit holds if it can, and nothing more would fit."""
+    families, costs, count = problem
+    limit = Limit(count, share * count(families.units))
+    widths = cheapest(families, costs, [limit])
+    assert families.allow(widths)
+    assert limit.holds(widths) or not limit.holds(families.narrowest)
+    for i, allowed in enumerate(families.allowed):
+        wider = widths.copy()
+        wider[i] = next((a for a in allowed if a > widths[i]), widths[i])
+        assert wider[i] == widths[i] or not limit.holds(wider)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(), st.floats(0.05, 1))
+def test_uniform_within_is_the_largest_that_fits(problem: Problem, share: float) -> None:
+    families, _, count = problem
+    families = Families(families.places, families.units, tuple(np.arange(1, u + 1) for u in families.units))
+    limit = Limit(count, share * count(families.units))
+    widths = uniform_within(families, [limit])
+    assert limit.holds(widths) or (widths == families.narrowest).all()
+    larger = [w for s in np.linspace(0, 0.999, 400) if (w := uniform(families, s)).sum() > widths.sum()]
+    assert not any(limit.holds(w) for w in larger)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems())
+def test_gradient_is_the_slope(problem: Problem) -> None:
+    """Of a product of two widths the slope is exact in the middle of a step."""
+    families, _, count = problem
+    for i in range(len(families.units)):
+        up, down = families.units.astype(float), families.units.astype(float)
+        up[i], down[i] = up[i] + 1, down[i] - 1
+        slope = (count(up) - count(down)) / 2
+        assert count.gradient(families.units)[i] == pytest.approx(slope)
+
+
+# --- whole models ---------------------------------------------------------------------------------------------------
+FIELDS = {"macs": "macs", "params": "parameters", "size": "file_bytes"}
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("resource", FIELDS)
+@pytest.mark.parametrize("name", ["mlp", "residual", "conv_bn", "grouped", "attention_fused", "dense_block"])
+def test_budget_holds(name: str, resource: str, scope: str) -> None:
+    budget: dict[str, Any] = {f"target_{resource}": 0.75}
+    report = onnxfuse.fuse(build(name), scope=scope, method="drop", **budget).report
+    before, after = (getattr(size, FIELDS[resource]) for size in (report.before, report.after))
+    assert after <= 0.75 * before * (1.02 if resource == "size" else 1)  # a few bytes depend on others' lengths
+    assert report.after.channels > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_global_spends_what_local_does(name: str) -> None:
+    local, spread = (onnxfuse.fuse(build(name), sparsity=0.5, scope=s).report for s in ("local", "global"))
+    if spread.before.macs:
+        assert spread.after.macs <= local.after.macs
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "dense_block"])
+def test_more_sparsity_leaves_less(name: str) -> None:
+    used = [
+        onnxfuse.fuse(build(name), sparsity=s, scope="global", method="drop").report.after for s in (0.2, 0.4, 0.6, 0.8)
+    ]
+    assert [u.macs for u in used] == sorted((u.macs for u in used), reverse=True)
+    assert [u.channels for u in used] == sorted((u.channels for u in used), reverse=True)
+
+
+def test_families_keep_equal_fractions() -> None:
+    """Blocks of a grouped convolution, whatever the budget."""
+    for share in (0.9, 0.7, 0.5, 0.3):
+        plan = onnxfuse.fuse(build("grouped"), target_macs=share, method="drop").plan
+        fractions: dict[int, set[float]] = {}
+        for group, merge in plan.merges:
+            fractions.setdefault(group.family, set()).add(len(merge.kept) / group.channels)
+        assert all(len(f) == 1 for f in fractions.values())
+
+
+def test_all_budgets_hold_at_once() -> None:
+    report = onnxfuse.fuse(build("residual"), target_macs=0.6, target_params=0.4).report
+    assert report.after.macs <= 0.6 * report.before.macs
+    assert report.after.parameters <= 0.4 * report.before.parameters
+
+
+def test_a_budget_that_holds_already_removes_nothing() -> None:
+    report = onnxfuse.fuse(build("residual"), target_params="1M").report
+    assert report.after.channels == report.before.channels
+    assert report.comparison.cosine == pytest.approx(1)
+
+
+def test_single_layers() -> None:
+    """c2 keeps what it makes; c4 loses three quarters of 12; the rest is as it was."""
+    report = onnxfuse.fuse(build("residual"), ratio=["c=0.75"], keep=["^c[123]$"]).report
+    assert [(g.name, g.before, g.after) for g in report.groups] == [("c1", 8, 8), ("c2", 6, 6), ("c4", 12, 3)]
+    report = onnxfuse.fuse(build("residual"), sparsity=0.5, ratio=["c=0.9", "^c2$=0"]).report
+    assert [g.after for g in report.groups] == [1, 6, 1]
+
+
+# --- amounts and errors ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "resource", "value", "relative"),
+    [
+        (0.5, "macs", 0.5, True),
+        ("0.5x", "size", 0.5, True),
+        ("40%", "params", 0.4, True),
+        ("900M", "macs", 9e8, False),
+        ("1.5 G", "macs", 1.5e9, False),
+        (2000, "params", 2000, False),
+        ("5MB", "size", 5e6, False),
+        ("1KiB", "size", 1024, False),
+    ],
+)
+def test_amounts(text: Any, resource: str, value: float, relative: bool) -> None:
+    found = amount("target", text, UNITS[resource])
+    assert found.value == pytest.approx(value)
+    assert found.relative is relative
+
+
+@pytest.mark.parametrize("text", ["", "M", "-3", "0", "nan", "1e999", "5MB", "1..2", "5 apples"])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(onnxfuse.UsageError, match="is not an amount"):
+        amount("target-macs", text, COUNTS)
+
+
+BAD: list[tuple[list[str], str]] = [
+    ([], "nothing says how small the model should be"),
+    (["--sparsity", "0.3", "--target-macs", "0.5"], "--sparsity and --target-macs contradict each other"),
+    (["--target-macs", "3"], "--target-macs 3 is out of reach: the smallest possible here is "),
+    (["--target-size", "0.001"], "out of reach"),
+    (["--target-params", "5MB"], "is not an amount"),
+    (["--ratio", "c1"], "is not REGEX=S"),
+    (["--ratio", "c1=1.5"], "is not REGEX=S"),
+    (["--ratio", "x1=0.5"], "--ratio 'x1' matches no layer whose channels may shrink; near: c1"),
+    (["--sparsity", "0.5", "--keep", "x1"], "--keep 'x1' matches no layer"),
+    (["--sparsity", "0.5", "--keep", "("], "is not a regular expression"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD, ids=lambda v: str(v))
+def test_bad_wishes(flags: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "in.onnx"
+    path.write_bytes(build("residual").SerializeToString())
+    code, out, err = call(capfd, path, tmp_path / "out.onnx", *flags, "--json", "-")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert message in err
+    assert json.loads(out)["exit_code"] == 2
+    assert not (tmp_path / "out.onnx").exists()
