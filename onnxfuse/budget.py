@@ -74,33 +74,46 @@ def absolute(options: Options, original: Mapping[str, float]) -> Options:
     return replace(options, **{field: max(1.5, value) for field, value in found.items()})  # above 1: not a share
 
 
-def choose(channels: Channels, families: Families, options: Options) -> Widths:
+def choose(channels: Channels, families: Families, options: Options, room: float | None = None) -> Widths:
     """The width of every family.
+
+    Args:
+        channels: the groups.
+        families: the widths they may have.
+        options: a sparsity, or budgets that must all hold.
+        room: how much of the multiply-accumulates that could go may stay, 0 to 1; None: as much as the budgets let.
 
     Raises:
         UsageError: a budget is out of reach; the message has the smallest value that is not.
     """
     local = options.scope == "local" or (options.scope is None and options.sparsity is not None)
-    if options.sparsity is not None:
-        wanted = uniform(families, options.sparsity)
-        if local and families.allow(wanted):
-            return wanted
-        limits = [_as_much_as(wanted, resources(channels, families.places))]
-    else:
-        limits = _limits(families, options, resources(channels, families.places))
-        wanted = uniform_within(families, limits)
-    costs = _costs(channels, families)
+    exact = None if options.sparsity is None else uniform(families, options.sparsity)
+    if local and exact is not None and families.allow(exact):
+        return exact
+    counts, costs = resources(channels, families.places), _costs(channels, families)
+    if exact is not None:
+        main = _main(families, counts)
+        near = cheapest(families.around(exact), costs, [Limit(main, main(exact))])
+        return near if local else cheapest(families, costs, [Limit(main, main(near))])
+    limits = _limits(families, options, counts)
+    if room is not None:
+        limits.append(_part_of(families, counts, room))
     if local:
-        near = cheapest(families.around(wanted), costs, limits)
-        if options.sparsity is not None or all(limit.holds(near) for limit in limits):
+        near = cheapest(families.around(uniform_within(families, limits)), costs, limits)
+        if all(limit.holds(near) for limit in limits):
             return near
     return cheapest(families, costs, limits)
 
 
-def _as_much_as(widths: Widths, counts: Mapping[str, Resource]) -> Limit:
-    """The multiply-accumulates at these widths; parameters where channels are not multiplied."""
-    resource = counts["macs"] if counts["macs"].gradient(widths).any() else counts["params"]
-    return Limit(resource, resource(widths))
+def _main(families: Families, counts: Mapping[str, Resource]) -> Resource:
+    """Multiply-accumulates; parameters where no channels are multiplied."""
+    return counts["macs"] if counts["macs"].gradient(families.units).any() else counts["params"]
+
+
+def _part_of(families: Families, counts: Mapping[str, Resource], room: float) -> Limit:
+    main = _main(families, counts)
+    least, most = main(families.narrowest), main(families.widest)
+    return Limit(main, least + room * (most - least))
 
 
 def _limits(families: Families, options: Options, counts: Mapping[str, Resource]) -> list[Limit]:

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from rich.status import Status
 
 from . import __version__, cli_inspect
 from .command import Parser, dump, failed, guarded, shapes, start
+from .config import config_arguments
 from .errors import OutputError, UsageError
 from .importance import METRICS
 from .merge import METHODS
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "3 verification failed, nothing written; 130 interrupted",
     )
     p.add_argument("input", type=Path, help="trained model, .onnx")
+    p.add_argument("--config", type=Path, metavar="FILE.toml", help="options by name; those given here come after")
     p.add_argument("output", type=Path, nargs="?", help="where to write; may be the input; left out with --dry-run")
     _amount(p.add_argument_group("how small", "--sparsity, or one or more budgets that must all hold"))
     _merging(p.add_argument_group("merging"))
@@ -54,6 +57,17 @@ def _amount(g: Any) -> None:
     g.add_argument("--target-macs", metavar="0.5|900M", help="multiply-accumulates, as a share or a number")
     g.add_argument("--target-params", metavar="0.5|3M", help="parameters")
     g.add_argument("--target-size", metavar="0.5|5MB", help="of the file")
+    g.add_argument("--target-latency", metavar="0.5x|4ms", help="in onnxruntime on this machine; see --threads")
+    g.add_argument("--max-drop", type=float, metavar="D", help="the smallest model that loses no more on --eval")
+    g.add_argument("--eval", metavar="DATA.npz", help="labelled data: inputs by name (or x), labels y")
+    g.add_argument("--metric", metavar="MODULE:FUNCTION", help="of outputs and labels (default: top-1 accuracy)")
+    g.add_argument("--min-cosine", type=float, metavar="C", help="smallest cosine similarity allowed in any output")
+    g.add_argument("--max-error", type=float, metavar="E", help="largest absolute difference allowed in any output")
+    g.add_argument("--from-plan", metavar="FILE", help="how many channels groups keep, as an earlier run's --plan says")
+    g.add_argument(
+        "--round-to", default="auto", metavar="auto|1|8|16", help="multiples that widths should be; auto: what the "
+        "provider's kernels like; 1: exact widths (default: %(default)s)"
+    )  # fmt: skip
     g.add_argument(
         "--scope", choices=CHOICES["scope"], help="the same sparsity everywhere (default for --sparsity), or what "
         "costs least, at equal MACs (default for budgets)"
@@ -81,7 +95,8 @@ def _running(g: Any) -> None:
     g.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open dimensions")
     g.add_argument("--provider", default="cpu", help="onnxruntime provider: cpu, cuda, … (default: %(default)s)")
     g.add_argument("--seed", type=int, default=0, help="of the test input and random importance (default: %(default)s)")
-    g.add_argument("--min-cosine", type=float, metavar="C", help="fail if an output's cosine similarity falls below")
+    g.add_argument("--latency", action="store_true", help="time the original and the result")
+    g.add_argument("--threads", type=int, metavar="N", help="of onnxruntime, for the timing")
     g.add_argument("--dry-run", action="store_true", help="merge and verify, but write no model")
 
 
@@ -96,11 +111,9 @@ def _output(g: Any) -> None:
 
 
 def _options(a: argparse.Namespace) -> Options:
-    return Options(
-        a.sparsity, a.method, a.importance, a.source_mass, a.target_mass, a.target, a.cost_norm,
-        tuple(a.exclude), shapes(a.input_shape), a.provider, a.seed, a.min_cosine, tuple(a.only), a.gradients,
-        a.scope, a.target_macs, a.target_params, a.target_size, tuple(a.ratio), tuple(a.keep),
-    )  # fmt: skip
+    given = {f.name: getattr(a, f.name) for f in fields(Options) if f.name != "input_shapes"}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Options(**{**given, **lists}, input_shapes=shapes(a.input_shape))
 
 
 def _check_files(a: argparse.Namespace) -> None:
@@ -173,12 +186,26 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"inspect": cli_inspect
 """First argument → command; everything else is the plain command, whose first argument is a model."""
 
 
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, after the options of its --config file."""
+    p, first = parser(), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    config = first.parse_known_args(argv)[0].config
+    if config is None:
+        return p.parse_args(argv)
+    flags = [flag[2:] for action in p._actions for flag in action.option_strings if flag.startswith("--")]
+    try:
+        return p.parse_args([*config_arguments(config, flags), *argv])
+    except UsageError as error:
+        p.error(str(error))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
-    a = parser().parse_args(arguments)
+    a = _arguments(arguments)
     start(verbose=a.debug or a.verbose)
     progress = _Progress()
 

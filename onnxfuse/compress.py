@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ModelProto
@@ -24,6 +24,7 @@ from .quantized import Lowered, lower
 from .report import GroupRow, Size
 from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, removed_mask, rewrite
+from .rounding import rounding_notes
 from .schedule import in_order
 from .scores import function_of
 from .tracker import Lock, Role
@@ -44,6 +45,7 @@ class Small:
     groups: tuple[GroupRow, ...]
     locked: tuple[Locked, ...]
     plan: Plan
+    notes: tuple[str, ...] = ()
 
 
 def untouched(original: ModelProto, reference: Probe, options: Options) -> Small:
@@ -52,9 +54,17 @@ def untouched(original: ModelProto, reference: Probe, options: Options) -> Small
 
 
 def compress(
-    model: ModelProto, reference: Probe, options: Options, transport: TransportOptions, tell: Progress
+    model: ModelProto,
+    reference: Probe,
+    options: Options,
+    transport: TransportOptions,
+    tell: Progress,
+    room: float | None = None,
 ) -> Small:
-    """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place."""
+    """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place.
+
+    `room` is how much of the multiply-accumulates that could go may stay, 0 to 1, for a search.
+    """
     densify(model)
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
@@ -63,28 +73,29 @@ def compress(
     lowered = lower(model)
     graph = Graph(model)
     graph.held = lowered.element_bytes()
-    channels, keep = settle(graph, reference, options)
+    channels, keep = settle(graph, reference, options, room)
     salience = None if given is None else Salience(given, folded, graph.clones)
     merges = _merge_all(channels, keep, options, transport, tell, salience)
-    return _finish(channels, merges, before, folded, lowered, options)
+    return _finish(channels, merges, before, folded, lowered, options, room)
 
 
-def settle(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, list[int]]:
+def settle(graph: Graph, reference: Probe, options: Options, room: float | None = None) -> tuple[Channels, list[int]]:
     """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
 
     def choose_some(channels: Channels) -> list[int]:
-        keep = kept_channels(channels, options)
-        if not options.budgets and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
+        keep = kept_channels(channels, options, room)
+        lenient = options.budgets or room is not None  # what is small enough already stays as it is
+        if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
         return keep
 
     return follow(graph, reference, options.exclude, choose_some)
 
 
-def kept_channels(channels: Channels, options: Options) -> list[int]:
+def kept_channels(channels: Channels, options: Options, room: float | None = None) -> list[int]:
     """How many channels each group keeps."""
-    choices = families(channels.groups, options)
-    widths = choose(channels, choices, options)
+    choices = families(channels, options)
+    widths = choose(channels, choices, options, room)
     return [choices.channels(g, widths) for g in channels.groups]
 
 
@@ -174,6 +185,7 @@ def _finish(
     folded: Sequence[Folded],
     lowered: Lowered,
     options: Options,
+    room: float | None,
 ) -> Small:
     t, removals = channels.tracker, [Removal(g, m.kept) for g, m in merges]
     kept = removed_mask(channels, removals)
@@ -187,5 +199,7 @@ def _finish(
         Size(sum(r.before for r in rows), *before, 0),
         Size(sum(r.after for r in rows), parameters(model), left, 0),
     )
-    plan = Plan(options.recorded(), tuple(folded), t.graph.clones, tuple(merges))
-    return Small(model, *sizes, rows, channels.locked, plan)
+    settled = options if room is None else replace(options, target_macs=max(1.5, sizes[1].macs))
+    plan = Plan(settled.recorded(), tuple(folded), t.graph.clones, tuple(merges))
+    notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
+    return Small(model, *sizes, rows, channels.locked, plan, notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,15 @@ class Options:
         target_macs, target_params, target_size: budgets, as shares of the original or amounts (`budget.Quantity`).
         ratio: 'REGEX=0.6' each: sparsity of the layers that match.
         keep: regular expressions of layers that keep all their channels.
+        round_to: 'auto' (what the provider's kernels like) or the number of which widths should be multiples.
+        from_plan: plan of an earlier run (JSON): how many channels the groups it names keep.
+        latency: whether to time the original and the result.
+        threads: of onnxruntime, for timing; None: its default.
+        target_latency: budget, as a share of the original's or a time such as '4ms'.
+        max_error: largest absolute difference allowed in any output.
+        max_drop: how much the metric on `eval` may fall.
+        eval: labelled data, .npz.
+        metric: 'module:function' in place of top-1 accuracy.
     """
 
     sparsity: float | None = None
@@ -60,12 +70,37 @@ class Options:
     target_size: str | float | None = None
     ratio: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    round_to: str | int = "auto"
+    from_plan: str | None = None
+    latency: bool = False
+    threads: int | None = None
+    target_latency: str | float | None = None
+    max_error: float | None = None
+    max_drop: float | None = None
+    eval: str | None = None
+    metric: str | None = None
 
     @property
     def budgets(self) -> dict[str, str | float]:
         """Resource → the budget for it, where there is one."""
         given = {name: getattr(self, f"target_{name}") for name in BUDGETS}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def timed(self) -> bool:
+        """Whether the original and the result are to be timed."""
+        return self.latency or self.threads is not None or self.target_latency is not None
+
+    @property
+    def floors(self) -> bool:
+        """Whether anything says how good the result must be."""
+        return any(value is not None for value in (self.min_cosine, self.max_error, self.max_drop))
+
+    @property
+    def sized(self) -> bool:
+        """Whether anything but a floor says how small the result should be."""
+        given = self.sparsity is not None or self.target_latency is not None
+        return bool(given or self.budgets or self.ratio or self.from_plan)
 
     def recorded(self) -> dict[str, Any]:
         """The options as JSON values: a function by its name, arrays only as such."""
@@ -113,8 +148,8 @@ def check_options(o: Options) -> TransportOptions:
         raise UsageError(f"method {o.method!r} solves no transport problem: leave out {names}")
     if o.seed < 0:
         raise UsageError(f"seed {o.seed} is negative; give a whole number from 0 up")
-    if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
-        raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
+    check_floors(o)
+    check_hardware(o)
     check_patterns([*o.exclude, *o.only, *o.keep, *(pattern for pattern, _ in ratios(o))])
     default = TransportOptions(target="cluster") if o.method == "barycentric" else TransportOptions()
     return replace(default, **given)
@@ -126,14 +161,45 @@ def check_amounts(o: Options) -> None:
     Raises:
         UsageError: nothing says so, or a sparsity and a budget both do.
     """
-    flags = [f"--target-{name}" for name in o.budgets]
+    flags = [f"--target-{name}" for name in o.budgets] + ["--target-latency"] * (o.target_latency is not None)
     if o.sparsity is not None:
         kept_count(1, o.sparsity)
         if flags:
             raise UsageError(f"--sparsity and {flags[0]} contradict each other; give one of them")
-    elif not flags and not o.ratio:
-        wanted = ", ".join(f"--target-{name}" for name in BUDGETS)
-        raise UsageError(f"nothing says how small the model should be; give --sparsity, or a budget: {wanted}")
+    elif not o.sized and not o.floors:
+        wanted = ", ".join(f"--target-{name}" for name in (*BUDGETS, "latency"))
+        raise UsageError(
+            f"nothing says how small the model should be; give --sparsity, a budget ({wanted}), or how good it must be "
+            "(--max-drop, --min-cosine, --max-error)"
+        )
+
+
+def check_floors(o: Options) -> None:
+    """Raises:
+    UsageError: a floor is no number that can be held, or lacks what it is measured with.
+    """
+    if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
+        raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
+    if o.max_error is not None and not 0 <= o.max_error < math.inf:
+        raise UsageError(f"max-error {o.max_error} is not an error; give a number from 0 up")
+    if o.max_drop is not None and not 0 <= o.max_drop < math.inf:
+        raise UsageError(
+            f"max-drop {o.max_drop} is not a loss; give a number from 0 up, 0.01 for one point of accuracy"
+        )
+    if o.max_drop is not None and o.eval is None:
+        raise UsageError("--max-drop needs --eval DATA.npz, labelled data to measure the loss on")
+    if o.metric is not None and o.eval is None:
+        raise UsageError("--metric needs --eval DATA.npz to be measured on")
+
+
+def check_hardware(o: Options) -> None:
+    """Raises:
+    UsageError: widths or threads are no positive whole numbers.
+    """
+    if o.round_to != "auto" and not (str(o.round_to).isascii() and str(o.round_to).isdigit() and int(o.round_to) > 0):
+        raise UsageError(f"round-to {o.round_to!r} is not known; choose from auto, 1, 8, 16 or another number")
+    if o.threads is not None and o.threads < 1:
+        raise UsageError(f"threads {o.threads} is not a number of threads; give 1 or more")
 
 
 def ratios(o: Options) -> list[tuple[str, float]]:

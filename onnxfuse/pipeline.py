@@ -12,17 +12,19 @@ from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
 from . import model as files
-from .compress import Progress, compress, follow, kept_channels, untouched
+from .compress import Progress, Small, compress, follow, kept_channels, untouched
 from .errors import ModelError
+from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .model import Graph, proto_label
 from .options import Options, check_matches, check_options, check_patterns, listed
 from .plan import Plan
 from .prepare import inline, prepare
-from .probe import probe, provider_list
+from .probe import Probe, probe, provider_list
 from .quantized import lower
 from .report import Report
 from .scores import Importance
+from .search import Judge, find
 from .sources import Source
 from .verify import Comparison, verify
 
@@ -68,6 +70,15 @@ def fuse(
     target_size: str | float | None = None,
     ratio: Sequence[str] = (),
     keep: Sequence[str] = (),
+    round_to: str | int = "auto",
+    from_plan: PathLike | None = None,
+    latency: bool = False,
+    threads: int | None = None,
+    target_latency: str | float | None = None,
+    max_error: float | None = None,
+    max_drop: float | None = None,
+    eval: PathLike | None = None,  # noqa: A002 (the command line's name)
+    metric: str | None = None,
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -96,13 +107,24 @@ def fuse(
             amount such as '900M' or '5MB'. All that are given must hold.
         ratio: 'REGEX=0.6' each, the sparsity of layers that match; later ones win.
         keep: regular expressions; layers that match keep the channels they make.
+        round_to: 'auto' (widths that this provider's kernels like), or the number of which they should be multiples;
+            1 gives exact widths.
+        from_plan: the plan of an earlier run, which says how many channels the groups it names keep.
+        latency: time the original and the result.
+        threads: of onnxruntime, for the timing.
+        target_latency: budget like the others, as a share of the original's or a time such as '4ms'.
+        max_error: largest absolute difference allowed in any output.
+        max_drop: how much the metric on `eval` may fall. Floors alone find the smallest model that holds them;
+            with a sparsity or a budget they are checks.
+        eval: labelled data, .npz (`evaluation.load_evaluation`).
+        metric: 'module:function' of outputs and labels, in place of top-1 accuracy.
         progress: called as the stages go on.
 
     Raises:
         UsageError: an option has an impossible value.
         ModelError: the file cannot be read, or onnxruntime cannot run it.
         NothingToMerge: no channel group may shrink; the message has the reasons.
-        VerificationFailed: the result is not sound, or below `min_cosine`; nothing was written.
+        VerificationFailed: the result is not sound, or not as good as asked; nothing was written.
         OutputError: the result cannot be written.
     """
     shapes = {k: tuple(v) for k, v in input_shapes.items()} if input_shapes else None
@@ -110,6 +132,8 @@ def fuse(
         sparsity, method, importance, source_mass, target_mass, target, cost_norm,
         listed(exclude), shapes, provider, seed, min_cosine, listed(only), gradients,
         scope, target_macs, target_params, target_size, listed(ratio), listed(keep),
+        round_to, None if from_plan is None else os.fspath(from_plan), latency, threads, target_latency,
+        max_error, max_drop, None if eval is None else os.fspath(eval), metric,
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -131,14 +155,20 @@ def fuse_with(
     check_matches("exclude", options.exclude, "node", [proto_label(node) for node in original.graph.node])
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
+    judge = _judge(source, reference, providers, options)
+
+    def make(room: float | None) -> Small:
+        return compress(source.load() if judge else original, reference, options, transport, tell, room)
+
     if options.sparsity == 0:
         small = untouched(original, reference, options)
     else:
-        small = compress(original, reference, options, transport, tell)
+        small = find(make, judge, options, tell) if judge else make(None)
     tell("verify", 0, 1)
+    latency, quality = judge.verdict(small.model) if judge else (None, None)
 
     def finish(candidate: Path | ModelProto) -> Comparison:
-        return verify(candidate, reference, providers, options.min_cosine, source.load)
+        return verify(candidate, reference, providers, options.min_cosine, options.max_error, source.load)
 
     if destination is None:
         comparison, size = finish(small.model), small.model.ByteSize()
@@ -148,8 +178,18 @@ def fuse_with(
     report = Report(
         source.name, None if output is None else str(output), options.recorded(), before,
         replace(small.after, file_bytes=size), small.groups, small.locked, comparison, time.perf_counter() - start,
+        latency, quality, small.notes,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
+
+
+def _judge(source: _Source, reference: Probe, providers: Sequence[str], options: Options) -> Judge | None:
+    """What measures results, if the options ask for more than a model of a given size."""
+    if not (options.timed or options.eval or (options.floors and not options.sized)):
+        return None
+    original = source.load()
+    data = load_evaluation(Path(options.eval), options.metric, original) if options.eval else None
+    return Judge(original, reference, providers, options, data)
 
 
 def analyze(
@@ -173,7 +213,7 @@ def analyze(
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
     lower(graph)
-    channels, _ = follow(Graph(graph), reference, exclude, lambda found: kept_channels(found, Options(0.5)))
+    channels, _ = follow(Graph(graph), reference, exclude, lambda found: kept_channels(found, Options(0.5, round_to=1)))
     return analysis(channels)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .channels import Locked
+from .latency import Latency
 from .verify import Comparison
 
 
@@ -44,6 +45,15 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A metric on labelled data, of the original and of the result."""
+
+    metric: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a run has to say.
 
@@ -55,6 +65,9 @@ class Report:
         locked: what was left alone.
         comparison: the verification's measurements.
         seconds: of the whole run.
+        latency: of both models, if it was asked for.
+        quality: on labelled data, if there are any.
+        notes: what else was decided, a sentence each.
     """
 
     source: str | None
@@ -66,6 +79,9 @@ class Report:
     locked: tuple[Locked, ...]
     comparison: Comparison
     seconds: float
+    latency: Latency | None = None
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -98,6 +114,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(_size_table(report))
     merged = sum(g.after < g.before for g in report.groups)
     console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
+    for note in (*report.notes, *latency_notes(report.latency)):
+        console.print(note, soft_wrap=True, highlight=False)
     if verbose and report.groups:
         console.print(_group_table(report.groups))
     if report.locked:
@@ -122,6 +140,10 @@ def _size_table(report: Report) -> Table:
         ("file size", b.file_bytes, a.file_bytes, _bytes),
     ):
         rows.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
+    if (t := report.latency) is not None:
+        rows.add_row("latency", f"{t.before:.3g} ms", f"{t.after:.3g} ms", f"{100 * (t.after / t.before - 1):+.1f}%")
+    if (q := report.quality) is not None:
+        rows.add_row(q.metric, f"{q.before:.4f}", f"{q.after:.4f}", f"{q.after - q.before:+.4f}")
     return rows
 
 
@@ -145,6 +167,12 @@ def locked_table(locked: Sequence[Locked]) -> Table:
     for row in locked:
         rows.add_row(Text(row.name), str(row.channels), Text(row.reason), Text(row.node))
     return rows
+
+
+def latency_notes(t: Latency | None) -> list[str]:
+    """How latency was measured."""
+    threads = "" if t is None else f"{t.threads} thread" + "s" * (t.threads != 1)
+    return [] if t is None else [f"latency: median of {t.runs} interleaved runs of each, {threads}, {t.provider}"]
 
 
 def verification_line(c: Comparison) -> str:

@@ -108,6 +108,7 @@ def verify(
     reference: Probe,
     providers: Sequence[str],
     min_cosine: float | None,
+    max_error: float | None,
     original: Callable[[], ModelProto],
 ) -> Comparison:
     """Check a result and compare it with the original.
@@ -117,11 +118,12 @@ def verify(
         reference: the original's run, with optimizations off.
         providers: of onnxruntime.
         min_cosine: smallest cosine similarity allowed for any output, or None.
+        max_error: largest absolute difference allowed in any output, or None.
         original: loads the original again; called only if the result fails a check that the original may fail, too.
 
     Raises:
         VerificationFailed: invalid, does not run, outputs of other shape or type, not finite, not the same with
-            optimizations off and on, or below `min_cosine`.
+            optimizations off and on, or beyond `min_cosine` or `max_error`.
     """
     _check_as_well_as(model, original)
     runs = _stand_in(model) if reference.stand_in else model
@@ -145,6 +147,11 @@ def verify(
         worst = min(result.outputs, key=lambda o: o.cosine)
         raise VerificationFailed(
             f"output {worst.name!r} has cosine similarity {worst.cosine:.4f}, below the minimum {min_cosine}"
+        )
+    furthest = max(result.outputs, key=lambda o: o.max_abs, default=None)
+    if max_error is not None and furthest is not None and not furthest.max_abs <= max_error:
+        raise VerificationFailed(
+            f"output {furthest.name!r} has an absolute error of {furthest.max_abs:.3g}, above the maximum {max_error}"
         )
     return result
 

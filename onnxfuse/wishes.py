@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from .allocate import Families, kept_count
-from .channels import ChannelGroup
+from .channels import ChannelGroup, Channels
+from .earlier import planned
 from .options import Options, check_matches, ratios
 from .resources import Widths, family_places
+from .rounding import multiples
 from .tracker import Role
 
 
@@ -19,18 +21,23 @@ def makers(group: ChannelGroup) -> tuple[str, ...]:
     return tuple(dict.fromkeys([group.name, *(s.node for s in group.slots if s.role is Role.PRODUCES)]))
 
 
-def families(groups: Sequence[ChannelGroup], options: Options) -> Families:
-    """The families of `groups` and the widths they may have.
+def families(channels: Channels, options: Options) -> Families:
+    """The families of the groups and the widths they may have.
 
     Raises:
-        UsageError: a pattern matches nothing.
+        UsageError: a pattern or a plan's group matches nothing.
     """
+    groups = channels.groups
     _check(groups, options)
     places = family_places(groups)
     units = np.zeros(len(places), np.int64)
     for g in groups:
         units[places[g.family]] = g.unit
     allowed = [np.arange(1, unit + 1) for unit in units.tolist()]
+    for g, multiple in multiples(channels, options).items():
+        widths = allowed[places[g.family]]
+        whole = (widths * (g.channels // g.unit) % multiple == 0) | (widths == g.unit)
+        allowed[places[g.family]] = widths[whole]
     for place, wish in _wishes(groups, places, units, options):
         allowed[place] = np.array([wish], np.int64)
     return Families(places, units, tuple(allowed))
@@ -48,9 +55,15 @@ def _wishes(
     groups: Sequence[ChannelGroup], places: dict[int, int], units: Widths, options: Options
 ) -> Iterator[tuple[int, int]]:
     """(place of a family, the one width it may have), later ones over earlier ones."""
-    asked = options.sparsity is not None or options.budgets
+    asked = (
+        options.sparsity is not None
+        or options.budgets
+        or options.target_latency is not None
+        or (options.floors and not options.sized)
+    )
     chosen = {g.family for g in groups if asked and _matches(options.only or ("",), [g.name])}
     yield from ((places[g.family], g.unit) for g in groups if g.family not in chosen)
+    yield from ((places[g.family], width) for g, width in planned(groups, options.from_plan))
     for pattern, ratio in ratios(options):
         yield from ((places[g.family], kept_count(g.unit, ratio)) for g in groups if _matches([pattern], makers(g)))
     yield from ((places[g.family], g.unit) for g in groups if _matches(options.keep, makers(g)))

@@ -108,7 +108,7 @@ class Bench:
 
     def _fuse(self, cell: Cell) -> tuple[dict[str, Any], bytes]:
         """What the first layer keeps, and the small model."""
-        options = dict(cell.options)
+        options = {"round_to": 1, **cell.options}  # the exact widths of the paper
         if CALIB in options:
             options[CALIB] = self.case.calibration(options[CALIB])
         if cell.group:

@@ -1,0 +1,160 @@
+"""Find the model that was asked for where only a trial tells: quality floors and latency.
+
+Allocations of less and less room form a line from the whole model (1) to one channel everywhere (0); a trial is
+one point on it, merged, and measured in onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from onnx import ModelProto
+
+from .budget import Amount, amount
+from .compress import Small
+from .errors import NothingToMerge, UsageError, VerificationFailed
+from .evaluation import Evaluation
+from .latency import Latency, measure
+from .options import Options
+from .probe import Probe
+from .report import Quality
+from .verify import compare, run
+
+Make = Callable[[float | None], Small]
+"""The model at a point of the line; None: where the other options put it."""
+TRIALS = 7
+"""Bisections: the smallest model is found to 1% of what can go."""
+CLOSE = 0.94
+"""Latency may stay below its budget by this factor before another trial is worth it."""
+
+
+class Judge:
+    """Measures results against the original."""
+
+    def __init__(
+        self, original: ModelProto, reference: Probe, providers: Sequence[str], options: Options,
+        evaluation: Evaluation | None,
+    ) -> None:  # fmt: skip
+        self.original, self.reference, self.providers, self.options = original, reference, providers, options
+        self.evaluation = evaluation
+        self.dense = evaluation.score(original, providers) if evaluation else 0.0
+
+    def quality(self, model: ModelProto) -> Quality | None:
+        """The metric, if there is labelled data."""
+        if self.evaluation is None:
+            return None
+        return Quality(self.evaluation.name, self.dense, self.evaluation.score(model, self.providers))
+
+    def latency(self, model: ModelProto) -> Latency:
+        """Both models, timed in turns."""
+        return measure(self.original, model, self.reference.inputs, self.providers, self.options.threads)
+
+    def holds(self, model: ModelProto) -> bool:
+        """Whether the model is as good as every floor says."""
+        o = self.options
+        if o.min_cosine is not None or o.max_error is not None:
+            errors = compare(self.reference.outputs, run(model, self.reference.inputs, self.providers, optimized=False))
+            if o.min_cosine is not None and not min((e.cosine for e in errors), default=1.0) >= o.min_cosine:
+                return False
+            if o.max_error is not None and not max((e.max_abs for e in errors), default=0.0) <= o.max_error:
+                return False
+        quality = self.quality(model)
+        return quality is None or o.max_drop is None or within(quality, o.max_drop)
+
+    def verdict(self, model: ModelProto) -> tuple[Latency | None, Quality | None]:
+        """Latency, if the options ask for it, and quality, if there is labelled data.
+
+        Raises:
+            VerificationFailed: more of the metric is lost than may be.
+        """
+        quality, most = self.quality(model), self.options.max_drop
+        if quality is not None and most is not None and not within(quality, most):
+            raise VerificationFailed(
+                f"{quality.metric} falls from {quality.before:.4f} to {quality.after:.4f}, by more than {most:g}"
+            )
+        return self.latency(model) if self.options.timed else None, quality
+
+
+def within(quality: Quality, max_drop: float) -> bool:
+    """Whether no more is lost than may be; rounding forgiven."""
+    return quality.before - quality.after <= max_drop + 1e-9
+
+
+def find(make: Make, judge: Judge, options: Options, tell: Callable[[str, int, int], None]) -> Small:
+    """The model that the options ask for.
+
+    Raises:
+        UsageError: the latency is out of reach.
+        NothingToMerge: no smaller model holds the floors.
+        VerificationFailed: a model whose size is given does not hold them.
+    """
+    if options.target_latency is not None:
+        return _fast_enough(make, judge, options.target_latency, tell)
+    if options.floors and not options.sized:
+        return _smallest(make, judge, tell)
+    return make(None)
+
+
+def _smallest(make: Make, judge: Judge, tell: Callable[[str, int, int], None]) -> Small:
+    """Bisect for the smallest model that holds the floors."""
+    low, high, best = 0.0, 1.0, None
+    for trial in range(TRIALS):
+        tell("search", trial, TRIALS)
+        middle = (low + high) / 2
+        small = make(middle)
+        if judge.holds(small.model):
+            best, high = small, middle
+        else:
+            low = middle
+    if best is None:
+        raise NothingToMerge(
+            "no smaller model is as good as asked; allow more loss, or give --calib data to merge better"
+        )
+    return best
+
+
+def _fast_enough(make: Make, judge: Judge, target: str | float, tell: Callable[[str, int, int], None]) -> Small:
+    """The largest model found within the latency.
+
+    Latency is modelled as linear in the multiply-accumulates between the nearest slower and the nearest faster trial;
+    each trial that this model proposes is measured, end to end, and makes it better.
+    """
+    budget = latency_amount(target)
+    tell("search", 0, TRIALS)
+    best = make(0.0)
+    time = judge.latency(best.model)
+    aim, fast, slow = budget.of(time.before), (0.0, time.after), (1.0, time.before)
+    if time.after > aim:
+        raise UsageError(
+            f"--target-latency {target} is out of reach: the fastest possible here takes {time.after:.3g} ms, "
+            f"the original {time.before:.3g} ms"
+        )
+    for trial in range(1, TRIALS):
+        if fast[1] >= CLOSE * aim or fast[0] >= 1:
+            break
+        tell("search", trial, TRIALS)
+        point = 1.0 if slow[1] <= aim else _between(fast, slow, aim * (1 + CLOSE) / 2)
+        small = make(point)
+        time = judge.latency(small.model)
+        aim = budget.of(time.before)
+        if time.after <= aim:
+            best, fast = small, (point, time.after)
+        else:
+            slow = (point, time.after)
+    return best
+
+
+def _between(fast: tuple[float, float], slow: tuple[float, float], aim: float) -> float:
+    """Where a line through two (point, milliseconds) reaches `aim`, kept off their ends."""
+    share = (aim - fast[1]) / (slow[1] - fast[1])
+    return fast[0] + (slow[0] - fast[0]) * min(max(share, 0.1), 0.9)
+
+
+MILLISECONDS: Mapping[str, float] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def latency_amount(given: str | float) -> Amount:
+    """Raises:
+    UsageError: it is no time and no share.
+    """
+    return amount("target-latency", given, MILLISECONDS)

@@ -1,0 +1,208 @@
+"""Floors and latency: the smallest model that is good enough, the largest that is fast enough, and bad evaluators."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxfuse
+from onnxfuse.latency import Latency
+from onnxfuse.options import Options
+from onnxfuse.search import CLOSE, find
+
+from .graphs import Array, build, from_text, run
+from .test_cli import call
+
+
+# --- floors ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("floor", "value"), [("min_cosine", 0.8), ("max_error", 0.5)])
+def test_floors_are_searched_for(floor: str, value: float) -> None:
+    options: dict[str, Any] = {floor: value}
+    report = onnxfuse.fuse(build("mlp"), method="fold", **options).report
+    assert 0 < report.after.channels < report.before.channels
+    worst = max(o.max_abs for o in report.comparison.outputs)
+    assert report.comparison.cosine >= value if floor == "min_cosine" else worst <= value
+
+
+def test_no_model_is_that_good() -> None:
+    with pytest.raises(onnxfuse.NothingToMerge, match="no smaller model is as good as asked"):
+        onnxfuse.fuse(build("mlp"), max_error=0.0)
+
+
+def test_floors_check_a_given_size() -> None:
+    with pytest.raises(onnxfuse.VerificationFailed, match=r"an absolute error of .* above the maximum 0.001"):
+        onnxfuse.fuse(build("mlp"), target_macs=0.3, max_error=0.001)
+
+
+# --- labelled data --------------------------------------------------------------------------------------------------
+def data(folder: Path, **arrays: Array) -> Path:
+    """A file that the model `mlp` is perfect on: its own classes are the labels."""
+    x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
+    found = {"x": x, "y": run(build("mlp"), {"x": x})[0].argmax(axis=1), **arrays}
+    path = folder / "data.npz"
+    np.savez(path, **{k: v for k, v in found.items() if v.size})
+    return path
+
+
+def test_max_drop(tmp_path: Path) -> None:
+    report = onnxfuse.fuse(build("mlp"), method="fold", max_drop=0.3, eval=data(tmp_path)).report
+    assert report.quality is not None
+    assert (report.quality.metric, report.quality.before) == ("top-1 accuracy", 1.0)
+    assert report.quality.after >= 0.7
+    assert report.after.macs < report.before.macs
+
+
+def test_max_drop_checks_a_given_size(tmp_path: Path) -> None:
+    with pytest.raises(onnxfuse.VerificationFailed, match=r"top-1 accuracy falls from 1.0000 to 0\.\d+, by more than"):
+        onnxfuse.fuse(build("mlp"), sparsity=0.9, max_drop=0.0, eval=data(tmp_path))
+
+
+METRICS = """
+def mean_score(outputs, labels): return float(outputs["y"][range(len(labels)), labels].mean())
+def broken(outputs, labels): raise KeyError("no such output")
+def undefined(outputs, labels): return float("nan")
+def wordy(outputs, labels): return "good"
+constant = 3
+"""
+
+
+@pytest.fixture
+def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of metrics in the working directory."""
+    (tmp_path / "own_metrics.py").write_text(METRICS)
+    monkeypatch.chdir(tmp_path)
+    return "own_metrics"
+
+
+def test_own_metric(metrics: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx.save(build("mlp"), tmp_path / "in.onnx")
+    flags = ["--sparsity", 0.3, "--eval", data(tmp_path), "--metric", f"{metrics}:mean_score", "--json", "-"]
+    code, out, err = call(capfd, "in.onnx", "out.onnx", *flags)
+    assert (code, err) == (0, "")
+    quality = json.loads(out)["quality"]
+    assert quality["metric"] == "own_metrics:mean_score"
+    assert quality["before"] != quality["after"]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (":broken", "raised KeyError: 'no such output'"),
+        (":undefined", "returned nan; it must return a finite number"),
+        (":wordy", "raised ValueError: could not convert"),
+        (":none", "AttributeError: module 'own_metrics' has no attribute 'none'"),
+        (":constant", "is not module:function"),
+        ("", "is not module:function"),
+        ("s:x", "ModuleNotFoundError: No module named 'own_metricss'"),
+    ],
+)
+def test_bad_metrics(function: str, message: str, metrics: str, tmp_path: Path) -> None:
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(build("mlp"), max_drop=0.1, eval=data(tmp_path), metric=metrics + function)
+    assert message in str(caught.value)
+
+
+X = np.zeros((5, 6), np.float32)
+BAD: list[tuple[dict[str, Array], str]] = [
+    ({"y": np.zeros(0)}, "has no labels; name them 'y' (it has x)"),
+    ({"x": np.zeros(0)}, "has no 'x', which the model takes"),
+    ({"x": X.astype(np.float64), "y": np.zeros(5, int)}, "'x' is float64 (5, 6), the model takes float32 (?, 6)"),
+    ({"x": X.T, "y": np.zeros(6, int)}, "'x' is float32 (6, 5), the model takes float32 (?, 6)"),
+    ({"x": X, "y": np.zeros(4, int)}, "'x' has 5 samples, 'y' has 4"),
+    ({"x": X, "y": np.zeros((5, 2))}, "top-1 accuracy needs whole-number labels (N,) and scores (N, classes)"),
+    ({"mean": X[0], "std": X[0], "layout": np.array("NCWH")}, "are not images (N, H, W, C)"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_data(arrays: dict[str, Array], message: str, tmp_path: Path) -> None:
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(build("mlp"), sparsity=0.5, eval=data(tmp_path, **arrays))
+    assert message in str(caught.value)
+
+
+def test_channel_order_is_explained(tmp_path: Path) -> None:
+    images = data(tmp_path, x=np.zeros((4, 8, 8, 3), np.float32), y=np.zeros(4, int))
+    with pytest.raises(onnxfuse.UsageError, match=r"takes float32 \(\?, 3, 8, 8\); transpose it with \(0, 3, 1, 2\)"):
+        onnxfuse.fuse(build("residual"), sparsity=0.5, eval=images)
+
+
+def test_images_say_how_they_are_read(tmp_path: Path) -> None:
+    """uint8 images are normalised and turned; a model with a fixed batch gets full ones."""
+    text = "(float[2,3,4,4] x) => (float[2,5] y) <float[8,3,1,1] w1, float[8,5] w2> {\n"
+    text += "c = Conv(x, w1)\nr = Relu(c)\ng = GlobalAveragePool(r)\nf = Flatten(g)\ny = MatMul(f, w2)\n}"
+    rng = np.random.default_rng(1)
+    x, mean, std = (
+        rng.integers(0, 256, (5, 4, 4, 3), np.uint8),
+        np.array([9, 8, 7], np.float32),
+        np.array([3, 4, 5], np.float32),
+    )
+    real = ((x - mean) / std).astype(np.float32).transpose(0, 3, 1, 2)
+    pairs = [run(from_text(text), {"x": real[[i, j]]})[0] for i, j in ((0, 1), (2, 3), (4, 4))]
+    labels = np.concatenate(pairs)[:5].argmax(axis=1)
+    images = data(tmp_path, x=x, y=labels, mean=mean, std=std, layout=np.array("NCHW"))
+    report = onnxfuse.fuse(from_text(text), sparsity=0.25, eval=images).report
+    assert report.quality is not None
+    assert report.quality.before == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_drop": 0.1}, "--max-drop needs --eval"),
+        ({"sparsity": 0.5, "metric": "a:b"}, "--metric needs --eval"),
+        ({"max_drop": -1.0, "eval": "data.npz"}, "max-drop -1.0 is not a loss"),
+        ({"max_error": float("nan")}, "max-error nan is not an error"),
+        ({"sparsity": 0.5, "eval": "none.npz"}, "--eval none.npz: no such file"),
+        ({"sparsity": 0.5, "eval": __file__}, "is not an .npz file"),
+        ({"sparsity": 0.5, "threads": 0}, "threads 0 is not a number of threads"),
+        ({"sparsity": 0.5, "round_to": "nine"}, "round-to 'nine' is not known; choose from auto, 1, 8, 16"),
+        ({"target_latency": "4 weeks"}, "--target-latency '4 weeks' is not an amount"),
+        ({"sparsity": 0.5, "target_latency": 0.5}, "--sparsity and --target-latency contradict each other"),
+        ({"target_latency": "1e-9us"}, "--target-latency 1e-9us is out of reach: the fastest possible here takes"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(build("mlp"), **options)
+    assert message in str(caught.value)
+
+
+# --- latency --------------------------------------------------------------------------------------------------------
+def test_latency_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx.save(build("mlp"), tmp_path / "in.onnx")
+    code, out, _ = call(capfd, tmp_path / "in.onnx", "--dry-run", "--sparsity", 0.5, "--threads", 1)
+    assert code == 0
+    assert "interleaved runs of each, 1 thread, CPUExecutionProvider" in out
+    report = onnxfuse.fuse(tmp_path / "in.onnx", sparsity=0.5, latency=True).report
+    assert report.latency is not None
+    assert min(report.latency.before, report.latency.after) > 0
+    assert report.latency.runs >= 7
+
+
+class Clock:
+    """Stands in for models and judge: a model is its place on the line, its time 2 + 8·room ms, in steps."""
+
+    def __init__(self) -> None:
+        self.trials = 0
+
+    def make(self, room: float | None) -> Any:
+        self.model = room
+        return self
+
+    def latency(self, room: Any) -> Latency:
+        self.trials += 1
+        return Latency(10.0, 2 + np.ceil(room * 40) / 5, 9, 1, "")
+
+
+@pytest.mark.parametrize("target", ["8ms", "0.3x", "5500us", "0.9"])
+def test_latency_is_searched_for(target: str) -> None:
+    clock, times = Clock(), {"8ms": 8, "0.3x": 3, "5500us": 5.5, "0.9": 9}
+    found: Any = find(clock.make, clock, Options(target_latency=target), lambda *_: None)  # type: ignore[arg-type]
+    assert CLOSE * times[target] <= clock.latency(found.model).after <= times[target]
+    assert clock.trials <= 5

@@ -1,0 +1,156 @@
+"""What a user may wish besides an amount: widths that kernels like, options files, earlier plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import onnxfuse
+from onnxfuse.rounding import convolution_block
+
+from .graphs import build, from_text
+from .test_cli import call
+
+WIDE = """(float[N,3,8,8] x) => (float[N,4] y)
+    <float[96,3,3,3] w1, float[64,96,1,1] w2, float[64,50] w3, float[50,4] w4> {
+    c1 = Conv<pads = [1, 1, 1, 1]>(x, w1)
+    r1 = Relu(c1)
+    c2 = Conv(r1, w2)
+    g = GlobalAveragePool(c2)
+    f = Flatten(g)
+    h = MatMul(f, w3)
+    r3 = Relu(h)
+    y = MatMul(r3, w4)
+}"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "in.onnx"
+    onnx.save(build("residual"), path)
+    return path
+
+
+# --- rounding -------------------------------------------------------------------------------------------------------
+def widths(**options: Any) -> dict[str, int]:
+    return {g.name: g.after for g in onnxfuse.fuse(from_text(WIDE), **options).report.groups}
+
+
+def test_exact_widths() -> None:
+    assert widths(sparsity=0.3, round_to=1) == {"c1": 67, "c2": 44, "h": 35}
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("sparsity", [0.2, 0.45, 0.7])
+def test_rounded_widths(sparsity: float, scope: str) -> None:
+    """Multiples of 16, at most as many multiply-accumulates as exact widths have."""
+    exact = onnxfuse.fuse(from_text(WIDE), sparsity=sparsity, scope=scope, round_to=1).report
+    rounded = onnxfuse.fuse(from_text(WIDE), sparsity=sparsity, scope=scope, round_to=16).report
+    assert all(g.after % 16 == 0 or g.after == g.before for g in rounded.groups)
+    assert rounded.after.macs <= exact.after.macs
+    if scope == "local":
+        near = zip(exact.groups, rounded.groups, strict=True)
+        assert all(abs(a.after - b.after) < 16 for a, b in near)
+    assert "multiples of 16" in " ".join(rounded.notes)
+
+
+def test_auto_rounds_what_convolutions_make() -> None:
+    """The hidden layer of a matrix product is no block of onnxruntime's; groups of few blocks stay exact."""
+    block, found = convolution_block(), widths(sparsity=0.3)
+    assert block in (1, 4, 8, 16)
+    assert found["c1"] % block == found["c2"] % block == 0
+    assert found["h"] == 35
+    assert onnxfuse.fuse(build("residual"), sparsity=0.3).report.notes == ()
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+def test_plan_of_one_run_is_input_of_the_next(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plan, first, second = (model.with_name(n) for n in ("plan.json", "one.onnx", "two.onnx"))
+    assert call(capfd, model, first, "--target-macs", 0.6, "--plan", plan)[0] == 0
+    assert call(capfd, model, second, "--from-plan", plan)[0] == 0
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_plan_edited_by_hand(model: Path) -> None:
+    plan = model.with_name("plan.json")
+    groups = [{"name": "c4", "kept": [0, 3, 5]}, {"name": "c2", "kept": 5, "channels": 6}]
+    plan.write_text(json.dumps({"groups": groups}))
+    report = onnxfuse.fuse(model, from_plan=plan).report
+    assert [(g.name, g.after) for g in report.groups] == [("c1", 8), ("c2", 5), ("c4", 3)]
+
+
+PLANS: list[tuple[str, str]] = [
+    ("{", "is not a plan that --plan wrote"),
+    ("[]", "is not a plan that --plan wrote"),
+    ('{"groups": [{"name": "c4"}]}', "is not a plan that --plan wrote ('kept')"),
+    ('{"groups": [{"name": "c44", "kept": 3}]}', "group 'c44' is not in this model; near: c4"),
+    ('{"groups": [{"name": "c4", "kept": 13}]}', "cannot keep 13 channels; give 1 to 12"),
+    ('{"groups": [{"name": "c4", "kept": "all"}]}', "cannot keep 0 channels"),
+    ('{"groups": [{"name": "c4", "kept": 3, "channels": 8}]}', "has 8 channels in the plan, 12 in this model"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), PLANS)
+def test_bad_plans(text: str, message: str, model: Path) -> None:
+    plan = model.with_name("plan.json")
+    plan.write_text(text)
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(model, from_plan=plan)
+    assert message in str(caught.value)
+
+
+def test_no_plan(model: Path) -> None:
+    with pytest.raises(onnxfuse.UsageError, match="cannot be read: No such file"):
+        onnxfuse.fuse(model, from_plan=model.with_name("none.json"))
+
+
+# --- options files --------------------------------------------------------------------------------------------------
+CONFIG = """
+method = "drop"
+sparsity = 0.25
+exclude = ["^c9$|^y$"]
+ratio = {"^c2$" = 0.5}
+input-shape = {x = [2, 3, 8, 8]}
+dry_run = true
+quiet = false
+json = "-"
+"""
+
+
+def test_options_file(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every kind of value; what the command line says comes after."""
+    config = model.with_name("onnxfuse.toml")
+    config.write_text(CONFIG)
+    code, out, err = call(capfd, model, "--config", config, "--sparsity", 0.5)
+    assert (code, err) == (0, "")
+    options = json.loads(out)["options"]
+    assert (options["method"], options["sparsity"], options["ratio"]) == ("drop", 0.5, ["^c2$=0.5"])
+    assert options["input_shapes"] == {"x": [2, 3, 8, 8]}
+    assert [g["after"] for g in json.loads(out)["groups"]] == [4, 3]
+
+
+CONFIGS: list[tuple[str, str]] = [
+    ("sparsity = ", "is not TOML"),
+    ("sparsty = 0.3", "'sparsty' is no option; near: sparsity"),
+    ('sparsity = "half"', "invalid float value: 'half'"),
+    ('config = "other.toml"', "'config' is no option"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), CONFIGS)
+def test_bad_options_files(text: str, message: str, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = model.with_name("onnxfuse.toml")
+    config.write_text(text)
+    code, _, err = call(capfd, model, "--dry-run", "--config", config)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert message in err
+
+
+def test_no_options_file(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capfd, model, "--dry-run", "--config", model.with_name("none.toml"))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "cannot be read" in err

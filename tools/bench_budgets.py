@@ -1,0 +1,171 @@
+"""Budgets, speed and floors, measured: does a model get what was asked for, and what is that worth?
+
+python tools/bench_budgets.py budgets    every budget on every model: what was asked for and what came out
+python tools/bench_budgets.py speed      latency at twelve budgets, rounded and exact, against the MACs saved
+python tools/bench_budgets.py scope      accuracy of --scope local and global at equal multiply-accumulates
+python tools/bench_budgets.py drop       multiply-accumulates saved by --max-drop 0.01
+
+Each writes tools/results/budgets_NAME.csv, row by row, and prints a table. Latency is a median of interleaved runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from cases import cases
+from common import ASSETS, MODELS, RESULTS, ZOO, ToolError, entry, markdown, module, write_csv
+from onnx import ModelProto
+
+from onnxfuse import OnnxFuseError, UsageError, fuse
+
+Row = list[Any]
+GRAPHS = ("resnet50.ts17", "mobilenet_v2.ts17", "densenet121.ts17", "vgg11_bn.ts17", "efficientnet_b0.ts17")
+BUDGETS = (("macs", 0.5), ("macs", 0.3), ("params", 0.5), ("size", 0.5))
+LATENCY = ("latency", 0.6)
+FIELDS = {"macs": "macs", "params": "parameters", "size": "file_bytes"}
+SPEED_GRAPHS = ("resnet18.ts17", "resnet50.ts17", "vgg11_bn.ts17")
+SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3)
+SPARSITIES = (0.1, 0.2, 0.3, 0.5)
+METHODS = ("fold", "intra-fusion")
+
+
+def graph(name: str) -> ModelProto:
+    """A graph of the zoo, its weights filled in."""
+    return module(ZOO / "refill.py").refill(ZOO / "torchvision" / f"{name}.onnx")  # type: ignore[no-any-return]
+
+
+def models(names: list[str] | None) -> Iterator[tuple[str, ModelProto]]:
+    """The zoo's graphs and the trained assets of these names, or all."""
+    for name in GRAPHS:
+        if not names or name in names:
+            yield name, graph(name)
+    for path in sorted((ASSETS / "models").glob("*.onnx")):
+        if not names or path.stem in names:
+            yield path.stem, onnx.load(path)
+
+
+def budgets(args: argparse.Namespace) -> Iterator[Row]:
+    """A row for each model and budget: the share that is left, and by how much it misses the budget."""
+    for name, model in models(args.models):
+        for resource, share in (*BUDGETS, LATENCY):
+            options: dict[str, Any] = {f"target_{resource}": f"{share}x", "method": "drop"}
+            try:
+                report = fuse(model, threads=1 if resource == "latency" else None, **options).report
+            except UsageError as error:
+                yield [name, resource, share, "", "", str(error)]
+                continue
+            if report.latency is not None:
+                left = report.latency.after / report.latency.before
+            else:
+                left = getattr(report.after, FIELDS[resource]) / getattr(report.before, FIELDS[resource])
+            yield [name, resource, share, round(left, 4), round(100 * (left / share - 1), 2), ""]
+
+
+def speed(args: argparse.Namespace) -> Iterator[Row]:
+    """A row for each graph, share of the multiply-accumulates and rounding: measured speed-up against the possible."""
+    for name in args.models or SPEED_GRAPHS:
+        model = graph(name)
+        for share in SHARES:
+            for round_to in ("auto", 1):
+                report = fuse(
+                    model, target_macs=share, scope="local", method="drop", round_to=round_to, threads=1
+                ).report
+                assert report.latency is not None
+                up = report.latency.before / report.latency.after
+                possible = report.before.macs / report.after.macs
+                ms = (round(report.latency.before, 2), round(report.latency.after, 2))
+                yield [name, share, round_to, *ms, round(up, 3), round(possible, 3), round(up / possible, 3)]
+
+
+def scope(args: argparse.Namespace) -> Iterator[Row]:
+    """A row for each labelled model, method and sparsity: accuracy in %, at equal multiply-accumulates."""
+    for case in cases(MODELS, ASSETS if args.assets else None, args.subset):
+        if args.models and case.name not in args.models:
+            continue
+        dense = round(case.score(case.model), 2)
+        for method in METHODS:
+            for sparsity in SPARSITIES:
+                found = []
+                for where in ("local", "global"):
+                    result = fuse(onnx.load_from_string(case.model), sparsity=sparsity, scope=where, method=method)
+                    share = result.report.after.macs / max(1, result.report.before.macs)
+                    found += [round(case.score(result.model.SerializeToString()), 2), round(100 * share, 1)]
+                yield [case.name, method, sparsity, dense, *found]
+
+
+def drop(args: argparse.Namespace) -> Iterator[Row]:
+    """A row for each classifier and method: what is left within one point of accuracy."""
+    for name, model, data in classifiers(args.assets):
+        if args.models and name not in args.models:
+            continue
+        for method in METHODS:
+            try:
+                report = fuse(model, max_drop=0.01, eval=data, method=method).report
+            except OnnxFuseError as error:
+                yield [name, method, "", "", "", "", str(error)]
+                continue
+            assert report.quality is not None
+            left = [100 * getattr(report.after, f) / getattr(report.before, f) for f in ("macs", "parameters")]
+            accuracy = [round(100 * report.quality.before, 2), round(100 * report.quality.after, 2)]
+            yield [name, method, *accuracy, *(round(x, 1) for x in left), ""]
+
+
+def classifiers(assets: bool) -> Iterator[tuple[str, ModelProto, Path]]:
+    """Models with data files for --eval: the shipped ones and, with `assets`, the top-1 classifiers there."""
+    for path in sorted(MODELS.glob("*.onnx")):
+        yield path.stem, onnx.load(path), MODELS / f"{path.stem.rpartition('_')[2]}_test.npz"
+    if not assets:
+        return
+    shared = module(ASSETS / "evaluate.py")
+    makers: Mapping[str, Callable[[Any], tuple[Any, Any]]] = {
+        "vgg11_bn_cifar10": lambda d: (shared.cifar(d["x"])["input"], d["y"]),
+        "magika": lambda d: (d["x"].astype(np.int32), d["y"]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for key, make in makers.items():
+            x, y = make(shared.data({"vgg11_bn_cifar10": "cifar10_test", "magika": "magika_test"}[key]))
+            np.savez(Path(folder) / f"{key}.npz", x=x, y=y)
+            yield key, onnx.load(ASSETS / "models" / f"{key}.onnx"), Path(folder) / f"{key}.npz"
+
+
+PARTS: Mapping[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], tuple[str, ...]]] = {
+    "budgets": (budgets, ("model", "budget", "asked", "left", "off by %", "error")),
+    "speed": (
+        speed,
+        ("model", "asked", "round to", "before ms", "after ms", "speed-up", "MACs ratio", "speed-up / MACs ratio"),
+    ),
+    "scope": (scope, ("model", "method", "sparsity", "dense", "local", "local MACs %", "global", "global MACs %")),
+    "drop": (drop, ("model", "method", "dense", "accuracy", "MACs left %", "parameters left %", "error")),
+}
+"""Part → its rows, and their columns."""
+
+
+def main() -> None:
+    """Read the arguments, measure, write the CSV file row by row, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--assets", action="store_true", help="the models of ../shared/assets in place of models/")
+    parser.add_argument("--subset", type=int, help="samples to measure accuracy on")
+    parser.add_argument("--out", type=Path, help="CSV file")
+    args = parser.parse_args()
+    if (args.part in ("budgets", "speed") or args.assets) and not ZOO.is_dir():
+        raise ToolError(f"{ZOO}: not there; this part needs its graphs")
+    measure, columns = PARTS[args.part]
+    rows: list[Row] = []
+    for row in measure(args):
+        rows.append(row)
+        print(*row, file=sys.stderr, flush=True)
+        write_csv(args.out or RESULTS / f"budgets_{args.part}.csv", columns, rows)
+    print(markdown(columns, [[str(v) for v in row] for row in rows]))
+
+
+if __name__ == "__main__":
+    entry(main, OnnxFuseError)
