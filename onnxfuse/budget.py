@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +16,14 @@ from .channels import Channels
 from .curves import CURVES, cost_curve
 from .errors import UsageError
 from .options import Options
-from .resources import Resource, Widths, resources
+from .resources import RESOURCES, Resource, Widths
 
 Quantity = str | float
 """What a user gives: 0.5 or '0.5x' or '50%' of the original, or an amount such as '900M', '5MB', '4ms'."""
 COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "size": {**BYTES, "": 1.0}}
-"""Resource → the units it is given in; `resources.resources` says how much a model uses of it."""
+"""Resource → the units it is given in; `resources.RESOURCES` says how much a model uses of it."""
 SHARES = {"x": 1.0, "%": 0.01}
 
 
@@ -68,9 +68,9 @@ def targets(options: Options) -> dict[str, Amount]:
     return {n: amount(f"target-{n}", value, UNITS[n]) for n, value in options.budgets.items()}
 
 
-def absolute(options: Options, original: Mapping[str, float]) -> Options:
+def absolute(options: Options, original: Mapping[str, Callable[[], float]]) -> Options:
     """The options with every budget in numbers instead of shares of what the original uses."""
-    found: dict[str, Any] = {f"target_{name}": a.of(original[name]) for name, a in targets(options).items()}
+    found: dict[str, Any] = {f"target_{name}": a.of(original[name]()) for name, a in targets(options).items()}
     return replace(options, **{field: max(1.5, value) for field, value in found.items()})  # above 1: not a share
 
 
@@ -90,14 +90,14 @@ def choose(channels: Channels, families: Families, options: Options, room: float
     exact = None if options.sparsity is None else uniform(families, options.sparsity)
     if local and exact is not None and families.allow(exact):
         return exact
-    counts, costs = resources(channels, families.places), _costs(channels, families)
+    costs = _costs(channels, families)
     if exact is not None:
-        main = _main(families, counts)
+        main = _main(channels, families)
         near = cheapest(families.around(exact), costs, [Limit(main, main(exact))])
         return near if local else cheapest(families, costs, [Limit(main, main(near))])
-    limits = _limits(families, options, counts)
+    limits = _limits(channels, families, options)
     if room is not None:
-        limits.append(_part_of(families, counts, room))
+        limits.append(_part_of(channels, families, room))
     if local:
         near = cheapest(families.around(uniform_within(families, limits)), costs, limits)
         if all(limit.holds(near) for limit in limits):
@@ -105,23 +105,25 @@ def choose(channels: Channels, families: Families, options: Options, room: float
     return cheapest(families, costs, limits)
 
 
-def _main(families: Families, counts: Mapping[str, Resource]) -> Resource:
+def _main(channels: Channels, families: Families) -> Resource:
     """Multiply-accumulates; parameters where no channels are multiplied."""
-    return counts["macs"] if counts["macs"].gradient(families.units).any() else counts["params"]
+    macs = RESOURCES["macs"](channels, families.places)
+    return macs if macs.gradient(families.units).any() else RESOURCES["params"](channels, families.places)
 
 
-def _part_of(families: Families, counts: Mapping[str, Resource], room: float) -> Limit:
-    main = _main(families, counts)
+def _part_of(channels: Channels, families: Families, room: float) -> Limit:
+    main = _main(channels, families)
     least, most = main(families.narrowest), main(families.widest)
     return Limit(main, least + room * (most - least))
 
 
-def _limits(families: Families, options: Options, counts: Mapping[str, Resource]) -> list[Limit]:
+def _limits(channels: Channels, families: Families, options: Options) -> list[Limit]:
     limits = []
     for name, budget in targets(options).items():
-        limit = Limit(counts[name], budget.value)
+        resource = RESOURCES[name](channels, families.places)
+        limit = Limit(resource, budget.value)
         if not limit.holds(families.narrowest):
-            least, most = (counts[name](w) for w in (families.narrowest, families.units))
+            least, most = (resource(w) for w in (families.narrowest, families.units))
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
                 f"{math.ceil(least)}, {least / most:.3f} of the original's"

@@ -68,7 +68,8 @@ def compress(
     densify(model)
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
-    options = absolute(options, {"params": before[0], "macs": before[1], "size": file_bytes(model)})
+    uses = {"params": lambda: before[0], "macs": lambda: before[1], "size": lambda: file_bytes(model)}
+    options = absolute(options, uses)
     folded = prepare(model, options.exclude)
     lowered = lower(model)
     graph = Graph(model)

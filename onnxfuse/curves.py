@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .channels import ChannelGroup, Slot
 from .model import Array, Graph
 from .tracker import Role
-from .weights import gather
+from .weights import front, gather
 
 Vector = NDArray[np.float64]
 MOST = 1 - 1e-9
@@ -20,21 +20,31 @@ MOST = 1 - 1e-9
 
 @dataclass(frozen=True, eq=False)
 class GroupWeights:
-    """One group and the weights it has before anything is merged.
+    """One group and the weights it has before anything is merged."""
 
-    Attributes:
-        group: the channels.
-        rows: for each slot that makes or reads them, (n, d) what each channel has there.
-    """
-
+    graph: Graph
     group: ChannelGroup
-    rows: Mapping[Slot, Array]
+
+    def rows(self, slot: Slot) -> Array:
+        """(n, d) what each channel has in a slot."""
+        return gather(_floats(self.graph.array(slot.tensor)), slot)
 
     def squares(self, role: Role) -> Vector:
         """(n,) mean over the slots of a role of each channel's Σ w², in units of the slot's mean; 1 without slots."""
-        found = [np.einsum("nd,nd->n", r, r, dtype=np.float64) for s, r in self.rows.items() if s.role is role]
+        found = [self._squares(s) for s in self.group.slots if s.role is role]
         scaled = [e / (e.mean() or 1) for e in found] or [np.ones(self.group.channels)]
         return np.asarray(np.mean(scaled, axis=0))
+
+    def _squares(self, slot: Slot) -> Vector:
+        """(n,) Σ w² of each channel, without gathering its weights."""
+        weights = front(_floats(self.graph.array(slot.tensor)), slot)
+        axes = "abcdefgh"[: weights.ndim]
+        square = np.einsum(f"{axes},{axes}->{axes[: len(slot.axes)]}", weights, weights, dtype=np.float64)
+        return np.asarray(square.reshape(-1)[slot.positions].sum(axis=1))
+
+
+def _floats(array: Array) -> Array:
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
 Curve = Callable[[GroupWeights], Vector]
@@ -60,17 +70,8 @@ def cost_curve(curve: Curve, graph: Graph, group: ChannelGroup) -> Vector:
     read, cost what they cost each of them: without that, whole stages go first.
     """
     readers = sum(slot.role is Role.CONSUMES for slot in group.slots)
-    lost = np.minimum(curve(_weights(graph, group)), MOST)
+    lost = np.minimum(curve(GroupWeights(graph, group)), MOST)
     return _convex(-np.log1p(-lost) * max(1, readers))
-
-
-def _weights(graph: Graph, group: ChannelGroup) -> GroupWeights:
-    weighted = [s for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)]
-    return GroupWeights(group, {s: gather(_floats(graph.array(s.tensor)), s) for s in weighted})
-
-
-def _floats(array: Array) -> Array:
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
 def _convex(costs: Vector) -> Vector:

@@ -6,7 +6,7 @@ of extents. So what any allocation costs is known before anything is merged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,29 +97,46 @@ class _Sum:
         return Resource(self.fixed, np.array([scale for scale, _ in self.terms]), index, start, slope)
 
 
-def resources(channels: Channels, families: Mapping[int, int]) -> dict[str, Resource]:
-    """'macs', 'params' and 'size' (bytes of the file, to within a few of protobuf's own) of a prepared graph.
-
-    Args:
-        channels: of the graph, before anything is merged.
-        families: number of a family (`ChannelGroup.family`) → its place in `Widths`.
-    """
-    model = channels.tracker.graph.model
-    sizes = {name: _weight_extents(dims, slots) for name, (dims, slots) in _slotted(channels, families).items()}
-    tensors = constant_tensors(model.graph)
-    dims = {name: sizes.get(name) or tuple(t.dims) for name, t in tensors.items()}
-    values = _value_extents(channels, families)
-    macs, params, size = (_Sum(len(families)) for _ in range(3))
-    for _, products in mac_products(model, {**values, **dims}):
+def _macs(channels: Channels, families: Mapping[int, int]) -> Resource:
+    model, total = channels.tracker.graph.model, _Sum(len(families))
+    for _, products in mac_products(model, {**_value_extents(channels, families), **_dims(channels, families)}):
         for extents in products:
-            macs.add(extents)
-    size.fixed = file_bytes(model)
-    for name, tensor in tensors.items():
-        if tensor.data_type in WEIGHTS:
-            params.add(dims[name])
-        size.fixed -= _itemsize(tensor) * float(np.prod(tensor.dims))
-        size.add(dims[name], channels.tracker.graph.held.get(name, _itemsize(tensor)))
-    return {"macs": macs.resource(), "params": params.resource(), "size": size.resource()}
+            total.add(extents)
+    return total.resource()
+
+
+def _params(channels: Channels, families: Mapping[int, int]) -> Resource:
+    total, tensors = _Sum(len(families)), constant_tensors(channels.tracker.graph.model.graph)
+    for name, extents in _dims(channels, families).items():
+        if tensors[name].data_type in WEIGHTS:
+            total.add(extents)
+    return total.resource()
+
+
+def _size(channels: Channels, families: Mapping[int, int]) -> Resource:
+    """To within the few bytes that protobuf takes to write down lengths."""
+    graph, total = channels.tracker.graph, _Sum(len(families))
+    tensors = constant_tensors(graph.model.graph)
+    total.fixed = file_bytes(graph.model)
+    for name, extents in _dims(channels, families).items():
+        total.fixed -= _itemsize(tensors[name]) * float(np.prod(tensors[name].dims))
+        total.add(extents, graph.held.get(name, _itemsize(tensors[name])))
+    return total.resource()
+
+
+RESOURCES: Mapping[str, Callable[[Channels, Mapping[int, int]], Resource]] = {
+    "macs": _macs,
+    "params": _params,
+    "size": _size,
+}
+"""Name → how much of it the graph uses, before anything is merged, given the place of each family in `Widths`."""
+
+
+def _dims(channels: Channels, families: Mapping[int, int]) -> dict[str, Extents]:
+    """The shape of every constant."""
+    slotted = _slotted(channels, families)
+    tensors = constant_tensors(channels.tracker.graph.model.graph)
+    return {n: _weight_extents(*slotted[n]) if n in slotted else tuple(t.dims) for n, t in tensors.items()}
 
 
 def _itemsize(tensor: TensorProto) -> int:
