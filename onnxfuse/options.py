@@ -175,8 +175,10 @@ def check_amounts(o: Options) -> None:
 
 
 def check_floors(o: Options) -> None:
-    """Raises:
-    UsageError: a floor is no number that can be held, or lacks what it is measured with.
+    """Floors must be numbers that can be held, and have what they are measured with.
+
+    Raises:
+        UsageError: one does not.
     """
     if o.min_cosine is not None and not -1 <= o.min_cosine <= 1:
         raise UsageError(f"min-cosine {o.min_cosine} is not a cosine; give a number from −1 to 1")
@@ -193,8 +195,10 @@ def check_floors(o: Options) -> None:
 
 
 def check_hardware(o: Options) -> None:
-    """Raises:
-    UsageError: widths or threads are no positive whole numbers.
+    """Widths and threads must be positive whole numbers.
+
+    Raises:
+        UsageError: they are not.
     """
     if o.round_to != "auto" and not (str(o.round_to).isascii() and str(o.round_to).isdigit() and int(o.round_to) > 0):
         raise UsageError(f"round-to {o.round_to!r} is not known; choose from auto, 1, 8, 16 or another number")

@@ -154,7 +154,9 @@ MILLISECONDS: Mapping[str, float] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
 def latency_amount(given: str | float) -> Amount:
-    """Raises:
-    UsageError: it is no time and no share.
+    """Read a latency budget.
+
+    Raises:
+        UsageError: it is no time and no share.
     """
     return amount("target-latency", given, MILLISECONDS)

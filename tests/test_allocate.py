@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within
 from onnxfuse.budget import COUNTS, UNITS, amount
+from onnxfuse.oracle import oracle_error
 from onnxfuse.resources import Resource
 
-from .graphs import NAMES, build
+from .graphs import NAMES, build, inputs
 from .test_cli import call
 
 Problem = tuple[Families, list[Any], Resource]
@@ -104,6 +105,13 @@ def test_more_sparsity_leaves_less(name: str) -> None:
     ]
     assert [u.macs for u in used] == sorted((u.macs for u in used), reverse=True)
     assert [u.channels for u in used] == sorted((u.channels for u in used), reverse=True)
+
+
+@pytest.mark.parametrize("options", [{"target_params": 0.6}, {"min_cosine": 0.5}, {"sparsity": 0.4, "scope": "global"}])
+@pytest.mark.parametrize("name", ["residual", "grouped", "attention_fused", "shared_bias", "dense_block"])
+def test_oracle_holds_for_any_widths(name: str, options: dict[str, Any]) -> None:
+    result = onnxfuse.fuse(build(name), **options)
+    assert oracle_error(build(name), result, inputs(build(name))) < 1e-4
 
 
 def test_families_keep_equal_fractions() -> None:
