@@ -188,7 +188,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"inspect": cli_inspect
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, after the options of its --config file."""
-    p, first = parser(), argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p, first = parser(), argparse.ArgumentParser(add_help=False)
     first.add_argument("--config", type=Path)
     config = first.parse_known_args(argv)[0].config
     if config is None:
