@@ -24,8 +24,8 @@ Batches = list[dict[str, Array]]
 """One dict of input arrays for each run of the model."""
 FEWEST, MOST = 64, 512
 """Samples: fewer do not settle the moments of a few hundred channels, more cost time and change little."""
-RUN = 32
-"""Samples in a run, where the model leaves that open."""
+RUN = 16
+"""Samples in a run, where the model leaves that open: all activations of a run may be held at once."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def calibration(
 ) -> Batches:
     """Samples as the model takes them, from 64 to 512 (of more, as many evenly spaced).
 
-    A run has 32 samples where the batch size is open, else as many as the model fixes. An array for an input of fixed
+    A run has 16 samples where the batch size is open, else as many as the model fixes. An array for an input of fixed
     batch size with exactly one run's worth, or a scalar, is given to every run: the first state of a recurrent model.
 
     Args:

@@ -22,6 +22,7 @@ from . import __version__, cli_inspect
 from .command import Parser, dump, failed, guarded, shapes, start
 from .config import config_arguments
 from .errors import OutputError, UsageError
+from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
 from .model import check_writable
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("input", type=Path, help="trained model, .onnx")
     p.add_argument("--config", type=Path, metavar="FILE.toml", help="options by name; those given here come after")
     p.add_argument("output", type=Path, nargs="?", help="where to write; may be the input; left out with --dry-run")
-    _amount(p.add_argument_group("how small", "--sparsity, or one or more budgets that must all hold"))
+    _amount(p.add_argument_group("how small", "--sparsity, --lossless, or one or more budgets that must all hold"))
     _merging(p.add_argument_group("merging"))
     _running(p.add_argument_group("running and checking"))
     _output(p.add_argument_group("output"))
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _amount(g: Any) -> None:
     g.add_argument("--sparsity", type=float, metavar="S", help="fraction of channels to remove from each group")
+    g.add_argument("--lossless", action="store_true", help="remove dead, constant and duplicate channels only")
     g.add_argument("--target-macs", metavar="0.5|900M", help="multiply-accumulates, as a share or a number")
     g.add_argument("--target-params", metavar="0.5|3M", help="parameters")
     g.add_argument("--target-size", metavar="0.5|5MB", help="of the file")
@@ -83,6 +85,8 @@ def _merging(g: Any) -> None:
         help=f"which channels survive: {', '.join(METRICS)}, or your own scores by layer (default: %(default)s)",
     )  # fmt: skip
     g.add_argument("--gradients", type=Path, metavar="FILE.npz", help="∂L/∂w by initializer name, for taylor")
+    g.add_argument("--calib", type=Path, metavar="FILE.npz|FOLDER", help="64 to 512 unlabelled samples")
+    g.add_argument("--calib-preprocess", metavar="mean=…,std=…", help=f"of a folder of images: {KEYS}")
     g.add_argument("--source-mass", choices=CHOICES["source_mass"], help="transport: mass of the old channels")
     g.add_argument("--target-mass", choices=CHOICES["target_mass"], help="transport: mass of the new channels")
     g.add_argument("--target", choices=CHOICES["target"], help="transport: what the new channels are")

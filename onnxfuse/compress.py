@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from onnx import ModelProto
 
+from .activations import measure
 from .budget import absolute, choose
+from .calibdata import Batches
 from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
 from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
 from .gradients import Salience, products
-from .importance import GroupView, importance
+from .importance import GroupView, Scores, importance
+from .lossless import Free, find_free
 from .merge import Merge, Task, TransportOptions, strategy
-from .model import Array, Graph
+from .model import Array, Graph, set_values
 from .options import Options
 from .plan import Plan
 from .prepare import Folded, densify, prepare
-from .probe import Probe
+from .probe import Probe, provider_list
 from .quantized import Lowered, lower
 from .report import GroupRow, Size
 from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .rounding import rounding_notes
 from .schedule import in_order
-from .scores import function_of
+from .scores import feature_of, function_of
 from .tracker import Lock, Role
 from .weights import Weights, gather, side_by_side
 from .wishes import families
@@ -46,6 +50,7 @@ class Small:
     locked: tuple[Locked, ...]
     plan: Plan
     notes: tuple[str, ...] = ()
+    free: Mapping[str, int] | None = None
 
 
 def untouched(original: ModelProto, reference: Probe, options: Options) -> Small:
@@ -60,6 +65,7 @@ def compress(
     transport: TransportOptions,
     tell: Progress,
     room: float | None = None,
+    batches: Batches | None = None,
 ) -> Small:
     """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place.
 
@@ -74,10 +80,58 @@ def compress(
     lowered = lower(model)
     graph = Graph(model)
     graph.held = lowered.element_bytes()
+    if options.lossless:
+        return _lossless(graph, reference, options, before, folded, lowered)
     channels, keep = settle(graph, reference, options, room)
     salience = None if given is None else Salience(given, folded, graph.clones)
-    merges = _merge_all(channels, keep, options, transport, tell, salience)
+    measured = _measured(channels, options, batches, tell)
+    merges = _merge_all(channels, keep, options, transport, tell, salience, measured)
     return _finish(channels, merges, before, folded, lowered, options, room)
+
+
+def _measured(
+    channels: Channels, options: Options, batches: Batches | None, tell: Progress
+) -> Mapping[ChannelGroup, Scores]:
+    """What the metric wants to know of the activations, if it does."""
+    feature = feature_of(options.importance)
+    if feature is None or batches is None:
+        return {}
+    return measure(channels, batches, feature, provider_list(options.provider), partial(tell, "measure activations"))
+
+
+def _lossless(
+    graph: Graph,
+    reference: Probe,
+    options: Options,
+    before: tuple[int, int],
+    folded: Sequence[Folded],
+    lowered: Lowered,
+) -> Small:
+    """`compress` of what nothing is lost without."""
+    channels, found = settle_lossless(graph, reference, options)
+    for bias, shift in found.shifts.items():
+        set_values(graph.constants[bias], graph.array(bias) + shift)
+    weights = Weights(graph)
+    for group, merge in found.merges:
+        weights.apply(group, merge, {})
+    rewrite(channels, weights, [Removal(g, m.kept) for g, m in found.merges])
+    small = _finish(channels, found.merges, before, folded, lowered, options, None)
+    return replace(small, plan=replace(small.plan, shifts=found.shifts), free=found.counts)
+
+
+def settle_lossless(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, Free]:
+    """The channel groups and what they lose for nothing."""
+    found: list[Free] = []
+
+    def choose(channels: Channels) -> list[int]:
+        found.append(find_free(channels, reference, provider_list("cpu")))
+        kept = {group: len(merge.kept) for group, merge in found[-1].merges}
+        if not kept:
+            raise NothingToMerge("nothing to merge: no channel is dead, constant or a duplicate of another one")
+        return [kept.get(group, group.channels) for group in channels.groups]
+
+    channels, _ = follow(graph, reference, options.exclude, choose)
+    return channels, found[-1]
 
 
 def settle(graph: Graph, reference: Probe, options: Options, room: float | None = None) -> tuple[Channels, list[int]]:
@@ -133,6 +187,7 @@ def _merge_all(
     transport: TransportOptions,
     tell: Progress,
     salience: Salience | None,
+    measured: Mapping[ChannelGroup, Scores],
 ) -> list[tuple[ChannelGroup, Merge]]:
     """Merge every group, the last in the graph first: later plans see the weights that earlier ones left.
 
@@ -148,7 +203,7 @@ def _merge_all(
         _check_finite(rows)
         rng = np.random.default_rng([options.seed, number])
         products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
-        scores = importance(score, GroupView(group, rows, rng, products))
+        scores = importance(score, GroupView(group, rows, rng, products, measured.get(group)))
         result = method(Task(side_by_side(list(rows.values())), scores, k, transport))
         weights.apply(group, result, rows)
         return result

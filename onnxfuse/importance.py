@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .channels import ChannelGroup, Slot
 from .errors import UsageError
+from .features import Feature, chip, energy
 
 Array = NDArray[np.floating]
 Scores = NDArray[np.float64]
@@ -28,12 +29,14 @@ class GroupView:
         rows: for each slot that holds weights, the (n, d) values, after the later groups were merged.
         rng: for metrics that draw numbers.
         salience: for the same slots the (n, d) products w · ∂L/∂w of the model as it was, if gradients were given.
+        measured: (n,) the metric's feature of the activations, if it has one and they could be measured.
     """
 
     group: ChannelGroup
     rows: Mapping[Slot, Array]
     rng: np.random.Generator
     salience: Mapping[Slot, Array] = field(default_factory=dict)
+    measured: Scores | None = None
 
 
 Function = Callable[[GroupView], Scores]
@@ -41,10 +44,17 @@ Function = Callable[[GroupView], Scores]
 
 @dataclass(frozen=True)
 class Metric:
-    """A function that scores (n,) channels, and the option it needs, if any."""
+    """A function that scores (n,) channels.
+
+    Attributes:
+        function: of a view.
+        needs: the option without which it cannot, if any.
+        feature: of activations, which is measured for it on calibration data.
+    """
 
     function: Function
     needs: str | None = None
+    feature: Feature | None = None
 
 
 def _absolute(rows: Sequence[Array]) -> Scores:
@@ -78,6 +88,11 @@ def taylor(view: GroupView) -> Scores:
     return _absolute([view.salience[slot] for slot in view.rows])
 
 
+def measured(view: GroupView) -> Scores:
+    """The metric's feature of the activations in the original network; Σ|w| where they could not be measured."""
+    return l1(view) if view.measured is None else view.measured
+
+
 def random(view: GroupView) -> Scores:
     """Uniform random scores: the baseline every metric must beat."""
     return view.rng.random(view.group.channels)
@@ -88,6 +103,8 @@ METRICS: Mapping[str, Metric] = {
     "l2": Metric(l2),
     "lamp": Metric(lamp),
     "taylor": Metric(taylor, needs="gradients"),
+    "chip": Metric(measured, needs="calib", feature=chip),
+    "energy": Metric(measured, needs="calib", feature=energy),
     "random": Metric(random),
 }
 

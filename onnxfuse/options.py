@@ -28,6 +28,9 @@ class Options:
         method: intra-fusion, barycentric, fold or drop.
         importance: a metric's name, an .npz file or its arrays, or a function.
         gradients: of the weights, for the taylor metric.
+        lossless: remove dead, constant and duplicate channels only.
+        calib: unlabelled samples, an .npz file or its arrays, or a folder of images.
+        calib_preprocess: of these images, as for `images.parse`.
         source_mass, target_mass, target, cost_norm: the transport's ablations (None: the method's own).
         exclude: regular expressions of nodes to leave alone.
         input_shapes: input name → shape for the probe run.
@@ -79,6 +82,9 @@ class Options:
     max_drop: float | None = None
     eval: str | None = None
     metric: str | None = None
+    lossless: bool = False
+    calib: Source | None = None
+    calib_preprocess: str | None = None
 
     @property
     def budgets(self) -> dict[str, str | float]:
@@ -100,7 +106,7 @@ class Options:
     def sized(self) -> bool:
         """Whether anything but a floor says how small the result should be."""
         given = self.sparsity is not None or self.target_latency is not None
-        return bool(given or self.budgets or self.ratio or self.from_plan)
+        return bool(given or self.budgets or self.ratio or self.from_plan or self.lossless)
 
     def recorded(self) -> dict[str, Any]:
         """The options as JSON values: a function by its name, arrays only as such."""
@@ -126,6 +132,9 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "scope": ("local", "global"),
 }
 """Options with a closed list of values."""
+CHOOSING = """sparsity method importance gradients source_mass target_mass target cost_norm only
+scope target_macs target_params target_size target_latency ratio keep round_to from_plan calib""".split()
+"""Options that say which channels go, and how."""
 
 
 def check_options(o: Options) -> TransportOptions:
@@ -141,7 +150,9 @@ def check_options(o: Options) -> TransportOptions:
         if value is not None and value not in valid:
             names = ", ".join(map(str, valid))
             raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
-    check_importance(o.importance, {"gradients": o.gradients})
+    check_importance(o.importance, {"gradients": o.gradients, "calib": o.calib})
+    if o.calib_preprocess is not None and o.calib is None:
+        raise UsageError("--calib-preprocess is of the images of --calib; give that, too")
     given = {f.name: getattr(o, f.name) for f in fields(TransportOptions) if getattr(o, f.name) is not None}
     if given and o.method not in TRANSPORTS:
         names = ", ".join("--" + n.replace("_", "-") for n in given)
@@ -161,6 +172,12 @@ def check_amounts(o: Options) -> None:
     Raises:
         UsageError: nothing says so, or a sparsity and a budget both do.
     """
+    if o.lossless:
+        besides = [f.name for f in fields(o) if f.name in CHOOSING and getattr(o, f.name) != f.default]
+        if besides:
+            names = ", ".join("--" + name.replace("_", "-") for name in besides)
+            raise UsageError(f"--lossless decides by itself which channels go and how: leave out {names}")
+        return
     flags = [f"--target-{name}" for name in o.budgets] + ["--target-latency"] * (o.target_latency is not None)
     if o.sparsity is not None:
         kept_count(1, o.sparsity)
@@ -169,8 +186,8 @@ def check_amounts(o: Options) -> None:
     elif not o.sized and not o.floors:
         wanted = ", ".join(f"--target-{name}" for name in (*BUDGETS, "latency"))
         raise UsageError(
-            f"nothing says how small the model should be; give --sparsity, a budget ({wanted}), or how good it must be "
-            "(--max-drop, --min-cosine, --max-error)"
+            f"nothing says how small the model should be; give --sparsity, --lossless, a budget ({wanted}), or how "
+            "good it must be (--max-drop, --min-cosine, --max-error)"
         )
 
 

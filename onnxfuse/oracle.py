@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from .channels import Slot
-from .compress import settle
+from .compress import settle, settle_lossless
 from .model import Array, Graph, constant_tensors, set_values
 from .options import Options
 from .pipeline import FuseResult
@@ -44,8 +44,8 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     prepare(model, options.exclude)
     lowered = lower(model)
     graph = Graph(model)
-    if result.plan.merges:
-        settle(graph, reference, options)  # clones shared constants as the run did
+    if result.plan.merges:  # clones shared constants as the run did
+        (settle_lossless if options.lossless else settle)(graph, reference, options)
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)
@@ -57,6 +57,9 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
         for slot, mask in reversed(masks):
             array = unshrink(array, slot, mask)
         set_values(graph.constants[name], array)
+    for name in result.plan.shifts:
+        if small[name].shape == full[name].shape:
+            set_values(graph.constants[name], small[name])
     restore(graph, lowered, _padded_scales(graph, lowered, small_schemes, removals), exact=True)
     return model, reference
 

@@ -12,6 +12,7 @@ from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
 from . import model as files
+from .calibdata import calibration
 from .compress import Progress, Small, compress, follow, kept_channels, untouched
 from .errors import ModelError
 from .evaluation import load_evaluation
@@ -26,7 +27,7 @@ from .report import Report
 from .scores import Importance
 from .search import Judge, find
 from .sources import Source
-from .verify import Comparison, verify
+from .verify import Comparison, check_lossless, verify
 
 PathLike = str | os.PathLike[str]
 
@@ -79,6 +80,9 @@ def fuse(
     max_drop: float | None = None,
     eval: PathLike | None = None,  # noqa: A002 (the command line's name)
     metric: str | None = None,
+    lossless: bool = False,
+    calib: Source | None = None,
+    calib_preprocess: str | None = None,
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -118,6 +122,11 @@ def fuse(
             with a sparsity or a budget they are checks.
         eval: labelled data, .npz (`evaluation.load_evaluation`).
         metric: 'module:function' of outputs and labels, in place of top-1 accuracy.
+        lossless: in place of a sparsity: remove only dead, constant and duplicate channels; the outputs may change by
+            less than 1e-5 of their norm.
+        calib: 64 to 512 unlabelled samples, an .npz file or a mapping with an array for each input, or a folder of
+            images; for chip and energy.
+        calib_preprocess: of these images: 'mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=nchw'.
         progress: called as the stages go on.
 
     Raises:
@@ -134,6 +143,7 @@ def fuse(
         scope, target_macs, target_params, target_size, listed(ratio), listed(keep),
         round_to, None if from_plan is None else os.fspath(from_plan), latency, threads, target_latency,
         max_error, max_drop, None if eval is None else os.fspath(eval), metric,
+        lossless, calib, calib_preprocess,
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -156,9 +166,13 @@ def fuse_with(
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
     judge = _judge(source, reference, providers, options)
+    batches = None
+    if options.calib is not None:
+        tell("read the calibration data", 0, 1)
+        batches = calibration(options.calib, options.calib_preprocess, original, reference, providers)
 
     def make(room: float | None) -> Small:
-        return compress(source.load() if judge else original, reference, options, transport, tell, room)
+        return compress(source.load() if judge else original, reference, options, transport, tell, room, batches)
 
     if options.sparsity == 0:
         small = untouched(original, reference, options)
@@ -168,7 +182,8 @@ def fuse_with(
     latency, quality = judge.verdict(small.model) if judge else (None, None)
 
     def finish(candidate: Path | ModelProto) -> Comparison:
-        return verify(candidate, reference, providers, options.min_cosine, options.max_error, source.load)
+        comparison = verify(candidate, reference, providers, options.min_cosine, options.max_error, source.load)
+        return check_lossless(comparison) if options.lossless else comparison
 
     if destination is None:
         comparison, size = finish(small.model), small.model.ByteSize()
@@ -178,7 +193,7 @@ def fuse_with(
     report = Report(
         source.name, None if output is None else str(output), options.recorded(), before,
         replace(small.after, file_bytes=size), small.groups, small.locked, comparison, time.perf_counter() - start,
-        latency, quality, small.notes,
+        latency, quality, small.notes, small.free,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
 

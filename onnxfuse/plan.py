@@ -10,12 +10,14 @@
                                                         #    for role scale compress with rows of sum 1
     V.reshape(-1, *rest)[positions[kept]] = new         # and the places of the others are dropped at the end
 
+First of all, each array under `shift_NAME` is added to initializer NAME, a bias that takes up what constants gave.
 The matrices are in coordinate form: `M = np.zeros(shape); M[row, column] = value`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,14 @@ class Plan:
         folded: BatchNormalizations that went into weights before anything was merged.
         clones: name of a new initializer → the one it copies.
         merges: group and merge, first to last.
+        shifts: bias → what was added to it before.
     """
 
     options: dict[str, Any]
     folded: tuple[Folded, ...] = ()
     clones: dict[str, str] = field(default_factory=dict)
     merges: tuple[tuple[ChannelGroup, Merge], ...] = ()
+    shifts: Mapping[str, Array] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The plan without its matrices, as JSON values."""
@@ -55,8 +59,8 @@ class Plan:
         }
 
     def arrays(self) -> dict[str, Array]:
-        """The matrices of group number i, as group_i_compress_row and so on, and its slots' positions."""
-        found: dict[str, Array] = {}
+        """The shifts, the matrices of group number i, as group_i_compress_row and so on, and its slots' positions."""
+        found: dict[str, Array] = {f"shift_{name}": shift for name, shift in self.shifts.items()}
         for i, (group, merge) in enumerate(self.merges):
             for name, matrix in (("compress", merge.compress), ("expand", merge.expand)):
                 found |= {f"group_{i}_{name}_{part}": a for part, a in _coordinates(matrix).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ class Report:
         latency: of both models, if it was asked for.
         quality: on labelled data, if there are any.
         notes: what else was decided, a sentence each.
+        free: how many channels were dead, constant, duplicate, if only these went.
     """
 
     source: str | None
@@ -82,6 +83,7 @@ class Report:
     latency: Latency | None = None
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
+    free: Mapping[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -116,6 +118,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
     for note in (*report.notes, *latency_notes(report.latency)):
         console.print(note, soft_wrap=True, highlight=False)
+    if report.free is not None:
+        console.print(
+            "nothing was lost with " + ", ".join(f"{n} {kind}" for kind, n in report.free.items()) + " channels"
+        )
     if verbose and report.groups:
         console.print(_group_table(report.groups))
     if report.locked:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
+from .features import Feature
 from .importance import METRICS, Function, GroupView, Scores
 from .model import Array
 from .sources import Source, arrays_of, near
@@ -35,8 +36,10 @@ def check_importance(importance: Importance, given: Mapping[str, Source | None])
         needs = METRICS[importance].needs
         if needs is not None and given[needs] is None:
             raise UsageError(f"importance {importance!r} needs --{needs}")
-    if given["gradients"] is not None and needs != "gradients":
-        raise UsageError("--gradients is for --importance taylor")
+    for name, source in given.items():
+        users = [m for m, metric in METRICS.items() if metric.needs == name]
+        if source is not None and name != needs:
+            raise UsageError(f"--{name} is for --importance {' or '.join(users)}")
 
 
 def function_of(importance: Importance, channels: Channels) -> Function:
@@ -48,6 +51,12 @@ def function_of(importance: Importance, channels: Channels) -> Function:
     if isinstance(importance, str) and importance in METRICS:
         return METRICS[importance].function
     return own_scores(arrays_of(importance), channels) if isinstance(importance, (str, Mapping)) else importance
+
+
+def feature_of(importance: Importance) -> Feature | None:
+    """What the metric wants to have measured."""
+    known = isinstance(importance, str) and importance in METRICS
+    return METRICS[str(importance)].feature if known else None
 
 
 def own_scores(arrays: Mapping[str, Array], channels: Channels) -> Function:

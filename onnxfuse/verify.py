@@ -23,6 +23,9 @@ AGREEMENT = 1e-3
 SLACK = 10.0
 """Or this many times what the original's own outputs differ by, for models that are that sensitive."""
 
+LOSSLESS = 1e-5
+"""Relative difference allowed from the original where nothing may be lost."""
+
 Outputs = Mapping[str, Array]
 
 
@@ -154,6 +157,18 @@ def verify(
             f"output {furthest.name!r} has an absolute error of {furthest.max_abs:.3g}, above the maximum {max_error}"
         )
     return result
+
+
+def check_lossless(comparison: Comparison) -> Comparison:
+    """The same comparison, if nothing was lost.
+
+    Raises:
+        VerificationFailed: an output changed by more than `LOSSLESS` of its norm.
+    """
+    for output in comparison.outputs:
+        if not output.relative <= LOSSLESS:
+            raise VerificationFailed(f"output {output.name!r} changed by {output.relative:.2g}, over {LOSSLESS:g}")
+    return comparison
 
 
 def _check_as_well_as(model: Path | ModelProto, original: Callable[[], ModelProto]) -> None:

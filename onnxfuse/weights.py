@@ -17,7 +17,7 @@ from scipy.sparse import csr_array, diags_array
 from .channels import ChannelGroup, Slot
 from .merge import Merge
 from .model import Array, Graph
-from .tracker import Ids, Role
+from .tracker import Ids, RawSlot, Role
 
 
 class Weights:
@@ -95,7 +95,7 @@ def _view(array: Array, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
     return moved, np.unravel_index(slot.positions, moved.shape[: len(slot.axes)])
 
 
-def front(array: Array, slot: Slot) -> Array:
+def front(array: Array, slot: Slot | RawSlot) -> Array:
     """A view of `array`, axis 0 split into (split, −1), with the slot's axes moved to the front."""
     split = array.reshape(slot.split, -1, *array.shape[1:]) if slot.split > 1 else array
     return np.moveaxis(split, slot.axes, range(len(slot.axes)))

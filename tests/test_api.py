@@ -93,6 +93,7 @@ ERRORS: list[tuple[dict[str, Any], list[object], str]] = [
     ({"importance": "magic"}, ["--importance", "magic"], "UsageError"),
     ({"importance": "none.npz"}, ["--importance", "none.npz"], "UsageError"),
     ({"importance": "taylor"}, ["--importance", "taylor"], "UsageError"),
+    ({"importance": "chip"}, ["--importance", "chip"], "UsageError"),
     ({"gradients": "none.npz"}, ["--gradients", "none.npz"], "UsageError"),
     ({"exclude": ["c9"]}, ["--exclude", "c9"], "UsageError"),
     ({"exclude": ["("]}, ["--exclude", "("], "UsageError"),
@@ -120,7 +121,7 @@ def test_errors_are_the_command_lines(
     ("options", "listed"),
     [
         ({"method": "magic"}, "intra-fusion, barycentric, fold, drop"),
-        ({"importance": "magic"}, "l1, l2, lamp, taylor, random, or give an .npz file"),
+        ({"importance": "magic"}, "l1, l2, lamp, taylor, chip, energy, random, or give an .npz file"),
         ({"target": "magic"}, "important, cluster"),
         ({"source_mass": "magic"}, "uniform, importance"),
         ({"cost_norm": 3}, "1, 2"),

@@ -50,7 +50,7 @@ def joined(batches: Batches, name: str = "x") -> Array:
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "sizes"), [("open", [32, 32, 6]), ("fixed", [4] * 17)])
+@pytest.mark.parametrize(("name", "sizes"), [("open", [16, 16, 16, 16, 6]), ("fixed", [4] * 17)])
 def test_the_batch_size_is_the_models(name: str, sizes: list[int]) -> None:
     data = normal(68 if name == "fixed" else 70, 3, 8, 8)
     batches = batches_of(model_of(name), {"x": data})
@@ -68,7 +68,7 @@ def test_many_samples_are_thinned_evenly() -> None:
 def test_a_state_is_given_to_every_run() -> None:
     state = normal(1, 4)
     batches = batches_of(model_of("state"), {"x": normal(64, 6), "state": state})
-    assert [len(b["x"]) for b in batches] == [32, 32]
+    assert [len(b["x"]) for b in batches] == [16] * 4
     assert all(np.array_equal(b["state"], state) for b in batches)
 
 

@@ -14,10 +14,12 @@ from onnx import ModelProto
 
 import onnxfuse
 from onnxfuse.channels import ChannelGroup, Slot
+from onnxfuse.features import chip, energy
 from onnxfuse.importance import METRICS, GroupView, importance
+from onnxfuse.oracle import oracle_error
 from onnxfuse.tracker import Role
 
-from .graphs import Array, build, from_text, weights
+from .graphs import Array, build, from_text, inputs, run, weights
 from .test_cli import call
 
 MADE = np.array([[1, -2], [0, 3], [4, 0], [0, 0]], np.float32)
@@ -218,3 +220,90 @@ def test_own_scores_that_do_not_fit_are_refused(source: Any, message: str) -> No
     with pytest.raises(onnxfuse.UsageError) as caught:
         survivors(source)
     assert message in str(caught.value)
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+def test_chip_and_energy_of_four_numbers() -> None:
+    """The nuclear norm of a matrix with orthogonal rows is the sum of their norms."""
+    rows = np.array([[3.0, 4, 0], [0, 0, 2]])
+    np.testing.assert_allclose(chip(rows), [5, 2], atol=1e-6)
+    np.testing.assert_allclose(energy(rows), [25 / 3, 4 / 3])
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (70, 4)])
+def test_chip_is_the_difference_of_nuclear_norms(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape)
+    expected = []
+    for i in range(len(x)):
+        without = x.copy()
+        without[i] = 0
+        expected.append(np.linalg.norm(x, "nuc") - np.linalg.norm(without, "nuc"))
+    np.testing.assert_allclose(chip(x), expected, atol=1e-6)
+
+
+CALIB = {"x": np.random.default_rng(0).standard_normal((70, 2, 6, 6)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["chip", "energy"])
+def test_activations_are_those_that_are_read(name: str) -> None:
+    """Of the original network, after BatchNormalization and ReLU, over all samples."""
+    model = from_text(NORMED)
+    feature = METRICS[name].feature
+    assert feature is not None
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info("r"))
+    maps = run(model, CALIB)[1].reshape(70, 8, 36).astype(np.float64)
+    del model.graph.output[1]
+    assert kept(model, importance=name, calib=CALIB) == best(np.mean([feature(m) for m in maps], axis=0))
+
+
+@pytest.mark.parametrize("name", ["residual", "flatten_spatial", "attention_fused", "dense_block", "embedding"])
+def test_activations_of_any_graph(name: str) -> None:
+    model = build(name)
+    feeds = inputs(model, batch=64)
+    result = onnxfuse.fuse(model, sparsity=0.5, importance="energy", calib=feeds)
+    assert oracle_error(model, result, feeds) < 1e-5
+
+
+def test_a_flattened_channel_has_all_its_places() -> None:
+    """What a Gemm reads after Flatten is scored as what the pooled map holds."""
+    model = from_text("""(float[N,2,4,4] x) => (float[N,3] y) <float[8,2,1,1] w1, float[8] b1, float[128,3] w2> {
+        c = Conv(x, w1, b1)
+        r = Relu(c)
+        f = Flatten(r)
+        y = Gemm(f, w2)
+    }""")
+    calib = {"x": CALIB["x"][:, :, :4, :4]}
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info("r"))
+    maps = run(model, calib)[1]
+    del model.graph.output[1]
+    assert kept(model, importance="energy", calib=calib) == best((maps**2).mean(axis=(0, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"importance": "chip"}, "importance 'chip' needs --calib"),
+        ({"importance": "l1", "calib": CALIB}, "--calib is for --importance chip or energy"),
+        ({"importance": "l1", "gradients": {}}, "--gradients is for --importance taylor"),
+        ({"calib_preprocess": "scale=1"}, "--calib-preprocess is of the images of --calib"),
+        ({"importance": "chip", "calib": {}}, "calibration data: has no array for input 'x'"),
+        ({"lossless": True, "sparsity": None, "calib": CALIB}, "leave out --calib"),
+    ],
+)
+def test_calibration_that_is_missing_or_not_used(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(from_text(NORMED), **{"sparsity": 0.5, **options})
+    assert message in str(caught.value)
+
+
+def test_calibration_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    onnx.save(from_text(NORMED), tmp_path / "in.onnx")
+    arrays: dict[str, Any] = CALIB
+    np.savez(tmp_path / "calib.npz", **arrays)
+    flags = ["--sparsity", 0.5, "--importance", "chip", "--calib", tmp_path / "calib.npz", "--json", "-"]
+    code, out, _ = call(capfd, tmp_path / "in.onnx", tmp_path / "out.onnx", *flags)
+    assert code == 0
+    assert json.loads(out)["options"]["calib"] == str(tmp_path / "calib.npz")
+    bad = ["--sparsity", 0.5, "--importance", "chip", "--calib", tmp_path / "none.npz"]
+    code, _, err = call(capfd, tmp_path / "in.onnx", tmp_path / "out.onnx", *bad)
+    assert (code, err) == (2, f"onnxfuse: {tmp_path / 'none.npz'}: no such file\n")

@@ -32,6 +32,8 @@ def redo(model: ModelProto, path: Path) -> dict[str, Array]:
     kept: dict[str, dict[tuple[Any, ...], set[int]]] = {}
     changed: dict[str, dict[tuple[Any, ...], set[int]]] = {}
     with np.load(path.with_name(path.name + ".npz")) as arrays:
+        for key in (k for k in arrays if k.startswith("shift_")):
+            values[key.removeprefix("shift_")] = values[key.removeprefix("shift_")] + arrays[key]
         for group in plan["groups"]:
             for number, slot in enumerate(group["slots"]):
                 where = (tuple(slot["axes"]), slot["split"])

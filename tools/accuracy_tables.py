@@ -12,6 +12,8 @@ from common import markdown
 BASELINE = "intra-fusion"
 OTHERS = ("drop", "fold")
 """Published rivals that the default must beat on every model."""
+GLOBAL = "+global"
+"""In the name of a variant with `--scope global`."""
 AVERAGED = (0.2, 0.3, 0.4, 0.5)
 """Sparsities over which losses are averaged."""
 
@@ -96,7 +98,7 @@ def _share(r: Results, model: str, method: str) -> str:
 def goals(rows: Sequence[Row], norms: set[str]) -> Iterator[str]:
     """One table with every goal that was measured: what is asked, what was reached."""
     r = Results(rows)
-    body = [*_share_goals(r, norms), *_rival_goals(r), *_accuracy_goals(r)]
+    body = [*_share_goals(r, norms), *_rival_goals(r), *_scope_goals(r), *_accuracy_goals(r)]
     if body:
         yield markdown(["goal", "model", "method", "asked", "measured", ""], body)
 
@@ -130,6 +132,16 @@ def _rival_goals(r: Results) -> Iterator[list[str]]:
                 number(loss),
                 _verdict(loss < min(known)),
             ]
+
+
+def _scope_goals(r: Results) -> Iterator[list[str]]:
+    """At equal MACs, `--scope global` against the same without."""
+    for method in [m for m in r.methods if GLOBAL in m and m.replace(GLOBAL, "") in r.methods]:
+        for model in r.models:
+            loss, local = r.loss(model, method), r.loss(model, method.replace(GLOBAL, ""))
+            if loss is not None and local is not None:
+                verdict = _verdict(loss < local)
+                yield ["global's loss below local's", model, method, f"< {local:.2f}", number(loss), verdict]
 
 
 def _accuracy_goals(r: Results) -> Iterator[list[str]]:

@@ -34,6 +34,9 @@ SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ONE_GROUP = (0.3, 0.5, 0.7)
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
+    "intra-fusion+global": {"method": "intra-fusion", "scope": "global"},
+    "intra-fusion+energy256": {"method": "intra-fusion", "importance": "energy", "calib": 256},
+    "fold+global": {"method": "fold", "scope": "global"},
 }
 """What is compared: a name, and the options it stands for. `calib` is a number of samples."""
 

@@ -111,6 +111,7 @@ class Bench:
         options = {"round_to": 1, **cell.options}  # the exact widths of the paper
         if CALIB in options:
             options[CALIB] = self.case.calibration(options[CALIB])
+        options.setdefault("round_to", 1)  # exactly the sparsity asked for
         if cell.group:
             options["only"] = [f"^{re.escape(cell.group)}$"]
         try:
