@@ -15,6 +15,7 @@ from .features import Feature
 from .importance import Scores
 from .model import Array
 from .probe import session
+from .standin import in_float32
 from .tracker import Ids, Role
 
 
@@ -46,7 +47,7 @@ def measure(
     model.CopyFrom(graph.model)
     names, have = list(found), {o.name for o in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in have)
-    run = session(model, providers)
+    run = session(in_float32(model) if channels.tracker.probe.stand_in else model, providers)
     sums: dict[tuple[str, int], Scores] = {}
     for number, batch in enumerate(batches):
         tell(number, len(batches))

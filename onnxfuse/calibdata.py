@@ -19,6 +19,7 @@ from .images import Preprocess, load_images, parse
 from .model import Array
 from .probe import Probe, session
 from .sources import Source, arrays_of, near
+from .standin import in_float32
 
 Batches = list[dict[str, Array]]
 """One dict of input arrays for each run of the model."""
@@ -78,6 +79,7 @@ def calibration(
     Raises:
         UsageError: the samples are not what the model expects; the message says what that is.
     """
+    model = in_float32(model) if reference.stand_in else model
     expected = inputs_of(model, reference)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
         arrays = _from_folder(Path(source), parse(preprocess or ""), expected)
@@ -143,6 +145,7 @@ def _suits(shape: Sequence[int], dims: Sequence[int]) -> bool:
 
 def _cast(a: Array, i: Input) -> Array:
     """The array in the input's type, if no value changes its meaning."""
+    a = a.astype(np.float32) if a.dtype.name == "bfloat16" else a  # NumPy itself takes it for bytes
     kinds = a.dtype.kind + i.dtype.kind
     integers = kinds in ("ii", "iu", "ui", "uu")
     if a.dtype.kind == "f" and not np.isfinite(a).all():

@@ -26,6 +26,7 @@ from .conduct import Conduct, conducts
 from .merge import Merge
 from .model import Array, constant_tensors, set_values
 from .probe import Probe, session
+from .standin import in_float32
 from .tracker import Ids, RawSlot, Role
 from .weights import front, gather, others
 
@@ -160,7 +161,8 @@ def _values(
     names = sorted({_seen(channels, r) for r in readers})
     have = {o.name for o in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in have)
-    return dict(zip(names, session(model, providers).run(names, dict(reference.inputs)), strict=True))
+    runs = in_float32(model) if reference.stand_in else model
+    return dict(zip(names, session(runs, providers).run(names, dict(reference.inputs)), strict=True))
 
 
 def _seen(channels: Channels, reader: RawSlot) -> str:

@@ -181,9 +181,11 @@ def fuse_with(
     tell("verify", 0, 1)
     latency, quality = judge.verdict(small.model) if judge else (None, None)
 
+    types = {t.data_type for t in small.model.graph.initializer}
+
     def finish(candidate: Path | ModelProto) -> Comparison:
         comparison = verify(candidate, reference, providers, options.min_cosine, options.max_error, source.load)
-        return check_lossless(comparison) if options.lossless else comparison
+        return check_lossless(comparison, types) if options.lossless else comparison
 
     if destination is None:
         comparison, size = finish(small.model), small.model.ByteSize()

@@ -132,3 +132,21 @@ def test_quantized_graphs(name: str, method: str) -> None:
     result = onnxfuse.fuse(model, sparsity=0.5, method=method)
     assert [(g.before, g.after) for g in result.report.groups] == [(8, 4)]
     assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [k for k in FORMATS if not k.startswith("int8")])
+def test_lossless_in_every_format(kind: str) -> None:
+    """A duplicate goes; between quantized layers nothing is known to be equal."""
+    model = in_format(with_duplicates("mlp"), kind)
+    result = onnxfuse.fuse(model, lossless=True)
+    assert result.report.free is not None
+    assert result.report.free["duplicate"] > 0
+    assert gap(outputs(model), outputs(result.model)) < ROUNDING.get(kind, 1e-5)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_activations_in_every_format(kind: str) -> None:
+    model = in_format(from_text(TEXTS["mlp"]), kind)
+    samples = {"x": np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)}
+    result = onnxfuse.fuse(model, sparsity=0.5, importance="energy", calib=samples)
+    assert [(g.before, g.after) for g in result.report.groups] == SIZES["mlp"]
