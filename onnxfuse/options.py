@@ -150,7 +150,7 @@ def check_options(o: Options) -> TransportOptions:
         if value is not None and value not in valid:
             names = ", ".join(map(str, valid))
             raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
-    check_importance(o.importance, {"gradients": o.gradients, "calib": o.calib})
+    check_importance(o.importance, {"gradients": o.gradients, "calib": o.calib}, ("gradients", "calib"))
     if o.calib_preprocess is not None and o.calib is None:
         raise UsageError("--calib-preprocess is of the images of --calib; give that, too")
     given = {f.name: getattr(o, f.name) for f in fields(TransportOptions) if getattr(o, f.name) is not None}

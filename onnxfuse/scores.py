@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,11 +18,12 @@ Importance = str | Mapping[str, Array] | Callable[[GroupView], Scores]
 """A metric's name, an .npz file, its arrays, or a function."""
 
 
-def check_importance(importance: Importance, given: Mapping[str, Source | None]) -> None:
+def check_importance(importance: Importance, given: Mapping[str, Source | None], alone: Sequence[str]) -> None:
     """What can be known to be wrong before there are groups.
 
     Args:
         given: the options that metrics may need, by name.
+        alone: those of them that nothing else uses.
 
     Raises:
         UsageError: no such metric, or it lacks an option, or an option is given that nothing uses.
@@ -36,9 +37,9 @@ def check_importance(importance: Importance, given: Mapping[str, Source | None])
         needs = METRICS[importance].needs
         if needs is not None and given[needs] is None:
             raise UsageError(f"importance {importance!r} needs --{needs}")
-    for name, source in given.items():
+    for name in alone:
         users = [m for m, metric in METRICS.items() if metric.needs == name]
-        if source is not None and name != needs:
+        if given[name] is not None and name != needs:
             raise UsageError(f"--{name} is for --importance {' or '.join(users)}")
 
 
