@@ -107,6 +107,9 @@ def _running(g: Any) -> None:
 def _output(g: Any) -> None:
     g.add_argument("--json", metavar="FILE|-", help="the report as JSON; - for stdout, in place of the table")
     g.add_argument("--plan", type=Path, metavar="FILE", help="every merge as JSON, its matrices beside it in FILE.npz")
+    g.add_argument(
+        "--external-data", action="store_true", help="large weights in OUTPUT.data, as if the input had them so"
+    )
     volume = g.add_mutually_exclusive_group()
     volume.add_argument("--quiet", action="store_true", help="the result line only")
     volume.add_argument("--verbose", action="store_true", help="every group and every locked layer, and a log")

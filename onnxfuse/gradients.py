@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from .errors import UsageError
-from .model import Array, constant_tensors
+from .model import Array, constant_tensors, values_of
 from .prepare import Folded
 from .sources import Source, arrays_of, near
 
@@ -55,7 +55,7 @@ def products(model: ModelProto, source: Source) -> dict[str, Array]:
     for name, gradient in arrays_of(source).items():
         if name not in constants:
             raise UsageError(f"--gradients: {name!r} is no initializer of the model{near(name, constants)}")
-        weight = numpy_helper.to_array(constants[name])
+        weight = values_of(constants[name])
         if gradient.shape != weight.shape:
             shapes = f"{list(gradient.shape)}, its weight has {list(weight.shape)}"
             hint = "; transpose it" if gradient.shape == weight.shape[::-1] else ""

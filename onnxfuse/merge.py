@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from . import transport
 from .errors import UsageError
@@ -88,14 +88,14 @@ def intra_fusion(task: Task) -> Merge:
 def barycentric(task: Task) -> Merge:
     """New channels are plan-weighted means of what flows into them; consumers read plan-weighted shares."""
     kept, plan = _plan(task)
-    return Merge(kept, csr_array(_per_row(plan.T)), csr_array(_per_row(plan)))
+    return Merge(kept, _per_row(csr_array(plan.T)), _per_row(plan))
 
 
 def fold(task: Task) -> Merge:
     """Model Folding (ICLR 2025): k-means; producers take a cluster's mean, consumers the sum of its columns."""
     labels = transport.clusters(task.rows, task.keep)
     kept, member = _places(labels, task.scores)
-    return Merge(kept, csr_array(_per_row(member.T)), csr_array(member))
+    return Merge(kept, _per_row(csr_array(member.T)), member)
 
 
 METHODS: Mapping[str, Strategy] = {
@@ -109,54 +109,54 @@ TRANSPORTS = ("intra-fusion", "barycentric")
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
-def _plan(task: Task) -> tuple[Ids, NDArray[np.float64]]:
+def _plan(task: Task) -> tuple[Ids, csr_array]:
     """(k,) places and the (n, k) plan of the task. Dead channels (all weights zero) send nothing."""
     features, o = transport.normalized(task.rows, out=task.rows), task.options
+    n, k = len(features), task.keep
     if o.target == "cluster":
-        labels = transport.clusters(features, task.keep)
-        kept, member = _places(labels, task.scores)
-        targets = _per_row(member.T) @ features
+        kept, member = _places(transport.clusters(features, k), task.scores)
+        targets = np.asarray(_per_row(csr_array(member.T)).astype(features.dtype) @ features)
     else:
         kept = most_important(task)
-        member = np.zeros((len(features), task.keep))
-        member[kept, np.arange(task.keep)] = 1
+        member = csr_array((np.ones(k), (kept, np.arange(k))), shape=(n, k))
         targets = features[kept]
     alive: NDArray[np.bool_] = np.asarray(features.any(axis=1))
     alive[kept] = True
-    plan = np.zeros((len(features), task.keep))
     if o == TransportOptions(cost_norm=o.cost_norm):
         survivors = np.flatnonzero(np.isin(np.flatnonzero(alive), kept))
-        plan[alive] = transport.kept_plan(features[alive], survivors, o.cost_norm)
+        plan = transport.kept_plan(features[alive], survivors, o.cost_norm)
     else:
         source = _mass(o.source_mass, task.scores)[alive]
-        plan[alive] = transport.full_plan(
-            features[alive], targets, source, _target_mass(o, task.scores, member), o.cost_norm
-        )
-    return kept, plan
+        mass = _target_mass(o, task.scores, member)
+        plan = transport.full_plan(features[alive], targets, source, mass, o.cost_norm)
+    found = coo_array(plan)
+    return kept, csr_array((found.data, (np.flatnonzero(alive)[found.row], found.col)), shape=(n, k))
 
 
 def _mass(kind: str, scores: Scores) -> Scores:
     return scores if kind == "importance" and scores.any() else np.ones_like(scores)
 
 
-def _target_mass(o: TransportOptions, scores: Scores, member: NDArray[np.float64]) -> Scores:
+def _target_mass(o: TransportOptions, scores: Scores, member: csr_array) -> Scores:
     """Mass of each target: equal, or the importance of the channels it stands for."""
     return member.T @ scores if o.target_mass == "importance" and scores.any() else np.ones(member.shape[1])
 
 
-def _places(labels: Ids, scores: Scores) -> tuple[Ids, NDArray[np.float64]]:
+def _places(labels: Ids, scores: Scores) -> tuple[Ids, csr_array]:
     """For each cluster the place of its most important member, and the (n, k) membership in order of these places."""
     order = np.lexsort((-scores, labels))
     first = order[np.unique(labels[order], return_index=True)[1]]
-    rank = np.argsort(first)
-    member = labels[:, None] == rank[None]
-    return first[rank], member.astype(np.float64)
+    place = np.argsort(np.argsort(first))[np.unique(labels, return_inverse=True)[1]]
+    member = csr_array((np.ones(len(labels)), (np.arange(len(labels)), place)), shape=(len(labels), len(first)))
+    return np.sort(first), member
 
 
-def _per_row(plan: NDArray[np.float64]) -> NDArray[np.float64]:
+def _per_row(plan: csr_array) -> csr_array:
     """Rows divided by their sums; a row of zeros stays."""
-    total = plan.sum(axis=1, keepdims=True)
-    return np.asarray(plan / np.where(total == 0, 1, total))
+    rows = csr_array(plan)
+    total = np.asarray(rows.sum(axis=1)).ravel()
+    rows.data = rows.data / np.repeat(np.where(total == 0, 1, total), np.diff(rows.indptr))
+    return rows
 
 
 def strategy(method: str) -> Strategy:

@@ -36,6 +36,13 @@ PROTOBUF_LIMIT = 2**31 - 1
 """Bytes above which protobuf cannot serialize a model in one piece."""
 
 
+MAPPED = 1 << 20
+"""External tensors of at least this many bytes are mapped instead of read."""
+BESIDE, ALIGNMENT = 1024, 4096
+"""Bytes from which on a tensor goes into the data file, and a page, of which its place there is a multiple."""
+VALUES = "raw_data float_data int32_data int64_data double_data uint64_data external_data data_location".split()
+
+
 class Tensor(Protocol):
     """What is read of a graphsurgeon tensor."""
 
@@ -96,13 +103,66 @@ def load(path: Path) -> Loaded:
     names = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
     beside = tuple(path.parent / name for name in sorted(names))
     try:
+        large = [t for t in model.graph.initializer if uses_external_data(t) and byte_size(t) >= MAPPED]
+        places = [_place(t, path.parent) for t in large]
+        for tensor in large:
+            tensor.data_location = TensorProto.DEFAULT  # so that the next line leaves it where it is
         load_external_data_for_model(model, os.fspath(path.parent))
+        for tensor, place in zip(large, places, strict=True):
+            _refer(tensor, *place)
         size = sum(file.stat().st_size for file in [path, *beside])
     except (OSError, onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
             f"{path}: external data is missing or unreadable ({one_line(error)}); put the data file beside the model"
         ) from error
     return Loaded(model, beside, size)
+
+
+def _place(tensor: TensorProto, folder: Path) -> tuple[str, int, int]:
+    """File, offset and length of a tensor's external data.
+
+    Raises:
+        ValueError: they lie outside of the model's folder, or the file is too short.
+    """
+    info, length = ExternalDataInfo(tensor), byte_size(tensor)
+    file, offset = (folder / info.location).resolve(), info.offset or 0
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"{info.location} is not in the folder of the model")
+    if file.stat().st_size < offset + length or (info.length or length) != length:
+        raise ValueError(f"{info.location} does not hold the {length} bytes of {tensor.name!r}")
+    return str(file), offset, length
+
+
+def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Say that a tensor's values lie in a file."""
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def byte_size(tensor: TensorProto) -> int:
+    """Bytes of a tensor's values, from its shape and type."""
+    size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return (size + 1) // 2 if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else int(size)
+
+
+def values_of(tensor: TensorProto) -> Array:
+    """The values of a tensor, read-only or copied; large external ones are mapped from their file, not read."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    info, dtype = ExternalDataInfo(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    flat = np.memmap(info.location, np.uint8, "r", info.offset or 0, (byte_size(tensor),))
+    return np.asarray(flat).view(dtype).reshape(tuple(tensor.dims))
+
+
+def read_in(model: ModelProto) -> None:
+    """Read what is still mapped from a file, in place, so that the model is whole and its file may be replaced."""
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = values_of(tensor).tobytes()
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
 def _not_onnx(path: Path) -> str:
@@ -163,17 +223,50 @@ def save(model: ModelProto, path: Path, external: bool) -> None:
     """
     try:
         if external or too_large(model):
-            onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
-            load_external_data_for_model(model, os.fspath(path.parent))  # saving took the weights out of `model`
+            path.write_bytes(_with_data_beside(model, path).SerializeToString())
         else:
             path.write_bytes(model.SerializeToString())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
 
 
+def _with_data_beside(model: ModelProto, path: Path) -> ModelProto:
+    """The model without its large tensors, which go to `<name>.data` one by one."""
+    bare = ModelProto()
+    _copy_fields(model, bare, "graph")
+    _copy_fields(model.graph, bare.graph, "initializer")
+    data = path.with_name(f"{path.name}.data")
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            new = bare.graph.initializer.add()
+            if tensor.data_type == TensorProto.STRING or byte_size(tensor) < BESIDE:
+                new.CopyFrom(tensor)
+                continue
+            _copy_fields(tensor, new, *VALUES)
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            offset = file.tell()
+            file.write(tensor.raw_data or numpy_helper.from_array(values_of(tensor)).raw_data)
+            _refer(new, data.name, offset, file.tell() - offset)
+    return bare
+
+
+def _copy_fields(source: Any, target: Any, *skip: str) -> None:
+    """Copy all fields of a protobuf message but those named."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        field = getattr(target, descriptor.name)
+        if hasattr(field, "extend"):
+            field.extend(value)
+        elif hasattr(field, "CopyFrom"):
+            field.CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
+
+
 def too_large(model: ModelProto) -> bool:
     """Whether protobuf cannot serialize the model in one piece; a quick estimate from the shapes of its weights."""
-    sizes = (math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer)
+    sizes = (byte_size(t) for t in model.graph.initializer if t.data_type != TensorProto.STRING)
     return bool(sum(sizes) > PROTOBUF_LIMIT - (1 << 26))
 
 
@@ -309,7 +402,7 @@ class Graph:
 
     def array(self, name: str) -> Array:
         """The values of a constant, read-only or copied."""
-        return numpy_helper.to_array(self.constants[name])
+        return values_of(self.constants[name])
 
     def clone(self, name: str, edges: list[Edge]) -> str:
         """Give `edges` their own copy of the constant `name`; returns the copy's name."""

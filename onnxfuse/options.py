@@ -51,6 +51,7 @@ class Options:
         max_drop: how much the metric on `eval` may fall.
         eval: labelled data, .npz.
         metric: 'module:function' in place of top-1 accuracy.
+        external_data: write large weights to a file beside the result.
     """
 
     sparsity: float | None = None
@@ -107,6 +108,8 @@ class Options:
         """Whether anything but a floor says how small the result should be."""
         given = self.sparsity is not None or self.target_latency is not None
         return bool(given or self.budgets or self.ratio or self.from_plan or self.lossless)
+
+    external_data: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """The options as JSON values: a function by its name, arrays only as such."""

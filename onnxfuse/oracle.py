@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from .channels import Slot
 from .compress import settle, settle_lossless
-from .model import Array, Graph, constant_tensors, set_values
+from .model import Array, Graph, constant_tensors, set_values, values_of
 from .options import Options
 from .pipeline import FuseResult
 from .prepare import inline, prepare
@@ -50,8 +50,8 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)
     small_schemes = lower(shrunk).schemes
-    small = {name: numpy_helper.to_array(t) for name, t in constant_tensors(shrunk.graph).items()}
-    full = {name: numpy_helper.to_array(t) for name, t in graph.constants.items()}
+    small = {name: values_of(t) for name, t in constant_tensors(shrunk.graph).items()}
+    full = {name: values_of(t) for name, t in graph.constants.items()}
     for name, masks in slot_masks(removals, full).items():
         array = small[name]
         for slot, mask in reversed(masks):

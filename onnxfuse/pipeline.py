@@ -83,6 +83,7 @@ def fuse(
     lossless: bool = False,
     calib: Source | None = None,
     calib_preprocess: str | None = None,
+    external_data: bool = False,
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -127,6 +128,8 @@ def fuse(
         calib: 64 to 512 unlabelled samples, an .npz file or a mapping with an array for each input, or a folder of
             images; for chip and energy.
         calib_preprocess: of these images: 'mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=nchw'.
+        external_data: write large weights to `<output>.data` beside the result; so it is, too, if the input has such a
+            file, and above 2 GB.
         progress: called as the stages go on.
 
     Raises:
@@ -143,7 +146,7 @@ def fuse(
         scope, target_macs, target_params, target_size, listed(ratio), listed(keep),
         round_to, None if from_plan is None else os.fspath(from_plan), latency, threads, target_latency,
         max_error, max_drop, None if eval is None else os.fspath(eval), metric,
-        lossless, calib, calib_preprocess,
+        lossless, calib, calib_preprocess, external_data,
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -175,9 +178,10 @@ def fuse_with(
         return compress(source.load() if judge else original, reference, options, transport, tell, room, batches)
 
     if options.sparsity == 0:
-        small = untouched(original, reference, options)
+        small = replace(untouched(original, reference, options), model=source.as_it_is())
     else:
         small = find(make, judge, options, tell) if judge else make(None)
+    files.read_in(small.model)  # before the file that it is mapped from is replaced
     tell("verify", 0, 1)
     latency, quality = judge.verdict(small.model) if judge else (None, None)
 
@@ -190,7 +194,8 @@ def fuse_with(
     if destination is None:
         comparison, size = finish(small.model), small.model.ByteSize()
     else:
-        comparison, size = _write(small.model, destination, bool(source.beside), finish)
+        external = options.external_data or bool(source.beside)
+        comparison, size = _write(small.model, destination, external, finish)
     before = replace(small.before, file_bytes=source.bytes)
     report = Report(
         source.name, None if output is None else str(output), options.recorded(), before,
@@ -246,6 +251,10 @@ class _Source:
 
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
+        return inline(self.as_it_is())
+
+    def as_it_is(self) -> ModelProto:
+        """A copy of the model that may be changed."""
         if isinstance(self.given, ModelProto):
             if any(uses_external_data(t) for t in self.given.graph.initializer):
                 raise ModelError(
@@ -254,10 +263,10 @@ class _Source:
             copy = ModelProto()
             copy.CopyFrom(self.given)
             self.bytes = copy.ByteSize()
-            return inline(copy)
+            return copy
         loaded = files.load(Path(self.given))
         self.beside, self.bytes = loaded.beside, loaded.file_bytes
-        return inline(loaded.model)
+        return loaded.model
 
 
 def _write(

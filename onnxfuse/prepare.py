@@ -22,7 +22,17 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, proto_label, set_values
+from .model import (
+    Array,
+    Edge,
+    add_initializer,
+    attribute,
+    constant_tensors,
+    consumers,
+    proto_label,
+    set_values,
+    values_of,
+)
 from .probe import without_weights
 
 EVALUATED = frozenset(
@@ -45,9 +55,9 @@ def densify(model: ModelProto) -> None:
     """Make every sparse initializer a dense one, in place: merged channels leave few zeros."""
     for sparse in model.graph.sparse_initializer:
         dense = np.zeros(sparse.dims, helper.tensor_dtype_to_np_dtype(sparse.values.data_type))
-        places = numpy_helper.to_array(sparse.indices)
+        places = values_of(sparse.indices)
         index = tuple(places.T) if places.ndim == 2 else np.unravel_index(places, dense.shape)
-        dense[index] = numpy_helper.to_array(sparse.values)
+        dense[index] = values_of(sparse.values)
         add_initializer(model, numpy_helper.from_array(dense), sparse.values.name)
     del model.graph.sparse_initializer[:]
 
@@ -91,7 +101,7 @@ def _fold_constants(model: ModelProto) -> None:
     for i, node in enumerate(graph.node):
         if _can_evaluate(node, constants, types) and not outputs & set(node.output):
             result = _evaluate(node, constants, types, model)
-            given = sum(numpy_helper.to_array(constants[n]).nbytes for n in node.input if n in constants)
+            given = sum(values_of(constants[n]).nbytes for n in node.input if n in constants)
             if result.nbytes <= GROWTH + given:
                 tensor = numpy_helper.from_array(np.asarray(result, order="C"))
                 constants[node.output[0]] = add_initializer(model, tensor, node.output[0])
@@ -120,7 +130,7 @@ def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[st
     feeds: dict[str, Array] = {}
     for n in node.input:
         if n in constants:
-            feeds[n] = numpy_helper.to_array(constants[n])
+            feeds[n] = values_of(constants[n])
         elif n:  # CastLike wants to know a type only
             dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(types[n])
             feeds[n] = np.zeros(0, dtype)
@@ -192,11 +202,11 @@ def _fold(
 ) -> Folded:
     """W ← W·γ/√(σ²+ε), b ← (b − μ)·γ/√(σ²+ε) + β; the producer takes over the normalization's output name."""
     epsilon = attribute(norm, "epsilon", 1e-5)
-    gamma, beta, mean, variance = (numpy_helper.to_array(constants[i]).astype(np.float64) for i in norm.input[1:5])
+    gamma, beta, mean, variance = (values_of(constants[i]).astype(np.float64) for i in norm.input[1:5])
     scale = gamma / np.sqrt(variance + epsilon)
-    weight = numpy_helper.to_array(constants[maker.input[1]])
+    weight = values_of(constants[maker.input[1]])
     has_bias = len(maker.input) > 2 and maker.input[2] != ""
-    bias = numpy_helper.to_array(constants[maker.input[2]]).astype(np.float64) if has_bias else np.zeros_like(mean)
+    bias = values_of(constants[maker.input[2]]).astype(np.float64) if has_bias else np.zeros_like(mean)
     source = maker.input[1]
     shifted = (np.broadcast_to(bias, mean.shape) - mean) * scale + beta
     if not has_bias:

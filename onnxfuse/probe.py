@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, UsageError, one_line
-from .model import Array
+from .model import Array, values_of
 from .standin import in_float32, needs_stand_in
 
 INLINE = 128
@@ -136,7 +136,7 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtVal
 
 
 def _ort_value(tensor: TensorProto) -> ort.OrtValue:
-    array = numpy_helper.to_array(tensor)
+    array = values_of(tensor)
     if array.dtype.kind in "fiub" and array.dtype.isbuiltin:
         return ort.OrtValue.ortvalue_from_numpy(array)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, tensor.data_type)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, free_name
+from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, free_name, values_of
 
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32)
 """Types that weights and biases are held in."""
@@ -186,17 +186,17 @@ def _dequantized(node: NodeProto, quantize: NodeProto | None, constants: Mapping
     blocked = any(attribute(n, "block_size", 0) for n in nodes)
     if blocked or source not in constants or any(n not in constants for n in names if n):
         return None
-    scales = numpy_helper.to_array(constants[names[0]])
-    stored = numpy_helper.to_array(constants[source])
+    scales = values_of(constants[names[0]])
+    stored = values_of(constants[source])
     axis = attribute(node, "axis", 1) % max(stored.ndim, 1)
     if quantize is None:
         if constants[source].data_type not in INTEGERS:
             return None
-        zeros = numpy_helper.to_array(constants[names[1]]) if names[1] else np.zeros((), stored.dtype)
+        zeros = values_of(constants[names[1]]) if names[1] else np.zeros((), stored.dtype)
         return Scheme(node.output[0], source, *names, stored, scales, zeros, axis, nodes)
     if not names[1] or constants[names[1]].data_type not in INTEGERS:
         return None
-    zeros = numpy_helper.to_array(constants[names[1]])
+    zeros = values_of(constants[names[1]])
     scheme = Scheme(node.output[0], source, *names, stored, scales, zeros, axis, nodes, floats=True)
     limits = np.iinfo(zeros.dtype)
     integers = np.rint(stored / scheme.along(scales)) + scheme.along(zeros)
@@ -257,8 +257,8 @@ def _lower_weight(
         bias = node.input[rule.bias]
     todo = {} if scheme.tensor in found.schemes else {scheme.tensor: scheme}
     if bias:
-        factor = numpy_helper.to_array(constants[unit]).reshape(-1)[:1]
-        integers, zero = numpy_helper.to_array(constants[bias]), np.zeros((), np.int32)
+        factor = values_of(constants[unit]).reshape(-1)[:1]
+        integers, zero = values_of(constants[bias]), np.zeros((), np.int32)
         todo[bias] = Scheme(bias, bias, "", "", integers, scheme.scales * factor[0], zero, 0, (), scheme.tensor, factor)
     found.schemes |= todo
     for name, s in todo.items():
@@ -280,8 +280,8 @@ def _weight_scheme(
         reader = OPERATORS.get(model.graph.node[edge.node].op_type) if edge.node >= 0 else None
         if reader is None or reader.weight is None or edge.slot != reader.weight[0]:
             return None
-    integers, scales = (numpy_helper.to_array(constants[n]) for n in (tensor, scale))
-    zeros = numpy_helper.to_array(constants[zero]) if zero else np.zeros((), integers.dtype)
+    integers, scales = (values_of(constants[n]) for n in (tensor, scale))
+    zeros = values_of(constants[zero]) if zero else np.zeros((), integers.dtype)
     transposed = node.op_type == "QGemm" and not attribute(node, "transB", 0)
     return Scheme(tensor, tensor, scale, zero, integers, scales, zeros, 1 if transposed else rule.axis, later=later)
 

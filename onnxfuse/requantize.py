@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from .model import Array, Graph, add_initializer, constant_tensors, consumers, free_name, set_values
+from .model import Array, Graph, add_initializer, constant_tensors, consumers, free_name, set_values, values_of
 from .quantized import OPERATORS, Lowered, Scheme, input_name
 from .rewrite import Removal, kept_along
 
@@ -189,7 +189,7 @@ class _Writer:
         if not name:
             return ""
         tensor = self.constants[name]
-        old = numpy_helper.to_array(tensor)
+        old = values_of(tensor)
         if old.shape == values.shape and np.array_equal(old, values):
             self.written.add(name)
             return name

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, numpy_helper
 
+from .model import values_of
+
 FORMATS = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
 """Element types that become float32."""
 TYPES = ("to", "dtype", "output_dtype")
@@ -30,7 +32,7 @@ def in_float32(model: ModelProto) -> ModelProto:
     copy.CopyFrom(model)
     for tensor in _tensors(copy.graph):
         if tensor.data_type in FORMATS:
-            values = numpy_helper.to_array(tensor).astype(np.float32)
+            values = values_of(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     for kind in _types(copy.graph):
         if kind.elem_type in FORMATS:

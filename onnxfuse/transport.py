@@ -6,15 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from .errors import UsageError
+from .nearplan import near_plan
 
 Matrix = NDArray[np.float64]
 BLOCK = 1 << 16
 """Elements of targets that a pass works on, and `BATCH` sources at a time: together they fit a core's L2 cache, and
 one NumPy call is long against the cost of the call and of taking turns with another thread."""
 BATCH = 16
+EXACT = 1 << 22
+"""Sources × targets up to which the plan is exact; above it is the best one over near pairs, see `nearplan`."""
 LONG_LOOP = 4096
 """NumPy broadcasts a row against a matrix a third faster when the row is longer than this."""
 
@@ -92,7 +95,7 @@ def solve(cost: Matrix, sources: Matrix, targets: Matrix) -> Matrix:
     return np.asarray(plan)
 
 
-def kept_plan(features: NDArray[np.floating], kept: NDArray[np.int64], p: int = 1) -> Matrix:
+def kept_plan(features: NDArray[np.floating], kept: NDArray[np.int64], p: int = 1) -> csr_array:
     """(n, m) optimal plan from all n rows, uniform mass 1/n, to the m `kept` of them, uniform mass 1/m.
 
     A kept row gives all its mass to itself: the cost is a metric and that move is free, so by the triangle
@@ -100,20 +103,28 @@ def kept_plan(features: NDArray[np.floating], kept: NDArray[np.int64], p: int = 
     """
     n, m = len(features), len(kept)
     gone = np.setdiff1d(np.arange(n), kept)
-    plan = np.zeros((n, m))
-    plan[kept, np.arange(m)] = 1 / n
-    if len(gone):
-        cost = ground_cost(features[gone], features[kept], p)
-        plan[gone] = solve(cost, np.full(len(gone), 1 / n), np.full(m, 1 / m - 1 / n))
-    return plan
+    stay = coo_array((np.full(m, 1 / n), (kept, np.arange(m))), shape=(n, m))
+    if not len(gone):
+        return csr_array(stay)
+    masses = np.full(len(gone), 1 / n), np.full(m, 1 / m - 1 / n)
+    flow = coo_array(_flow(features[gone], features[kept], *masses, p))
+    moved = coo_array((flow.data, (gone[flow.row], flow.col)), shape=(n, m))
+    return csr_array(stay + moved)
 
 
 def full_plan(
     features: NDArray[np.floating], targets: NDArray[np.floating], source_mass: Matrix, target_mass: Matrix, p: int = 1
-) -> Matrix:
+) -> csr_array:
     """(n, m) optimal plan between any masses; each side is normalised to 1."""
-    cost = ground_cost(features, targets, p)
-    return solve(cost, source_mass / source_mass.sum(), target_mass / target_mass.sum())
+    a, b = source_mass / source_mass.sum(), target_mass / target_mass.sum()
+    return _flow(features, targets, a, b, p)
+
+
+def _flow(sources: NDArray[np.floating], targets: NDArray[np.floating], a: Matrix, b: Matrix, p: int) -> csr_array:
+    """(s, t) plan between these masses: exact, or over near pairs if there are too many."""
+    if len(sources) * len(targets) > EXACT:
+        return near_plan(sources, targets, a, b, p).plan
+    return csr_array(solve(ground_cost(sources, targets, p), a, b))
 
 
 def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from scipy.spatial.distance import cdist
 
 import onnxfuse
+from onnxfuse.nearplan import near_plan
 from onnxfuse.transport import clusters, full_plan, ground_cost, kept_plan, normalized
 
 from .graphs import Array, build, from_text, weights
@@ -57,20 +58,21 @@ def test_kept_plan_is_optimal(problem: tuple[Array, Array, int]) -> None:
     """Survivors that keep themselves cost no more than the optimum of the whole problem, and all masses fit."""
     features, kept, p = problem
     n, m = len(features), len(kept)
-    plan = kept_plan(features, kept, p)
+    plan = kept_plan(features, kept, p).toarray()
     np.testing.assert_allclose(plan.sum(axis=1), np.full(n, 1 / n), atol=1e-12)
     np.testing.assert_allclose(plan.sum(axis=0), np.full(m, 1 / m), atol=1e-12)
     np.testing.assert_allclose(plan[kept], np.eye(m) / n, atol=1e-12)
     cost = cdist(features, features[kept], "minkowski", p=p)
     best = ot.emd2(np.full(n, 1 / n), np.full(m, 1 / m), cost)
-    whole = full_plan(features, features[kept], np.ones(n), np.ones(m), p)
+    whole = full_plan(features, features[kept], np.ones(n), np.ones(m), p).toarray()
     assert (plan * cost).sum() == pytest.approx(best, abs=1e-9)
     assert (whole * cost).sum() == pytest.approx(best, abs=1e-9)
 
 
 def test_full_plan_by_hand() -> None:
     """Masses 3 : 1 on a line at 0 and 10, targets 1 : 1 at 1 and 9: half of the mass at 0 goes a third of the way."""
-    plan = full_plan(np.array([[0.0], [10.0]]), np.array([[1.0], [9.0]]), np.array([3.0, 1.0]), np.array([1.0, 1.0]))
+    points = np.array([[0.0], [10.0]]), np.array([[1.0], [9.0]])
+    plan = full_plan(*points, np.array([3.0, 1.0]), np.array([1.0, 1.0])).toarray()
     np.testing.assert_allclose(plan, [[0.5, 0.25], [0, 0.25]], atol=1e-12)
 
 
@@ -157,3 +159,22 @@ def test_of_equal_channels_the_first_survive(method: str, metric: str) -> None:
     result = onnxfuse.fuse(from_text(EQUAL), sparsity=0.5, method=method, importance=metric)
     ((_, merge),) = result.plan.merges
     assert merge.kept.tolist() == [0, 1, 2]
+
+
+# --- near pairs -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("s", "t"), [(60, 60), (90, 40), (40, 90)])
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_plan_over_near_pairs_keeps_its_bound(s: int, t: int, p: int) -> None:
+    """It moves all mass, costs no less than the optimum, and no more than it says."""
+    rng = np.random.default_rng(s)
+    sources, targets = (normalized(rng.standard_normal((n, 12))) for n in (s, t))
+    a, b = rng.uniform(1, 2, s), rng.uniform(1, 2, t)
+    a, b = a / a.sum(), b / b.sum()
+    near = near_plan(sources, targets, a, b, p, sample=s)
+    cost = cdist(sources, targets, "minkowski", p=p)
+    best = ot.emd2(a, b, cost)
+    np.testing.assert_allclose(near.plan.sum(axis=1), a, atol=1e-9)
+    np.testing.assert_allclose(near.plan.sum(axis=0), b, atol=1e-9)
+    assert (near.plan.toarray() * cost).sum() == pytest.approx(near.cost, rel=1e-6)
+    assert best - 1e-9 <= near.cost <= best + near.gap * near.cost + 1e-9
+    assert near.gap < 1e-3
