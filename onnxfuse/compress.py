@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,8 @@ from .tracker import Lock, Role
 from .weights import Weights, gather, side_by_side
 from .wishes import families
 
+LARGE = 1 << 28
+"""Bytes of weights from which on a group is merged alone, with as few copies as can be."""
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how many of its steps are done, and how many there are."""
 
@@ -204,11 +207,15 @@ def _merge_all(
         rng = np.random.default_rng([options.seed, number])
         products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
         scores = importance(score, GroupView(group, rows, rng, products, measured.get(group)))
-        result = method(Task(side_by_side(list(rows.values())), scores, k, transport))
+        joined = side_by_side(list(rows.values()))
+        if joined.nbytes > LARGE:
+            rows.clear()  # gathered again when they are needed
+        result = method(Task(joined, scores, k, transport))
+        del joined
         weights.apply(group, result, rows)
         return result
 
-    before = _shared_tensors([g for g, _ in todo])
+    before = _shared_tensors([g for g, _ in todo], weights.graph)
     merges = in_order(merge, before, lambda done: tell("merge", done, len(todo)))
     rewrite(channels, weights, [Removal(g, m.kept) for (g, _), m in zip(todo, merges, strict=True)])
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)]
@@ -222,16 +229,28 @@ def _check_finite(rows: Mapping[Slot, Array]) -> None:
             )
 
 
-def _shared_tensors(groups: Sequence[ChannelGroup]) -> list[set[int]]:
-    """For each group the earlier ones that change a tensor it reads."""
+def _shared_tensors(groups: Sequence[ChannelGroup], graph: Graph) -> list[set[int]]:
+    """For each group the earlier ones that it must wait for: those that change a tensor it reads.
+
+    A large group waits for the large one before it, too: the memory of one is enough.
+    """
     last: dict[str, list[int]] = {}
     before: list[set[int]] = []
+    large: list[int] = []
     for number, group in enumerate(groups):
         tensors = {slot.tensor for slot in group.slots}
         before.append({i for t in tensors for i in last.get(t, [])})
+        if _bytes(group, graph) > LARGE:
+            before[-1].update(large[-1:])
+            large.append(number)
         for t in tensors:
             last.setdefault(t, []).append(number)
     return before
+
+
+def _bytes(group: ChannelGroup, graph: Graph) -> int:
+    """Of the weights that make or read the group, as float32."""
+    return sum(4 * math.prod(graph.constants[name].dims) for name in {s.tensor for s in group.slots})
 
 
 def _finish(

@@ -122,13 +122,14 @@ def _plan(task: Task) -> tuple[Ids, csr_array]:
         targets = features[kept]
     alive: NDArray[np.bool_] = np.asarray(features.any(axis=1))
     alive[kept] = True
+    living = features if alive.all() else features[alive]
     if o == TransportOptions(cost_norm=o.cost_norm):
         survivors = np.flatnonzero(np.isin(np.flatnonzero(alive), kept))
-        plan = transport.kept_plan(features[alive], survivors, o.cost_norm)
+        plan = transport.kept_plan(living, survivors, o.cost_norm)
     else:
         source = _mass(o.source_mass, task.scores)[alive]
         mass = _target_mass(o, task.scores, member)
-        plan = transport.full_plan(features[alive], targets, source, mass, o.cost_norm)
+        plan = transport.full_plan(living, targets, source, mass, o.cost_norm)
     found = coo_array(plan)
     return kept, csr_array((found.data, (np.flatnonzero(alive)[found.row], found.col)), shape=(n, k))
 

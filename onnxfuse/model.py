@@ -270,6 +270,12 @@ def too_large(model: ModelProto) -> bool:
     return bool(sum(sizes) > PROTOBUF_LIMIT - (1 << 26))
 
 
+def file_bytes(path: Path) -> int:
+    """Of a model that `save` wrote, with its data file."""
+    files = path, path.with_name(f"{path.name}.data")
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
 def move(staged_file: Path, destination: Path) -> None:
     """Move a staged model and its data file, if any, into place; each replaces its predecessor in one step.
 

@@ -1,10 +1,11 @@
 """Transport between many channels, where the exact solver takes too long and all L1 distances take longer still.
 
-Only pairs that are near by L2, which one matrix product finds, get their true cost and may carry mass: the k nearest
-targets of each source, the k nearest sources of each target, and one feasible plan. POT's network simplex is exact over
-these pairs. Its dual potentials u, v bound what the pairs left out could gain: with u′ᵢ = minⱼ cᵢⱼ − vⱼ over *all* j
-they are feasible for the whole problem, so the plan is at most Σ aᵢ(uᵢ − u′ᵢ) above the optimum. u′ is computed for a
-sample of sources, the sum estimated from it, and k doubled until the estimate is small.
+Only pairs that are near get their true cost and may carry mass: at first the k nearest targets of each source and the k
+nearest sources of each target by L2, which one matrix product finds, and one feasible plan. POT's network simplex is
+exact over these pairs. Its dual potentials u, v bound what the pairs left out could gain: with u′ᵢ = minⱼ cᵢⱼ − vⱼ over
+*all* j they are feasible for the whole problem, so the plan is at most Σ aᵢ(uᵢ − u′ᵢ) above the optimum. u′ is computed
+for a sample of sources and the sum estimated from it. While it is large, the pairs of least cᵢⱼ − vⱼ join, where c is
+guessed from L2 until it is computed: column generation.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from scipy.sparse import coo_array, csr_array
 log = logging.getLogger("onnxfuse")
 Real = NDArray[np.floating]
 Ids = NDArray[np.int64]
-NEIGHBOURS, MOST = 16, 128
-"""k to begin with, and at most."""
+NEIGHBOURS, ROUNDS = 16, 25
+"""k, and how often pairs may join."""
+JOINING = 6
+"""Pairs that join in a round, for each source."""
 SAMPLE = 64
 """Sources for which the bound is computed."""
-GAP = 1e-3
+GAP = 5e-3
 """Relative distance from the optimum that is near enough."""
 ROWS = 256
 """Sources handled at a time, to keep memory small."""
@@ -37,13 +40,13 @@ class Near:
         plan: (s, t).
         cost: Σ plan × ground cost.
         gap: estimate of how far the cost lies above the optimum at most, relative to it.
-        neighbours: the k that was used.
+        pairs: how many pairs it was chosen from.
     """
 
     plan: csr_array
     cost: float
     gap: float
-    neighbours: int
+    pairs: int
 
 
 def near_plan(
@@ -52,7 +55,7 @@ def near_plan(
     """The best plan over near pairs of (s, d) `sources` of masses (s,) `a` and (t, d) `targets` of masses (t,) `b`.
 
     Args:
-        sources, targets: features, rows of length 1.
+        sources, targets: features.
         a, b: positive masses; `b` is scaled to the sum of `a`.
         p: exponent of the Lp ground cost, 1 or 2.
         sample: how many sources the bound is computed for; with all of them it is a bound and no estimate.
@@ -60,21 +63,36 @@ def near_plan(
     Raises:
         RuntimeError: POT did not reach the optimum.
     """
-    b, k = b * (a.sum() / b.sum()), NEIGHBOURS
+    b = b * (a.sum() / b.sum())
     chosen = np.sort(np.random.default_rng(0).permutation(len(sources))[:sample])
-    full = np.stack([_distances(sources[i], targets, p) for i in chosen])
-    while True:
-        pairs = _pairs(sources, targets, a, b, k)
-        cost = _pair_costs(sources, targets, pairs, p)
-        plan, total, u, v = _solve(pairs, cost, a, b)
-        short = np.maximum(u[chosen] - (full - v).min(axis=1), 0)
+    true, guess = np.stack([_distances(sources[i], targets, p) for i in chosen]), _euclidean(sources, targets)
+    guess *= np.float32(true.sum() / (guess[chosen].sum(dtype=np.float64) or 1))
+    codes, costs = np.zeros(0, np.int64), np.zeros(0)
+    joining = _first_pairs(sources, targets, guess, a, b)
+    for _ in range(ROUNDS):
+        new = np.setdiff1d(joining, codes)
+        codes = np.concatenate([codes, new])
+        costs = np.concatenate([costs, _pair_costs(sources, targets, *np.divmod(new, len(b)), p)])
+        guess.reshape(-1)[codes] = costs
+        plan, total, u, v = _solve(codes, costs, a, b)
+        short = np.maximum(u[chosen] - (true - v).min(axis=1), 0)
         gap = float(short @ a[chosen]) * len(a) / len(chosen) / (total or 1)
         log.debug(
-            "transport %d × %d over %d near pairs: within %.2g%% of the optimum", len(a), len(b), len(cost), 100 * gap
+            "transport %d × %d, %d near pairs: within %.2g%% of the optimum", len(a), len(b), len(codes), 100 * gap
         )
-        if gap <= GAP or k >= MOST:
-            return Near(plan, total, gap, k)
-        k *= 2
+        if gap <= GAP or not len(new):
+            break
+        joining = _codes(_smallest(guess, v.astype(guess.dtype), JOINING), len(b))
+    return Near(plan, total, gap, len(codes))
+
+
+def _euclidean(sources: Real, targets: Real) -> NDArray[np.float32]:
+    """(s, t) L2 distances."""
+    matrix = np.asarray(sources @ targets.T, np.float32)
+    matrix *= -2
+    matrix += np.einsum("nd,nd->n", sources, sources)[:, None]
+    matrix += np.einsum("nd,nd->n", targets, targets)
+    return np.asarray(np.sqrt(np.maximum(matrix, 0, out=matrix), out=matrix))
 
 
 def _distances(x: Real, rows: Real, p: int) -> NDArray[np.float64]:
@@ -85,20 +103,24 @@ def _distances(x: Real, rows: Real, p: int) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _pairs(sources: Real, targets: Real, a: NDArray[np.float64], b: NDArray[np.float64], k: int) -> coo_array:
-    """The (source, target) pairs that may carry mass, each once."""
-    dot = sources @ targets.T  # rows have length 1, so the largest product is the smallest distance
-    rows, columns = (_largest(matrix, min(k, matrix.shape[1])) for matrix in (dot, dot.T))
-    i = [np.repeat(np.arange(len(a)), rows.shape[1]), columns.ravel()]
-    j = [rows.ravel(), np.repeat(np.arange(len(b)), columns.shape[1])]
+def _first_pairs(sources: Real, targets: Real, guess: Real, a: NDArray[np.float64], b: NDArray[np.float64]) -> Ids:
+    """Codes i·t + j of the pairs that may carry mass at first."""
+    rows, columns = _smallest(guess, None, NEIGHBOURS), _smallest(guess.T, None, NEIGHBOURS)
+    back = columns * len(b) + np.arange(len(b))[:, None]
     x, y = _feasible(sources, targets, a, b)
-    code = np.unique(np.concatenate([*i, x]) * len(b) + np.concatenate([*j, y]))
-    return coo_array((np.ones(len(code)), np.divmod(code, len(b))), shape=(len(a), len(b)))
+    return np.unique(np.concatenate([_codes(rows, len(b)), back.ravel(), x * len(b) + y]))
 
 
-def _largest(matrix: Real, k: int) -> Ids:
-    """(n, k) the columns of the k largest elements of each row."""
-    parts = [np.argpartition(-matrix[i : i + ROWS], k - 1, axis=1)[:, :k] for i in range(0, len(matrix), ROWS)]
+def _codes(columns: Ids, t: int) -> Ids:
+    return np.asarray(columns + np.arange(len(columns))[:, None] * t).ravel()
+
+
+def _smallest(matrix: Real, potential: Real | None, k: int) -> Ids:
+    """(n, k) the columns of the k smallest elements of each row, less `potential` if given."""
+    k, parts = min(k, matrix.shape[1]), []
+    for i in range(0, len(matrix), ROWS):
+        block = matrix[i : i + ROWS] if potential is None else matrix[i : i + ROWS] - potential
+        parts.append(np.argpartition(block, k - 1, axis=1)[:, :k])
     return np.concatenate(parts)
 
 
@@ -114,22 +136,20 @@ def _feasible(sources: Real, targets: Real, a: NDArray[np.float64], b: NDArray[n
     return s[np.concatenate([i for i, _ in near])], t[np.concatenate([j for _, j in near])]
 
 
-def _pair_costs(sources: Real, targets: Real, pairs: coo_array, p: int) -> NDArray[np.float64]:
-    costs = [np.linalg.norm(sources[i] - targets[j], ord=p, axis=1) for i, j in _in_blocks(pairs.row, pairs.col)]
-    return np.concatenate(costs).astype(np.float64)
-
-
-def _in_blocks(i: Ids, j: Ids) -> list[tuple[Ids, Ids]]:
-    return [(i[n : n + ROWS], j[n : n + ROWS]) for n in range(0, len(i), ROWS)]
+def _pair_costs(sources: Real, targets: Real, i: Ids, j: Ids, p: int) -> NDArray[np.float64]:
+    """Lp distances between the rows i of `sources` and j of `targets`."""
+    blocks = [slice(n, n + ROWS) for n in range(0, len(i), ROWS)]
+    costs = [np.linalg.norm(sources[i[x]] - targets[j[x]], ord=p, axis=1) for x in blocks]
+    return np.concatenate([np.zeros(0), *costs])
 
 
 def _solve(
-    pairs: coo_array, cost: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
+    codes: Ids, costs: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[csr_array, float, NDArray[np.float64], NDArray[np.float64]]:
     import ot  # here, because its import takes longer than all the others together
 
-    costs = coo_array((cost, (pairs.row, pairs.col)), shape=pairs.shape)
-    plan, found = ot.emd(a, b, costs, numItermax=100_000_000, log=True, center_dual=False)
+    pairs = coo_array((costs, np.divmod(codes, len(b))), shape=(len(a), len(b)))
+    plan, found = ot.emd(a, b, pairs, numItermax=100_000_000, log=True, center_dual=False)
     if found["warning"]:
         raise RuntimeError(f"transport plan not optimal: {found['warning']}")
     return csr_array(plan), float(found["cost"]), np.asarray(found["u"]), np.asarray(found["v"])

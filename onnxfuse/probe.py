@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, UsageError, one_line
-from .model import Array, values_of
+from .model import Array, consumers, values_of
 from .standin import in_float32, needs_stand_in
 
 INLINE = 128
@@ -92,13 +92,14 @@ def _starts(provider: str) -> bool:
     return bool(trial.get_providers()[0] == provider)
 
 
-def session_options(optimized: bool) -> ort.SessionOptions:
+def session_options(optimized: bool, large: bool = False) -> ort.SessionOptions:
     """Options for a session that runs once: no memory kept for a second run, no weights copied into another layout."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if large or not optimized:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
@@ -123,8 +124,10 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtVal
     graph.output.extend(source.output)
     graph.sparse_initializer.extend(source.sparse_initializer)
     graph.value_info.extend(source.value_info)
-    weights = {}
+    weights, used = {}, consumers(source)
     for tensor in source.initializer:
+        if not used.get(tensor.name) and all(v.name != tensor.name for v in source.input):
+            continue  # onnxruntime drops it before it looks for its values
         if int(np.prod(tensor.dims)) <= INLINE or tensor.data_type == TensorProto.STRING:
             graph.initializer.append(tensor)
             continue

@@ -13,13 +13,15 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
 from .errors import VerificationFailed, one_line
-from .model import Array, too_large
+from .model import Array, file_bytes, too_large
 from .probe import Probe, session, session_options
 from .standin import in_float32
 
 log = logging.getLogger("onnxfuse")
 AGREEMENT = 1e-3
 """Relative difference allowed between a result's outputs with onnxruntime's optimizations off and on."""
+LARGE = 1 << 30
+"""Bytes of a model from which on onnxruntime must not copy its weights into another layout for one run."""
 SLACK = 10.0
 """Or this many times what the original's own outputs differ by, for models that are that sensitive."""
 
@@ -90,7 +92,8 @@ def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], opti
     if isinstance(model, ModelProto):
         opened = session(model, providers, optimized)
     else:
-        opened = ort.InferenceSession(str(model), session_options(optimized), providers=list(providers))
+        options = session_options(optimized, large=file_bytes(model) > LARGE)
+        opened = ort.InferenceSession(str(model), options, providers=list(providers))
     names = [o.name for o in opened.get_outputs()]
     return dict(zip(names, opened.run(names, dict(feeds)), strict=True))
 
