@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, helper
 from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist
 
@@ -24,7 +24,7 @@ from .absorb import bias_of, columns, makes
 from .channels import ChannelGroup, Channels, Slot
 from .conduct import Conduct, conducts
 from .merge import Merge
-from .model import Array, constant_tensors, set_values
+from .model import Array, constant_tensors, set_values, values_of
 from .probe import Probe, session
 from .standin import in_float32
 from .tracker import Ids, RawSlot, Role
@@ -154,7 +154,7 @@ def _values(
     for group, candidates in still.items():
         for slot in group.slots:
             if slot.role is Role.PRODUCES and len(candidates):
-                values = np.array(numpy_helper.to_array(constants[slot.tensor]))
+                values = np.array(values_of(constants[slot.tensor]))
                 view = front(values, slot)
                 view[np.unravel_index(slot.positions[candidates], view.shape[: len(slot.axes)])] = 0
                 set_values(constants[slot.tensor], values)

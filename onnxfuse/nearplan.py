@@ -23,7 +23,7 @@ Ids = NDArray[np.int64]
 NEIGHBOURS, ROUNDS = 16, 25
 """k, and how often pairs may join."""
 JOINING = 6
-"""Pairs that join in a round, for each source."""
+"""Pairs that join in a round, for each source and for each target."""
 SAMPLE = 64
 """Sources for which the bound is computed."""
 GAP = 5e-3
@@ -68,7 +68,8 @@ def near_plan(
     true, guess = np.stack([_distances(sources[i], targets, p) for i in chosen]), _euclidean(sources, targets)
     guess *= np.float32(true.sum() / (guess[chosen].sum(dtype=np.float64) or 1))
     codes, costs = np.zeros(0, np.int64), np.zeros(0)
-    joining = _first_pairs(sources, targets, guess, a, b)
+    x, y = _feasible(sources, targets, a, b)
+    joining = np.concatenate([x * len(b) + y, _pairs(guess, 0 * a, 0 * b, NEIGHBOURS)])
     for _ in range(ROUNDS):
         new = np.setdiff1d(joining, codes)
         codes = np.concatenate([codes, new])
@@ -82,7 +83,7 @@ def near_plan(
         )
         if gap <= GAP or not len(new):
             break
-        joining = _codes(_smallest(guess, v.astype(guess.dtype), JOINING), len(b))
+        joining = _pairs(guess, u, v, JOINING)
     return Near(plan, total, gap, len(codes))
 
 
@@ -103,25 +104,17 @@ def _distances(x: Real, rows: Real, p: int) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def _first_pairs(sources: Real, targets: Real, guess: Real, a: NDArray[np.float64], b: NDArray[np.float64]) -> Ids:
-    """Codes i·t + j of the pairs that may carry mass at first."""
-    rows, columns = _smallest(guess, None, NEIGHBOURS), _smallest(guess.T, None, NEIGHBOURS)
-    back = columns * len(b) + np.arange(len(b))[:, None]
-    x, y = _feasible(sources, targets, a, b)
-    return np.unique(np.concatenate([_codes(rows, len(b)), back.ravel(), x * len(b) + y]))
+def _pairs(guess: Real, u: Real, v: Real, k: int) -> Ids:
+    """Codes i·t + j of the k pairs of least reduced cost of each source, and of each target."""
+    sources, targets = np.arange(len(u)), np.arange(len(v))
+    rows, columns = _smallest(guess, v.astype(guess.dtype), k), _smallest(guess.T, u.astype(guess.dtype), k)
+    return np.concatenate([(sources[:, None] * len(v) + rows).ravel(), (columns * len(v) + targets[:, None]).ravel()])
 
 
-def _codes(columns: Ids, t: int) -> Ids:
-    return np.asarray(columns + np.arange(len(columns))[:, None] * t).ravel()
-
-
-def _smallest(matrix: Real, potential: Real | None, k: int) -> Ids:
-    """(n, k) the columns of the k smallest elements of each row, less `potential` if given."""
-    k, parts = min(k, matrix.shape[1]), []
-    for i in range(0, len(matrix), ROWS):
-        block = matrix[i : i + ROWS] if potential is None else matrix[i : i + ROWS] - potential
-        parts.append(np.argpartition(block, k - 1, axis=1)[:, :k])
-    return np.concatenate(parts)
+def _smallest(matrix: Real, potential: Real, k: int) -> Ids:
+    """(n, k) the columns of the k smallest elements of each row, less `potential`."""
+    k, blocks = min(k, matrix.shape[1]), (matrix[i : i + ROWS] - potential for i in range(0, len(matrix), ROWS))
+    return np.concatenate([np.argpartition(block, k - 1, axis=1)[:, :k] for block in blocks])
 
 
 def _feasible(sources: Real, targets: Real, a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[Ids, Ids]:

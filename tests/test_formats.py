@@ -150,3 +150,22 @@ def test_activations_in_every_format(kind: str) -> None:
     samples = {"x": np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)}
     result = onnxfuse.fuse(model, sparsity=0.5, importance="energy", calib=samples)
     assert [(g.before, g.after) for g in result.report.groups] == SIZES["mlp"]
+
+
+def test_weights_quantized_in_blocks_are_left_alone_with_the_reason() -> None:
+    model = from_text(
+        """(float[N,6] x) => (float[N,2] y)
+        <int8[6,2] q = {1,2,3,4,5,6,7,8,9,1,2,3}, float[2,2] s = {0.5, 0.25, 0.5, 0.25}, float[2,8] w2, float[8,2] w3> {
+            w = DequantizeLinear<axis=0, block_size=3>(q, s)
+            h = MatMul(x, w)
+            k = MatMul(h, w2)
+            y = MatMul(k, w3)
+        }""",
+        opset=21,
+    )
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert [(g.name, g.before, g.after) for g in result.report.groups] == [("k", 8, 4)]
+    assert ("w", "its weights are quantized in blocks or below 8 bits") in [
+        (row.name, row.reason) for row in result.report.locked
+    ]
+    assert oracle_error(model, result, inputs(model)) < 1e-5

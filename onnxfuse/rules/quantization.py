@@ -12,7 +12,9 @@ from ..tracker import Role, Tracker, expand
 
 def quantize(node: Node, t: Tracker) -> None:
     """QuantizeLinear and DequantizeLinear: by one scale they act position by position; scales per channel are tied."""
-    ids = t.of(node)
+    ids, shape = t.of(node), t.out_shape(node)
+    if t.is_constant(node, 0) and len(shape) > 1:
+        t.leave_alone(shape[-1] if len(shape) == 2 else shape[0], "its weights are quantized in blocks or below 8 bits")
     if int(np.prod(t.in_shape(node, 1))) > 1:
         ids = t.collapse(ids, (axis := int(node.attrs.get("axis", 1)) % ids.ndim,))
         if node.attrs.get("block_size", 0) or not _same_zero(node, t):
