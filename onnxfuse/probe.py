@@ -153,11 +153,12 @@ def run_probe(model: ModelProto, feeds: Mapping[str, Array], providers: Sequence
     """
     options = session_options(optimized=False)
     skeleton, weights = without_weights(model)
+    mapped = _as_inputs(model, skeleton, weights)
     options.add_external_initializers(list(weights), list(weights.values()))
     asked = _ask_for_shapes(skeleton)
     run = ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
     names = [o.name for o in model.graph.output]
-    results = run.run([*names, *asked], dict(feeds))
+    results = run.run([*names, *asked], {**feeds, **mapped})
     outputs = dict(zip(names, results[: len(names)], strict=True))
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer} | {k: v.shape for k, v in feeds.items()}
     integers = {}
@@ -168,6 +169,21 @@ def run_probe(model: ModelProto, feeds: Mapping[str, Array], providers: Sequence
             integers[name] = value
     integers |= {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "ib" and v.ndim < 2}
     return Probe(feeds, outputs, shapes, integers)
+
+
+def _as_inputs(model: ModelProto, skeleton: ModelProto, weights: dict[str, ort.OrtValue]) -> dict[str, Array]:
+    """Make inputs of the weights that are mapped from a file: onnxruntime copies initializers, but not inputs."""
+    external = [t for t in model.graph.initializer if t.name in weights and t.data_location == TensorProto.EXTERNAL]
+    mapped = {t.name: values_of(t) for t in external}
+    mapped = {name: array for name, array in mapped.items() if array.dtype.kind in "fiub" and array.dtype.isbuiltin}
+    graph, listed = skeleton.graph, {v.name for v in skeleton.graph.input}
+    for i in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[i]
+        if tensor.name in mapped:
+            if tensor.name not in listed:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            del weights[tensor.name], graph.initializer[i]
+    return mapped
 
 
 def _ask_for_shapes(skeleton: ModelProto) -> list[str]:
