@@ -79,11 +79,14 @@ def _amount(g: Any) -> None:
 
 
 def _merging(g: Any) -> None:
-    g.add_argument("--method", choices=METHODS, default="intra-fusion", help="default: %(default)s")
+    g.add_argument("--method", choices=METHODS, default="auto", help="default: %(default)s")
     g.add_argument(
         "--importance", default="l1", metavar="NAME|FILE.npz",
         help=f"which channels survive: {', '.join(METRICS)}, or your own scores by layer (default: %(default)s)",
     )  # fmt: skip
+    g.add_argument(
+        "--repair", action=argparse.BooleanOptionalAction, help="refit consumers (auto, surgeon, --calib: on)"
+    )
     g.add_argument("--gradients", type=Path, metavar="FILE.npz", help="∂L/∂w by initializer name, for taylor")
     g.add_argument("--calib", type=Path, metavar="FILE.npz|FOLDER", help="64 to 512 unlabelled samples")
     g.add_argument("--calib-preprocess", metavar="mean=…,std=…", help=f"of a folder of images: {KEYS}")

@@ -13,12 +13,14 @@ from onnx import ModelProto
 from .activations import measure
 from .budget import absolute, choose
 from .calibdata import Batches
+from .calibrate import Study
 from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
 from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
 from .gradients import Salience, products
 from .importance import GroupView, Scores, importance
 from .lossless import Free, find_free
+from .measuring import repair_notes, survey
 from .merge import Merge, Task, TransportOptions, strategy
 from .model import Array, Graph, set_values
 from .options import Options
@@ -26,6 +28,7 @@ from .plan import Plan
 from .prepare import Folded, densify, prepare
 from .probe import Probe, provider_list
 from .quantized import Lowered, lower
+from .repair import Repair, repair
 from .report import GroupRow, Size
 from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, removed_mask, rewrite
@@ -87,9 +90,15 @@ def compress(
         return _lossless(graph, reference, options, before, folded, lowered)
     channels, keep = settle(graph, reference, options, room)
     salience = None if given is None else Salience(given, folded, graph.clones)
-    measured = _measured(channels, options, batches, tell)
-    merges = _merge_all(channels, keep, options, transport, tell, salience, measured)
-    return _finish(channels, merges, before, folded, lowered, options, room)
+    energies = _measured(channels, options, batches, tell)
+    tell("measure", 0, 1)
+    measured = survey(channels, folded, options, batches, before, lowered)
+    merges, weights = _merge_all(channels, keep, options, transport, tell, salience, energies, measured)
+    repairs: list[Repair] = []
+    if measured is not None and options.repairs:
+        weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
+    rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
+    return _finish(channels, merges, repairs, before, folded, lowered, options, measured, room)
 
 
 def _measured(
@@ -116,9 +125,9 @@ def _lossless(
         set_values(graph.constants[bias], graph.array(bias) + shift)
     weights = Weights(graph)
     for group, merge in found.merges:
-        weights.apply(group, merge, {})
+        weights.apply(group.slots, merge, {})
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in found.merges])
-    small = _finish(channels, found.merges, before, folded, lowered, options, None)
+    small = _finish(channels, found.merges, (), before, folded, lowered, options, None, None)
     return replace(small, plan=replace(small.plan, shifts=found.shifts), free=found.counts)
 
 
@@ -190,13 +199,15 @@ def _merge_all(
     transport: TransportOptions,
     tell: Progress,
     salience: Salience | None,
-    measured: Mapping[ChannelGroup, Scores],
-) -> list[tuple[ChannelGroup, Merge]]:
+    energies: Mapping[ChannelGroup, Scores],
+    measured: Study | None,
+) -> tuple[list[tuple[ChannelGroup, Merge]], Weights]:
     """Merge every group, the last in the graph first: later plans see the weights that earlier ones left.
 
     Groups that share no weight tensor do not see each other, so two are merged at a time.
     """
-    weights, method = Weights(channels.tracker.graph), strategy(options.method)
+    weights = Weights(channels.tracker.graph, keep=measured is not None)
+    method = strategy(options.method)
     score = function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
 
@@ -206,19 +217,19 @@ def _merge_all(
         _check_finite(rows)
         rng = np.random.default_rng([options.seed, number])
         products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
-        scores = importance(score, GroupView(group, rows, rng, products, measured.get(group)))
+        scores = importance(score, GroupView(group, rows, rng, products, energies.get(group)))
+        seen = () if measured is None else (measured.views(rows), measured.source)
         joined = side_by_side(list(rows.values()))
         if joined.nbytes > LARGE:
             rows.clear()  # gathered again when they are needed
-        result = method(Task(joined, scores, k, transport))
+        result = method(Task(joined, scores, k, transport, *seen))
         del joined
-        weights.apply(group, result, rows)
+        weights.apply(group.slots, result, rows)
         return result
 
     before = _shared_tensors([g for g, _ in todo], weights.graph)
     merges = in_order(merge, before, lambda done: tell("merge", done, len(todo)))
-    rewrite(channels, weights, [Removal(g, m.kept) for (g, _), m in zip(todo, merges, strict=True)])
-    return [(g, m) for (g, _), m in zip(todo, merges, strict=True)]
+    return [(g, m) for (g, _), m in zip(todo, merges, strict=True)], weights
 
 
 def _check_finite(rows: Mapping[Slot, Array]) -> None:
@@ -256,10 +267,12 @@ def _bytes(group: ChannelGroup, graph: Graph) -> int:
 def _finish(
     channels: Channels,
     merges: Sequence[tuple[ChannelGroup, Merge]],
+    repairs: Sequence[Repair],
     before: tuple[int, int],
     folded: Sequence[Folded],
     lowered: Lowered,
     options: Options,
+    measured: Study | None,
     room: float | None,
 ) -> Small:
     t, removals = channels.tracker, [Removal(g, m.kept) for g, m in merges]
@@ -275,6 +288,7 @@ def _finish(
         Size(sum(r.after for r in rows), parameters(model), left, 0),
     )
     settled = options if room is None else replace(options, target_macs=max(1.5, sizes[1].macs))
-    plan = Plan(settled.recorded(), tuple(folded), t.graph.clones, tuple(merges))
+    plan = Plan(settled.recorded(), tuple(folded), t.graph.clones, tuple(merges), repairs=tuple(repairs))
     notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
+    notes += repair_notes(repairs, options, measured)
     return Small(model, *sizes, rows, channels.locked, plan, notes)

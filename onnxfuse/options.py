@@ -14,8 +14,8 @@ import numpy as np
 
 from .allocate import kept_count
 from .errors import UsageError
-from .merge import TRANSPORTS, TransportOptions, strategy
-from .scores import Importance, check_importance
+from .merge import MEASURING, TRANSPORTS, TransportOptions, strategy
+from .scores import Importance, check_importance, feature_of
 from .sources import Source
 
 
@@ -25,11 +25,12 @@ class Options:
 
     Attributes:
         sparsity: fraction of channels removed from each group; None if budgets say how much.
-        method: intra-fusion, barycentric, fold or drop.
+        method: auto, intra-fusion, barycentric, fold, surgeon or drop.
         importance: a metric's name, an .npz file or its arrays, or a function.
+        repair: whether consumers are repaired; None for what the method is made for.
         gradients: of the weights, for the taylor metric.
         lossless: remove dead, constant and duplicate channels only.
-        calib: unlabelled samples, an .npz file or its arrays, or a folder of images.
+        calib: unlabelled samples to measure on, not synthetic ones: an .npz file or its arrays, or a folder of images.
         calib_preprocess: of these images, as for `images.parse`.
         source_mass, target_mass, target, cost_norm: the transport's ablations (None: the method's own).
         exclude: regular expressions of nodes to leave alone.
@@ -55,7 +56,7 @@ class Options:
     """
 
     sparsity: float | None = None
-    method: str = "intra-fusion"
+    method: str = "auto"
     importance: Importance = "l1"
     source_mass: str | None = None
     target_mass: str | None = None
@@ -84,8 +85,10 @@ class Options:
     eval: str | None = None
     metric: str | None = None
     lossless: bool = False
+    repair: bool | None = None
     calib: Source | None = None
     calib_preprocess: str | None = None
+    external_data: bool = False
 
     @property
     def budgets(self) -> dict[str, str | float]:
@@ -109,7 +112,13 @@ class Options:
         given = self.sparsity is not None or self.target_latency is not None
         return bool(given or self.budgets or self.ratio or self.from_plan or self.lossless)
 
-    external_data: bool = False
+    @property
+    def repairs(self) -> bool:
+        """Whether consumers are repaired."""
+        if self.repair is not None:
+            return self.repair
+        given = self.calib is not None and feature_of(self.importance) is None  # not for the metric alone
+        return self.method in MEASURING or given
 
     def recorded(self) -> dict[str, Any]:
         """The options as JSON values: a function by its name, arrays only as such."""
@@ -153,9 +162,11 @@ def check_options(o: Options) -> TransportOptions:
         if value is not None and value not in valid:
             names = ", ".join(map(str, valid))
             raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
-    check_importance(o.importance, {"gradients": o.gradients, "calib": o.calib}, ("gradients", "calib"))
+    check_importance(o.importance, {"gradients": o.gradients, "calib": o.calib}, ("gradients",))
     if o.calib_preprocess is not None and o.calib is None:
         raise UsageError("--calib-preprocess is of the images of --calib; give that, too")
+    if o.calib is not None and not (o.repairs or o.method in MEASURING or feature_of(o.importance)):
+        raise UsageError(f"method {o.method!r} without repair measures nothing: leave out --calib or --no-repair")
     given = {f.name: getattr(o, f.name) for f in fields(TransportOptions) if getattr(o, f.name) is not None}
     if given and o.method not in TRANSPORTS:
         names = ", ".join("--" + n.replace("_", "-") for n in given)

@@ -52,7 +52,10 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     small_schemes = lower(shrunk).schemes
     small = {name: values_of(t) for name, t in constant_tensors(shrunk.graph).items()}
     full = {name: values_of(t) for name, t in graph.constants.items()}
-    for name, masks in slot_masks(removals, full).items():
+    masks_of = slot_masks(removals, full)
+    for name in _repaired(result) - masks_of.keys():  # other values at the old size
+        set_values(graph.constants[name], small[name])
+    for name, masks in masks_of.items():
         array = small[name]
         for slot, mask in reversed(masks):
             array = unshrink(array, slot, mask)
@@ -62,6 +65,12 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
             set_values(graph.constants[name], small[name])
     restore(graph, lowered, _padded_scales(graph, lowered, small_schemes, removals), exact=True)
     return model, reference
+
+
+def _repaired(result: FuseResult) -> set[str]:
+    """Names of all constants that a repair changed."""
+    readers = [r.reader for r in result.plan.repairs]
+    return {r.slot.tensor for r in readers} | {r.bias for r in readers if r.bias}
 
 
 def _padded_scales(

@@ -52,7 +52,7 @@ def fuse(
     output: PathLike | None = None,
     *,
     sparsity: float | None = None,
-    method: str = "intra-fusion",
+    method: str = "auto",
     importance: Importance = "l1",
     source_mass: str | None = None,
     target_mass: str | None = None,
@@ -81,6 +81,7 @@ def fuse(
     eval: PathLike | None = None,  # noqa: A002 (the command line's name)
     metric: str | None = None,
     lossless: bool = False,
+    repair: bool | None = None,
     calib: Source | None = None,
     calib_preprocess: str | None = None,
     external_data: bool = False,
@@ -93,7 +94,7 @@ def fuse(
         output: where to write; may be the input file. None writes nothing. It is replaced in one step, and only
             when every check has passed.
         sparsity: fraction of channels removed from each group, 0 ≤ s < 1; n − int(n(1 − s)) of n go.
-        method: 'intra-fusion' (the paper's), 'barycentric', 'fold' or 'drop'.
+        method: 'auto' (the best known), 'intra-fusion' (the paper's), 'barycentric', 'fold', 'surgeon' or 'drop'.
         importance: which channels survive: 'l1', 'l2', 'lamp', 'taylor' or 'random'; your own scores, as an .npz file
             or a mapping with an array for each layer or group; or a function from `GroupView` to scores.
         source_mass, target_mass: 'uniform' or 'importance'; for the transport methods only, like the next two.
@@ -125,9 +126,10 @@ def fuse(
         metric: 'module:function' of outputs and labels, in place of top-1 accuracy.
         lossless: in place of a sparsity: remove only dead, constant and duplicate channels; the outputs may change by
             less than 1e-5 of their norm.
-        calib: 64 to 512 unlabelled samples, an .npz file or a mapping with an array for each input, or a folder of
-            images; for chip and energy.
-        calib_preprocess: of these images: 'mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=nchw'.
+        repair: refit what consumers read to what it was, on samples; None: for auto and surgeon, and with `calib`.
+        calib: 64 to 512 unlabelled samples to measure on, in place of synthetic ones: an .npz file or a mapping with an
+            array for each input, or a folder of images.
+        calib_preprocess: of a folder of images, such as 'mean=0.5,std=0.5,layout=nchw' (see `images.parse`).
         external_data: write large weights to `<output>.data` beside the result; so it is, too, if the input has such a
             file, and above 2 GB.
         progress: called as the stages go on.
@@ -146,7 +148,7 @@ def fuse(
         scope, target_macs, target_params, target_size, listed(ratio), listed(keep),
         round_to, None if from_plan is None else os.fspath(from_plan), latency, threads, target_latency,
         max_error, max_drop, None if eval is None else os.fspath(eval), metric,
-        lossless, calib, calib_preprocess, external_data,
+        lossless, repair, calib, calib_preprocess, external_data,
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 

@@ -11,6 +11,18 @@
     V.reshape(-1, *rest)[positions[kept]] = new         # and the places of the others are dropped at the end
 
 First of all, each array under `shift_NAME` is added to initializer NAME, a bias that takes up what constants gave.
+If `repairs` is not empty, a slot that a repair names (same initializer, axes and split, role consumes) is left out
+there, and when all groups are done the repairs follow in their order, each on initializer W:
+
+    V as above; columns = V.reshape(-1, *rest)[layout]      # (n, q, outputs, …)
+    bias += Σ over all axes but the outputs of np.tensordot(shift, columns, 1)   # if there is a bias
+    new = zeros like columns; new[kept] = np.tensordot(expand.T, columns, 1)
+    V.reshape(-1, *rest)[layout] = new
+    W's rows that make output i are multiplied by gain[i]; bias = bias · gain + offset   # if there is a bias
+
+With a split of b > 1 the n channels are b equal blocks that make the outputs block by block; where an Add of its own
+holds the bias (`bias_apart`), gain does not multiply it.
+
 The matrices are in coordinate form: `M = np.zeros(shape); M[row, column] = value`.
 """
 
@@ -29,6 +41,7 @@ from .channels import ChannelGroup
 from .merge import Merge
 from .model import Array
 from .prepare import Folded
+from .repair import Repair
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +54,7 @@ class Plan:
         clones: name of a new initializer → the one it copies.
         merges: group and merge, first to last.
         shifts: bias → what was added to it before.
+        repairs: what replaced the merges' expand at single consumers, first to last.
     """
 
     options: dict[str, Any]
@@ -48,6 +62,7 @@ class Plan:
     clones: dict[str, str] = field(default_factory=dict)
     merges: tuple[tuple[ChannelGroup, Merge], ...] = ()
     shifts: Mapping[str, Array] = field(default_factory=dict)
+    repairs: tuple[Repair, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The plan without its matrices, as JSON values."""
@@ -56,6 +71,7 @@ class Plan:
             "folded_batch_norms": [_folded_json(f) for f in self.folded],
             "clones": self.clones,
             "groups": [_group_json(i, g, m) for i, (g, m) in enumerate(self.merges)],
+            "repairs": [_repair_json(i, r) for i, r in enumerate(self.repairs)],
         }
 
     def arrays(self) -> dict[str, Array]:
@@ -65,6 +81,9 @@ class Plan:
             for name, matrix in (("compress", merge.compress), ("expand", merge.expand)):
                 found |= {f"group_{i}_{name}_{part}": a for part, a in _coordinates(matrix).items()}
             found |= {f"group_{i}_slot_{k}_positions": s.positions for k, s in enumerate(group.slots)}
+        for i, r in enumerate(self.repairs):
+            found |= {f"repair_{i}_{name}": getattr(r, name) for name in ("kept", "expand", "shift", "gain", "offset")}
+            found[f"repair_{i}_layout"] = r.reader.layout
         return found
 
     def save(self, path: Path) -> None:
@@ -85,6 +104,19 @@ def _folded_json(folded: Folded) -> dict[str, Any]:
 def _coordinates(matrix: csr_array) -> dict[str, Array]:
     entries = coo_array(matrix)
     return {"shape": np.array(matrix.shape), "row": entries.row, "column": entries.col, "value": entries.data}
+
+
+def _repair_json(number: int, repair: Repair) -> dict[str, Any]:
+    reader = repair.reader
+    return {
+        "repair": number,
+        "initializer": reader.slot.tensor,
+        "axes": list(reader.slot.axes),
+        "split": reader.slot.split,
+        "bias": reader.bias,
+        "bias_apart": repair.bias_apart,
+        "outputs_axis": repair.outputs_axis,
+    }
 
 
 def _group_json(number: int, group: ChannelGroup, merge: Merge) -> dict[str, Any]:

@@ -131,11 +131,17 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtVal
         if int(np.prod(tensor.dims)) <= INLINE or tensor.data_type == TensorProto.STRING:
             graph.initializer.append(tensor)
             continue
-        stub = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        stub.data_location = TensorProto.EXTERNAL
-        stub.external_data.add(key="location", value="memory")
+        graph.initializer.append(memory_stub(tensor, tensor.name))
         weights[tensor.name] = _ort_value(tensor)
     return skeleton, weights
+
+
+def memory_stub(tensor: TensorProto, name: str) -> TensorProto:
+    """What stands in a graph for an initializer that is handed to onnxruntime by reference."""
+    stub = TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims)
+    stub.data_location = TensorProto.EXTERNAL
+    stub.external_data.add(key="location", value="memory")
+    return stub
 
 
 def _ort_value(tensor: TensorProto) -> ort.OrtValue:

@@ -99,6 +99,8 @@ def _shrink_tensors(graph: Graph, weights: Weights, removals: Sequence[Removal])
         for slot, mask in masks:
             array = shrink(array, slot, mask)
         set_values(graph.constants[name], array)
+    for name, array in weights.arrays.items():  # same size, other values
+        set_values(graph.constants[name], array)
 
 
 def shrink(array: Array, slot: Slot, mask: Mask) -> Array:

@@ -14,26 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from .channels import ChannelGroup, Slot
+from .channels import Slot
 from .merge import Merge
 from .model import Array, Graph
 from .tracker import Ids, RawSlot, Role
 
 
 class Weights:
-    """Arrays of constants, fetched from the graph when first touched."""
+    """Arrays of constants, fetched from the graph when first touched.
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    Without `keep` the graph's own values are let go then, so that no weight is held twice.
+    """
+
+    def __init__(self, graph: Graph, other: Mapping[str, Array] | None = None, keep: bool = False) -> None:
+        """Args:
+        graph: has the constants.
+        other: values that take precedence over the graph's.
+        keep: the graph's values will be needed again.
+        """
+        self.graph, self.other, self.keep = graph, other or {}, keep
         self.arrays: dict[str, Array] = {}
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.arrays:
-            values = self.graph.array(name)
-            exact = values.dtype in (np.float32, np.float64)
-            self.arrays[name] = np.array(values, dtype=values.dtype if exact else np.float32, order="C")
-            self.graph.constants[name].ClearField("raw_data")
+            own = self.graph.array(name)
+            exact = own.dtype in (np.float32, np.float64)
+            values = self.other.get(name, own)
+            self.arrays[name] = np.array(values, dtype=own.dtype if exact else np.float32, order="C")
+            if not self.keep:
+                self.graph.constants[name].ClearField("raw_data")
         return self.arrays[name]
+
+    def __setitem__(self, name: str, values: Array) -> None:
+        self.arrays[name] = values
 
     def gather(self, slot: Slot) -> Array:
         """(n, q·rest) what each channel of the group has in this slot."""
@@ -47,10 +60,10 @@ class Weights:
         shape = (len(kept), slot.positions.shape[1], *view.shape[len(index) :])
         view[tuple(i[kept] for i in index)] = values.reshape(shape)
 
-    def apply(self, group: ChannelGroup, merge: Merge, rows: Mapping[Slot, Array]) -> None:
-        """Merge the channels of `group` in every slot; `rows` has what was gathered of some of them already."""
-        uses = Counter(slot.tensor for slot in group.slots)
-        for slot in group.slots:
+    def apply(self, slots: Sequence[Slot], merge: Merge, rows: Mapping[Slot, Array]) -> None:
+        """Merge the channels of a group in these slots; `rows` has what was gathered of some of them already."""
+        uses = Counter(slot.tensor for slot in slots)
+        for slot in slots:
             fresh = uses[slot.tensor] > 1 or slot not in rows  # another slot's merge changes a shared tensor
             values = self.gather(slot) if fresh else rows[slot]
             self.scatter(slot, merge.kept, matrix(merge, slot.role, values.dtype) @ values)

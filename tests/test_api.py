@@ -120,7 +120,7 @@ def test_errors_are_the_command_lines(
 @pytest.mark.parametrize(
     ("options", "listed"),
     [
-        ({"method": "magic"}, "intra-fusion, barycentric, fold, drop"),
+        ({"method": "magic"}, "auto, intra-fusion, barycentric, fold, surgeon, drop"),
         ({"importance": "magic"}, "l1, l2, lamp, taylor, chip, energy, random, or give an .npz file"),
         ({"target": "magic"}, "important, cluster"),
         ({"source_mass": "magic"}, "uniform, importance"),
@@ -145,7 +145,8 @@ def test_analyze_has_the_same_errors(tmp_path: Path) -> None:
 def test_progress() -> None:
     calls: list[tuple[str, int, int]] = []
     onnxfuse.fuse(build("residual"), sparsity=0.5, progress=lambda *call: calls.append(call))
-    assert list(dict.fromkeys(stage for stage, _, _ in calls)) == ["load", "run the original", "merge", "verify"]
+    stages = ["load", "run the original", "measure", "merge", "repair", "verify"]
+    assert list(dict.fromkeys(stage for stage, _, _ in calls)) == stages
     assert all(0 <= done <= total for _, done, total in calls)
     assert next(total for stage, _, total in calls if stage == "merge") == 3
 

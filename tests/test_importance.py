@@ -283,7 +283,6 @@ def test_a_flattened_channel_has_all_its_places() -> None:
     ("options", "message"),
     [
         ({"importance": "chip"}, "importance 'chip' needs --calib"),
-        ({"importance": "l1", "calib": CALIB}, "--calib is for --importance chip or energy"),
         ({"importance": "l1", "gradients": {}}, "--gradients is for --importance taylor"),
         ({"calib_preprocess": "scale=1"}, "--calib-preprocess is of the images of --calib"),
         ({"importance": "chip", "calib": {}}, "calibration data: has no array for input 'x'"),

@@ -48,10 +48,11 @@ def network(channels: str) -> ModelProto:
 
 def fused(model: ModelProto, sparsity: float, **options: Any) -> tuple[list[int], Array, dict[str, Array]]:
     """The only group's survivors and F, and the small model's weights."""
+    options = {"method": "intra-fusion", **options}
     result = onnxfuse.fuse(model, sparsity=sparsity, **options)
     ((_, merge),) = result.plan.merges
     matrix = merge.compress.toarray()
-    if options.get("method", "intra-fusion") == "intra-fusion":
+    if options["method"] == "intra-fusion":
         np.testing.assert_array_equal(merge.expand.toarray(), matrix.T)
     return merge.kept.tolist(), matrix, weights(result.model)
 
@@ -173,7 +174,7 @@ def test_groups_go_from_the_output_to_the_input() -> None:
         k = Gemm<transB=1>(h, w2)
         y = Gemm<transB=1>(k, w3)
     }"""
-    result = onnxfuse.fuse(from_text(text), sparsity=0.5)
+    result = onnxfuse.fuse(from_text(text), sparsity=0.5, method="intra-fusion")
     assert [(g.name, m.kept.tolist()) for g, m in result.plan.merges] == [("k", [0]), ("h", [1])]
     small = weights(result.model)
     assert (small["w1"].tolist(), small["w2"].tolist(), small["w3"].tolist()) == ([[3]], [[3]], [[3]])
@@ -212,7 +213,7 @@ def test_shifts_are_merged_and_factors_averaged(
     name: str, group: str, factors: tuple[str, ...], shifts: tuple[str, ...]
 ) -> None:
     """A shift has the unit of an activation and becomes F b; of a factor the mean is taken with the weights of F."""
-    before, result = weights(build(name)), onnxfuse.fuse(build(name), sparsity=0.5)
+    before, result = weights(build(name)), onnxfuse.fuse(build(name), sparsity=0.5, method="intra-fusion")
     (matrix,) = (merge.compress.toarray() for g, merge in result.plan.merges if g.name == group)
     after, mean = weights(result.model), matrix / matrix.sum(axis=1, keepdims=True)
     assert matrix.sum() == 8  # all of every channel goes somewhere

@@ -1,0 +1,274 @@
+"""Measure what the weights of a graph read: moments of activations, from the user's data or from synthetic inputs.
+
+Synthetic inputs drift away from what training data looked like, the deeper the more. A BatchNormalization holds
+the true mean β and deviation |γ| of each of its channels, so the *twin* of the network, in which every
+normalization uses the batch's own statistics, has them at every depth. All moments are those of the twin.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto
+
+from .calibdata import Batches
+from .channels import Channels, Classes, Slot
+from .model import Array, Graph, attribute, proto_label
+from .prepare import Folded, scaled_rows
+from .surgeon import Source, View
+from .tracker import Ids, RawSlot, Role
+from .walk import Chunks, Walk
+
+Moment = NDArray[np.floating[Any]]
+WIDEST = 4096
+"""Readers of more channels than this are left as their merge makes them: their moments would be too large."""
+ROWS = 8
+"""Samples of a moment for each of its channels (and `FEWEST` at least): more of them are left out, at random."""
+FEWEST = 8192
+TINY = 1e-6
+MEASURED = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+"""Element types of weights that are refitted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A weight that reads channels.
+
+    Attributes:
+        slot: its axis of d positions.
+        value, axis: where they arrive.
+        bias: the initializer (outputs,) that is added to what it makes, or None.
+        layout: (n, q) the q positions of each of the n channels it reads (several behind a Flatten).
+    """
+
+    slot: RawSlot
+    value: str
+    axis: int
+    bias: str | None
+    layout: Ids
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...], int]:
+        """What tells it from other readers: initializer, axes, split."""
+        return self.slot.tensor, self.slot.axes, self.slot.split
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of the n channels that a reader sees, over `count` samples.
+
+    Attributes:
+        mean: (n,), zero if the reader has no bias that could take up a difference.
+        square: (n, n) covariance, or second moments if it has no bias.
+        count: of samples.
+    """
+
+    mean: Moment
+    square: Moment
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What was measured before anything was merged.
+
+    Attributes:
+        batches: the inputs.
+        twin: constants of the twin that differ from the graph's.
+        readers: in graph order.
+        moments: of each reader.
+        source: what they were measured on.
+    """
+
+    batches: Batches
+    twin: Mapping[str, Array]
+    readers: tuple[Reader, ...]
+    moments: tuple[Moments, ...]
+    source: Source
+
+    def views(self, rows: Mapping[Slot, Array]) -> list[View]:
+        """How the consumers of one group read it; `rows` has the (n, …) weights of its slots."""
+        at = {r.key: i for i, r in enumerate(self.readers)}
+        found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]
+        return [_view(self.readers[i], self.moments[i], s, rows[s]) for s, i in found if i is not None]
+
+
+def study(
+    channels: Channels, folded: Sequence[Folded], batches: Batches, anchored: bool, exclude: Sequence[str] = ()
+) -> Study:
+    """Walk through the graph once; with `anchored`, correct every normalization on the way.
+
+    Nodes that match one of `exclude`, regular expressions, are no readers: their weights keep every bit.
+    """
+    graph = channels.tracker.graph
+    found, twin = readers(channels, [re.compile(p) for p in exclude]), dict[str, Array]()
+    if not found:
+        return Study(batches, {}, (), (), Source.SYNTHETIC)
+    walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), dict[int, Moments]()
+    anchors = dict(_anchors(graph, folded)) if anchored else {}
+    at: dict[int, list[int]] = {}
+    for i, reader in enumerate(found):
+        at.setdefault(reader.slot.edge.node, []).append(i)
+    for position, node in enumerate(graph.model.graph.node):
+        for i in at.get(position, []):
+            moments[i] = measure(found[i], walk.value(found[i].value))
+        if position in anchors:
+            _anchor_producer(graph, twin, walk, node, anchors[position])
+        elif anchored and node.op_type == "BatchNormalization":
+            _anchor_norm(graph, twin, walk, node)
+    synthetic = Source.ANCHORED if 2 * len(anchors) >= len(found) else Source.SYNTHETIC
+    measured = tuple(moments[i] for i in range(len(found)))
+    return Study(batches, twin, tuple(found), measured, synthetic if anchored else Source.DATA)
+
+
+def _view(reader: Reader, moments: Moments, slot: Slot, weights: Array) -> View:
+    channel = np.empty(reader.layout.size, np.int64)
+    channel[reader.layout] = np.arange(len(reader.layout))[:, None]
+    own = channel[slot.positions[:, 0]]
+    gram = weights @ weights.T
+    if slot.split > 1:  # a block's weights do not read the others
+        block = slot.positions[:, 0] // (reader.layout.size // slot.split)
+        gram *= block[:, None] == block
+    return View(moments.square[np.ix_(own, own)], gram)
+
+
+# --- readers --------------------------------------------------------------------------------------------------------
+def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Reader]:
+    """Every weight that reads channels, at its only use, in graph order, but for those of excluded nodes."""
+    graph, found = channels.tracker.graph, []
+    for s in channels.slots:
+        own = len(graph.edges[s.tensor]) == 1 and graph.constants[s.tensor].data_type in MEASURED
+        if s.role is Role.CONSUMES and s.data and own:
+            node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids])
+            if any(p.search(proto_label(node)) for p in exclude):
+                continue
+            if len(layout) <= WIDEST and node.input[s.data[0]] not in graph.constants:
+                found.append(Reader(s, node.input[s.data[0]], s.data[1], _bias(graph, node), layout))
+    return sorted(found, key=lambda r: r.slot.edge.node)
+
+
+def _layout(classes: Classes) -> Ids:
+    """(n, q) the positions of each class, by its first; (d, 1) if not all of them have equally many."""
+    _, counts = np.unique(classes, return_counts=True)
+    if (counts != counts[0]).any():
+        return np.arange(len(classes))[:, None]
+    layout = np.argsort(classes, kind="stable").reshape(len(counts), -1)
+    return layout[np.argsort(layout[:, 0])]
+
+
+def _bias(graph: Graph, node: NodeProto) -> str | None:
+    """The constant vector that is added to what a node makes, if nothing else uses it."""
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
+        scaled = node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0)
+        return None if scaled else _own_vector(graph, node.input[2])
+    uses = graph.edges.get(node.output[0], [])
+    after = graph.model.graph.node[uses[0].node] if len(uses) == 1 and uses[0].node >= 0 else None
+    if node.op_type == "MatMul" and node.input[1] in graph.constants and after is not None and after.op_type == "Add":
+        return _own_vector(graph, after.input[1 - uses[0].slot])
+    return None
+
+
+def _own_vector(graph: Graph, name: str) -> str | None:
+    tensor = graph.constants.get(name)
+    return name if tensor is not None and len(tensor.dims) == 1 and len(graph.edges[name]) == 1 else None
+
+
+# --- moments --------------------------------------------------------------------------------------------------------
+def rows(reader: Reader, chunks: Chunks) -> Iterator[Array]:
+    """(samples, n) what the reader sees in each batch, at as many places as are needed.
+
+    The places are random, the same on every call for the same sizes.
+    """
+    n, q = reader.layout.shape
+    wanted = max(ROWS * n, FEWEST) // len(chunks) + 1
+    for chunk in chunks:
+        flat = np.moveaxis(chunk, reader.axis, -1).reshape(-1, n * q)
+        flat = flat[:, reader.layout.T].reshape(-1, n) if q > 1 else flat
+        if len(flat) > wanted:
+            flat = flat[np.sort(np.random.default_rng(len(flat)).choice(len(flat), wanted, replace=False))]
+        yield np.ascontiguousarray(flat, np.float64 if flat.dtype == np.float64 else np.float32)
+
+
+def measure(reader: Reader, chunks: Chunks) -> Moments:
+    """The moments of what a reader sees."""
+    return cross(reader, chunks, chunks)[0]
+
+
+def cross(reader: Reader, first: Chunks, second: Chunks) -> tuple[Moments, Moments, Moment]:
+    """Moments of two versions x and y of what a reader sees, and E[x yᵀ] (n, n), centred alike.
+
+    Everything is summed around the first batch's mean, so that single precision suffices.
+    """
+    n, same, total = len(reader.layout), first is second, 0
+    origin, mean, square = np.zeros((2, n)), np.zeros((2, n)), np.zeros((3, n, n))
+    for x, y in zip(rows(reader, first), rows(reader, second), strict=True):
+        if not total:
+            origin = np.stack([x.mean(axis=0), y.mean(axis=0)])
+        total += len(x)
+        x = x - origin[0]  # not in place: it may be the activation itself
+        y = x if same else y - origin[1]
+        mean += [x.sum(axis=0), y.sum(axis=0)]
+        square[0] += x.T @ x
+        if not same:
+            square[1] += y.T @ y
+            square[2] += x.T @ y
+    mean, square = mean / total, square / total
+    square -= [np.outer(mean[a], mean[b]) for a, b in ((0, 0), (1, 1), (0, 1))]
+    mean += origin
+    if not reader.bias:
+        square += [np.outer(mean[a], mean[b]) for a, b in ((0, 0), (1, 1), (0, 1))]
+        mean[:] = 0
+    return Moments(mean[0], square[0], total), Moments(mean[1], square[1], total), square[2]
+
+
+def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
+    """(n,) mean and deviation over all batches of each channel on `axis`."""
+    axes = tuple(a for a in range(chunks[0].ndim) if a != axis % chunks[0].ndim)
+    weight = np.array([c.size for c in chunks]) / sum(c.size for c in chunks)
+    means = np.stack([c.mean(axis=axes, dtype=np.float64) for c in chunks])
+    variances = np.stack([c.var(axis=axes, dtype=np.float64) for c in chunks])
+    mean = weight @ means
+    return mean, np.sqrt(np.maximum(weight @ (variances + (means - mean) ** 2), 0))
+
+
+def scaled_and_shifted(chunks: Chunks, scale: Array, shift: Array, axis: int = 1) -> Chunks:
+    """Every batch with its channels on `axis` scaled and shifted."""
+    shape = [1] * chunks[0].ndim
+    shape[axis] = -1
+    a, b = (v.reshape(shape).astype(chunks[0].dtype) for v in (scale, shift))
+    return [np.asarray(c * a + b) for c in chunks]
+
+
+# --- anchors --------------------------------------------------------------------------------------------------------
+def _anchors(graph: Graph, folded: Sequence[Folded]) -> Iterator[tuple[int, Folded]]:
+    """(position, normalization) of the producers that took one over and whose weights are their own."""
+    position = {o: i for i, node in enumerate(graph.model.graph.node) for o in node.output}
+    for f in folded:
+        node = graph.model.graph.node[position[f.output]]
+        if all(len(graph.edges[name]) == 1 for name in node.input[1:3]):
+            yield position[f.output], f
+
+
+def _anchor_producer(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto, norm: Folded) -> None:
+    """Scale and shift what the producer makes to mean β and deviation |γ|, and its weights in the twin alike."""
+    chunks = walk.value(norm.output)
+    mean, deviation = statistics(chunks)
+    scale = np.where(deviation > TINY, norm.deviation / np.maximum(deviation, TINY), 1)
+    shift = norm.mean - mean * scale
+    weight, bias = node.input[1:3]
+    twin[weight] = scaled_rows(node, graph.array(weight).astype(np.float32), scale)
+    twin[bias] = graph.array(bias).astype(np.float64) * scale + shift
+    walk.replace(norm.output, scaled_and_shifted(chunks, scale, shift))
+
+
+def _anchor_norm(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto) -> None:
+    """Give a BatchNormalization that could not be folded the batch's own statistics."""
+    mean, variance = node.input[3:5]
+    if all(n in graph.constants and len(graph.edges[n]) == 1 for n in (mean, variance)):
+        measured, deviation = statistics(walk.value(node.input[0]))
+        twin[mean], twin[variance] = measured, np.maximum(deviation**2, TINY)

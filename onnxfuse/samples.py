@@ -1,0 +1,153 @@
+"""Synthetic inputs to measure activations on, chosen by each input's shape and type.
+
+Covariances of activations depend on what images and signals look like: edges, plain areas and objects of all sizes
+matter more than the spectrum. Images are therefore *dead leaves* (Lee, Mumford and Huang, IJCV 2001): shapes that
+cover each other, whose statistics are close to those of photographs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from .calibdata import Batches
+from .model import Array, constant_tensors, consumers
+from .probe import Probe
+
+LINE = 64
+"""Last axes of at least this size are taken for a signal in time."""
+COLOURS = (1, 3, 4)
+CHUNK = 16
+"""Samples in a run, where the model leaves that open."""
+WORK = 40e9
+"""Multiply-accumulates that all samples together may cost in one pass through the model."""
+FEWEST, MOST = 8, 256
+"""Samples, whatever they cost."""
+SHAPES = (3, 60)
+"""Leaves in an image, at least and at most."""
+
+
+def sample_count(macs: int) -> int:
+    """How many samples a model of this many multiply-accumulates for one of them is measured on."""
+    return int(np.clip(WORK / max(macs, 1), FEWEST, MOST))
+
+
+def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches:
+    """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
+
+    Images are dead leaves, signals harmonics in noise; tokens are drawn from the rows of the embedding that they index;
+    other inputs are normal, or what the probe used if they are not floats.
+    """
+    rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
+    open_batch = all(_open_batch(v) for v in inputs)
+    size = CHUNK if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
+    shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
+    vocabulary = _vocabulary(model)
+    return [
+        {v.name: _sample(probe.inputs[v.name], shapes[v.name], vocabulary.get(v.name), rng) for v in inputs}
+        for _ in range(math.ceil(count / size))
+    ]
+
+
+def _open_batch(value: ValueInfoProto) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return bool(dims) and dims[0].dim_value <= 0
+
+
+def _vocabulary(model: ModelProto) -> dict[str, int]:
+    """Input → rows of the constant that it indexes."""
+    constants, uses, nodes = constant_tensors(model.graph), consumers(model.graph), model.graph.node
+    found = {}
+    for value in model.graph.input:
+        queue = [value.name]
+        while queue:
+            for edge in uses.get(queue.pop(), []):
+                node = nodes[edge.node]
+                if node.op_type == "Gather" and edge.slot == 1 and node.input[0] in constants:
+                    found[value.name] = int(constants[node.input[0]].dims[0])
+                elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze") and edge.slot == 0:
+                    queue.append(node.output[0])
+    return found
+
+
+def _sample(like: Array, shape: tuple[int, ...], vocabulary: int | None, rng: np.random.Generator) -> Array:
+    if vocabulary is not None and like.dtype.kind in "iu":
+        return rng.integers(0, vocabulary, shape).astype(like.dtype)
+    if like.dtype not in FLOATING:
+        return np.resize(like, shape)
+    return _floats(shape, rng).astype(like.dtype)
+
+
+FLOATING = tuple(
+    helper.tensor_dtype_to_np_dtype(t)
+    for t in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+)
+
+
+def _floats(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """(samples, …) values of mean 0 and deviation 1."""
+    if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS:  # (N, H, W, C)
+        return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng), 1, 3))
+    if len(shape) == 4 and min(shape[2:]) > 1:
+        return _standard(np.stack([leaves((shape[1], *shape[2:]), rng) for _ in range(shape[0])]))
+    side = math.isqrt(shape[-1]) if shape else 0
+    if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < LINE // 2:  # an image, flattened
+        return _floats((shape[0], 1, side, side), rng).reshape(shape)
+    if len(shape) in (2, 3) and shape[-1] >= LINE:
+        return _standard(np.stack([_signal(shape[1:], rng) for _ in range(shape[0])]))
+    return rng.standard_normal(shape)
+
+
+def _standard(samples: Array) -> Array:
+    """Mean 0 and deviation 1 over all samples."""
+    return np.asarray((samples - samples.mean()) / max(samples.std(), 1e-12))
+
+
+def leaves(shape: tuple[int, int, int], rng: np.random.Generator) -> Array:
+    """(C, H, W) shapes of random place, size, direction and colour that cover each other.
+
+    Few large ones or many small ones; the colours of an image's channels go together.
+    """
+    c, h, w = shape
+    image = np.empty(shape, np.float32)
+    image[:] = _colour(c, rng)[:, None, None]
+    for _ in range(int(np.exp(rng.uniform(*np.log(SHAPES))))):
+        _leaf(image, min(h, w) * 0.5 * rng.uniform(0.05, 1) ** 2 + 0.5, rng)
+    return image
+
+
+def _colour(channels: int, rng: np.random.Generator) -> Array:
+    return np.asarray(rng.standard_normal() + 0.4 * rng.standard_normal(channels))
+
+
+def _leaf(image: Array, radius: float, rng: np.random.Generator) -> None:
+    """Draw one ellipse, rectangle or bar with a slope of brightness."""
+    h, w = image.shape[1:]
+    (cy, cx), angle, stretch = rng.uniform((0, 0), (h, w)), rng.uniform(0, np.pi), np.exp(0.6 * rng.standard_normal())
+    reach = 2 + 1.5 * radius * max(stretch, 1 / stretch, 2)
+    box = tuple(slice(max(0, int(c - reach)), min(n, int(c + reach) + 1)) for c, n in ((cy, h), (cx, w)))
+    y, x = np.ogrid[box]
+    u = (y - cy) * math.cos(angle) + (x - cx) * math.sin(angle)
+    v = (x - cx) * math.cos(angle) - (y - cy) * math.sin(angle)
+    inside = (
+        (u / stretch) ** 2 + (v * stretch) ** 2 < radius**2,
+        (abs(u) < radius * stretch) & (abs(v) < radius / stretch),
+        (abs(u) < 2 * radius) & (abs(v) < max(0.5, 0.15 * radius)),
+    )[rng.integers(3)]
+    slope = 0.3 * rng.standard_normal() / radius
+    image[:, box[0], box[1]][:, inside] = _colour(len(image), rng)[:, None] + slope * u[inside]
+
+
+def _signal(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """(…, T) a tone with harmonics of falling strength, in noise of falling spectrum."""
+    t = np.arange(shape[-1])
+    base = np.exp(rng.uniform(np.log(2 / shape[-1]), np.log(0.1)))
+    tones = range(1, max(2, min(12, int(0.5 / base))))
+    wave = sum(rng.exponential() / k * np.sin(2 * np.pi * (base * k * t + rng.uniform())) for k in tones)
+    noise = np.cumsum(rng.standard_normal(shape), axis=-1)
+    noise -= noise.mean(axis=-1, keepdims=True)
+    noise /= np.maximum(noise.std(axis=-1, keepdims=True), 1e-12)
+    level = rng.uniform(0.05, 1, (*shape[:-1], 1))
+    return np.asarray(wave * np.exp(0.5 * rng.standard_normal()) + level * noise)

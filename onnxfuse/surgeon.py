@@ -1,0 +1,96 @@
+"""Which channels can be computed best from the others: optimal brain surgeon on measured covariances.
+
+A consumer with weights W reads channels x of covariance C. If it reads only the channels S and gets the others by
+least squares, the error of what it makes is tr(W (C − C_·S C_SS⁻¹ C_S·) Wᵀ). Channels go greedily, those first whose
+loss costs least: with A = C⁻¹ over those still there, and H = EᵀWᵀWE of the weights as already adapted, channel j costs
+H_jj / A_jj (Hassibi and Stork, NeurIPS 1992, for single weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Matrix = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+class Source(Enum):
+    """What moments were measured on, and so how far they can be trusted."""
+
+    DATA = "the user's data"
+    ANCHORED = "synthetic inputs, most layers anchored to what their BatchNormalization has seen"
+    SYNTHETIC = "synthetic inputs"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """How one consumer reads the n channels of a group.
+
+    Attributes:
+        moments: (n, n) covariance of the channels, as measured.
+        gram: (n, n) inner products of the weights that read them.
+    """
+
+    moments: NDArray[np.floating]
+    gram: NDArray[np.floating]
+
+
+RIDGE = 1e-2
+FLOOR = 1e-6
+PART = 16
+"""One in so many of the channels still there goes in each round, before the costs are computed anew."""
+
+
+@dataclass
+class _State:
+    """One view while channels go: A, H and what the error is relative to."""
+
+    inverse: Matrix
+    gram: Matrix
+    size: float
+
+
+def survivors(views: Sequence[View], keep: int) -> Ids:
+    """(keep,) channels, ascending, from which the consumers' outputs can be had with the least relative error."""
+    states = [_state(v) for v in views]
+    alive = np.arange(len(views[0].gram))
+    while len(alive) > keep:
+        cost = sum(s.gram.diagonal() / s.inverse.diagonal() / s.size for s in states)
+        go = min(max(1, len(alive) // PART), len(alive) - keep)
+        order = np.argsort(cost, kind="stable")
+        for s in states:
+            _remove(s, order[:go], np.sort(order[go:]))
+        alive = alive[np.sort(order[go:])]
+    return alive
+
+
+def error(view: View, compress: csr_array) -> float:
+    """Relative error of what a consumer makes if it gets its channels from (k, n) `compress` @ x by least squares."""
+    c = np.asarray(view.moments, np.float64)
+    mixed = compress @ c
+    square = mixed @ compress.T.toarray()
+    square += np.diag(RIDGE * square.diagonal() + FLOOR * (square.diagonal().mean() or 1))
+    left = c - mixed.T @ np.linalg.solve(square, mixed)
+    return float(np.sum(view.gram * left) / max(np.sum(view.gram * c), 1e-30))
+
+
+def _state(view: View) -> _State:
+    c = np.asarray(view.moments, np.float64)
+    size = c.diagonal()
+    inverse = np.asarray(np.linalg.inv(c + np.diag(RIDGE * size + FLOOR * (size.mean() or 1))), np.float64)
+    return _State(inverse, np.array(view.gram, np.float64), max(float(np.sum(view.gram * c)), 1e-30))
+
+
+def _remove(s: _State, gone: Ids, left: Ids) -> None:
+    """The others take over what these did: x_gone ≈ −A_gg⁻¹ A_gl x_left."""
+    share = np.linalg.solve(s.inverse[np.ix_(gone, gone)], s.inverse[np.ix_(gone, left)])
+    cross = s.gram[np.ix_(left, gone)] @ share
+    square = share.T @ s.gram[np.ix_(gone, gone)] @ share
+    s.gram = s.gram[np.ix_(left, left)] - cross - cross.T + square
+    s.inverse = s.inverse[np.ix_(left, left)] - s.inverse[np.ix_(left, gone)] @ share
