@@ -14,7 +14,7 @@ from .model import Edge, Graph, label
 from .probe import Probe
 from .symbols import Number
 from .track import track
-from .tracker import FIXED, Demand, Ids, Lock, RawSlot, Role, Tracker, varying
+from .tracker import FIXED, Demand, Ids, Lock, Permit, RawSlot, Role, Tracker, varying
 
 Classes = NDArray[np.int64]
 Stays = dict[int, tuple[str, str]]
@@ -111,7 +111,13 @@ class Channels:
         return kept[self.classes]
 
 
-def find_channels(graph: Graph, probe: Probe, exclude: Sequence[str] = (), locks: Sequence[Lock] = ()) -> Channels:
+def find_channels(
+    graph: Graph,
+    probe: Probe,
+    exclude: Sequence[str] = (),
+    locks: Sequence[Lock] = (),
+    permit: Permit | None = None,
+) -> Channels:
     """The channel groups of `graph`. Constants whose uses disagree are cloned, so `graph.model` may change.
 
     Args:
@@ -119,8 +125,9 @@ def find_channels(graph: Graph, probe: Probe, exclude: Sequence[str] = (), locks
         probe: shapes of all its values.
         exclude: regular expressions; nodes whose label matches keep their input and output channels.
         locks: ids of an earlier call on the same graph that must stay, too.
+        permit: what may change beyond that.
     """
-    t = track(graph, probe, exclude)
+    t = track(graph, probe, exclude, permit)
     t.locks.extend(locks)
     classes = _classes(t)
     stays = _class_locks(t, classes)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.status import Status
 
 from . import __version__, cli_inspect
-from .command import Parser, dump, failed, guarded, shapes, start
+from .command import Parser, dump, failed, guarded, permissions, shapes, start
 from .config import config_arguments
 from .errors import OutputError, UsageError
 from .images import KEYS
@@ -96,6 +96,7 @@ def _merging(g: Any) -> None:
     g.add_argument("--cost-norm", type=int, choices=CHOICES["cost_norm"], help="transport: p of the Lp ground cost")
     g.add_argument("--exclude", action="append", default=[], metavar="REGEX", help="nodes to leave alone; repeatable")
     g.add_argument("--only", action="append", default=[], metavar="REGEX", help="groups to merge; repeatable")
+    permissions(g)
 
 
 def _running(g: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .channels import ChannelGroup
-from .command import Parser, dump, failed, guarded, shapes, start
+from .command import Parser, dump, failed, guarded, permissions, shapes, start
 from .errors import UsageError
 from .inspection import Analysis, print_analysis, print_slots
 from .options import near
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--exclude", action="append", default=[], metavar="REGEX", help="nodes to leave alone; repeatable")
     p.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open dimensions")
     p.add_argument("--provider", default="cpu", help="onnxruntime provider: cpu, cuda, … (default: %(default)s)")
+    permissions(p)
     p.add_argument("--json", action="store_true", help="as JSON")
     p.add_argument("--debug", action="store_true", help="stack traces and a full log")
     return p
@@ -41,7 +42,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _inspect(a: argparse.Namespace) -> None:
-    found = analyze(a.input, exclude=a.exclude, input_shapes=shapes(a.input_shape), provider=a.provider)
+    found = analyze(
+        a.input, exclude=a.exclude, input_shapes=shapes(a.input_shape), provider=a.provider,
+        allow_norm=a.allow_norm, prune_heads=a.prune_heads,
+    )  # fmt: skip
     console = Console()
     chosen = None if a.group is None else _named(found, a.group)
     if a.json:

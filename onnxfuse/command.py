@@ -39,6 +39,12 @@ def shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def permissions(p: Any) -> None:
+    """Arguments that allow more than what leaves every layer's arithmetic as it was."""
+    p.add_argument("--allow-norm", action="store_true", help="channels that a norm or mean runs over may go, too")
+    p.add_argument("--prune-heads", action="store_true", help="whole attention heads, not channels in every head")
+
+
 def dump(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=1) + "\n"
 

@@ -35,7 +35,7 @@ from .rewrite import Removal, conflicts, removed_mask, rewrite
 from .rounding import rounding_notes
 from .schedule import in_order
 from .scores import feature_of, function_of
-from .tracker import Lock, Role
+from .tracker import Lock, Permit, Role
 from .weights import Weights, gather, side_by_side
 from .wishes import families
 
@@ -156,7 +156,7 @@ def settle(graph: Graph, reference: Probe, options: Options, room: float | None 
             raise NothingToMerge(_nothing(channels))
         return keep
 
-    return follow(graph, reference, options.exclude, choose_some)
+    return follow(graph, reference, options.exclude, choose_some, options.permit)
 
 
 def kept_channels(channels: Channels, options: Options, room: float | None = None) -> list[int]:
@@ -167,12 +167,16 @@ def kept_channels(channels: Channels, options: Options, room: float | None = Non
 
 
 def follow(
-    graph: Graph, reference: Probe, exclude: Sequence[str], choose: Callable[[Channels], list[int]]
+    graph: Graph,
+    reference: Probe,
+    exclude: Sequence[str],
+    choose: Callable[[Channels], list[int]],
+    permit: Permit | None = None,
 ) -> tuple[Channels, list[int]]:
     """`choose` how many channels each group keeps, again and again until all shape constants can follow."""
     locks: list[Lock] = []
     while True:
-        channels = find_channels(graph, reference, exclude, locks)
+        channels = find_channels(graph, reference, exclude, locks, permit)
         keep = choose(channels)
         trial = [Removal(g, np.arange(k)) for g, k in zip(channels.groups, keep, strict=True)]
         found = conflicts(channels, removed_mask(channels, trial))

@@ -17,6 +17,7 @@ from .errors import UsageError
 from .merge import MEASURING, TRANSPORTS, TransportOptions, strategy
 from .scores import Importance, check_importance, feature_of
 from .sources import Source
+from .tracker import Permit
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Options:
         eval: labelled data, .npz.
         metric: 'module:function' in place of top-1 accuracy.
         external_data: write large weights to a file beside the result.
+        allow_norm: channels that a norm or mean runs over may go, though that changes its statistics.
+        prune_heads: attention loses whole heads, instead of equally many channels in every head.
     """
 
     sparsity: float | None = None
@@ -89,6 +92,13 @@ class Options:
     calib: Source | None = None
     calib_preprocess: str | None = None
     external_data: bool = False
+    allow_norm: bool = False
+    prune_heads: bool = False
+
+    @property
+    def permit(self) -> Permit:
+        """What may change beyond what leaves every layer's arithmetic as it was."""
+        return Permit(self.allow_norm, self.prune_heads)
 
     @property
     def budgets(self) -> dict[str, str | float]:
@@ -145,7 +155,8 @@ CHOICES: Mapping[str, Sequence[Any]] = {
 }
 """Options with a closed list of values."""
 CHOOSING = """sparsity method importance gradients source_mass target_mass target cost_norm only
-scope target_macs target_params target_size target_latency ratio keep round_to from_plan calib""".split()
+scope target_macs target_params target_size target_latency ratio keep round_to from_plan calib
+allow_norm prune_heads""".split()
 """Options that say which channels go, and how."""
 
 

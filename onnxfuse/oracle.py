@@ -16,12 +16,13 @@ from .channels import Slot
 from .compress import settle, settle_lossless
 from .model import Array, Graph, constant_tensors, set_values, values_of
 from .options import Options
+from .oracle_norms import mask_norms
 from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import Probe, probe, provider_list
 from .quantized import Lowered, Scheme, lower
 from .requantize import Scales, held, restore
-from .rewrite import Removal, kept_along, slot_masks
+from .rewrite import Removal, kept_along, removed_mask, slot_masks
 from .standin import in_float32
 from .tracker import Role
 from .verify import compare, run
@@ -31,7 +32,8 @@ from .weights import front
 def padded(original: ModelProto, result: FuseResult) -> ModelProto:
     """The original graph (BatchNormalization folded) with the small weights of `result`, zeros elsewhere.
 
-    Quantized weights are padded with what stands for zero, and keep the scales of the small model.
+    Quantized weights are padded with what stands for zero, and keep the scales of the small model. Norms that were
+    permitted to shrink run over the channels that are left.
     """
     return _padded(original, result)[0]
 
@@ -44,8 +46,8 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     prepare(model, options.exclude)
     lowered = lower(model)
     graph = Graph(model)
-    if result.plan.merges:  # clones shared constants as the run did
-        (settle_lossless if options.lossless else settle)(graph, reference, options)
+    settled = settle_lossless if options.lossless else settle
+    channels = settled(graph, reference, options)[0] if result.plan.merges else None  # clones shared constants, too
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)
@@ -64,6 +66,8 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
         if small[name].shape == full[name].shape:
             set_values(graph.constants[name], small[name])
     restore(graph, lowered, _padded_scales(graph, lowered, small_schemes, removals), exact=True)
+    if channels is not None:
+        mask_norms(channels, removed_mask(channels, removals))
     return model, reference
 
 

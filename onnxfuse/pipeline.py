@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +86,8 @@ def fuse(
     calib: Source | None = None,
     calib_preprocess: str | None = None,
     external_data: bool = False,
+    allow_norm: bool = False,
+    prune_heads: bool = False,
     progress: Progress | None = None,
 ) -> FuseResult:
     """Merge channels of a trained model and write a smaller, verified one.
@@ -132,6 +135,9 @@ def fuse(
         calib_preprocess: of a folder of images, such as 'mean=0.5,std=0.5,layout=nchw' (see `images.parse`).
         external_data: write large weights to `<output>.data` beside the result; so it is, too, if the input has such a
             file, and above 2 GB.
+        allow_norm: let go of channels that a LayerNormalization (or RMS norm, or mean over channels) runs over: its
+            statistics are then those of the channels that are left.
+        prune_heads: take whole heads out of attention, instead of equally many channels in every head.
         progress: called as the stages go on.
 
     Raises:
@@ -148,7 +154,7 @@ def fuse(
         scope, target_macs, target_params, target_size, listed(ratio), listed(keep),
         round_to, None if from_plan is None else os.fspath(from_plan), latency, threads, target_latency,
         max_error, max_drop, None if eval is None else os.fspath(eval), metric,
-        lossless, repair, calib, calib_preprocess, external_data,
+        lossless, repair, calib, calib_preprocess, external_data, allow_norm, prune_heads,
     )  # fmt: skip
     return fuse_with(model, output, options, progress)
 
@@ -222,6 +228,8 @@ def analyze(
     exclude: Sequence[str] = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     provider: str = "cpu",
+    allow_norm: bool = False,
+    prune_heads: bool = False,
 ) -> Analysis:
     """The channel groups of a model, in graph order, and what is left alone; `print(group)` shows one as a table.
 
@@ -237,7 +245,9 @@ def analyze(
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
     lower(graph)
-    channels, _ = follow(Graph(graph), reference, exclude, lambda found: kept_channels(found, Options(0.5, round_to=1)))
+    half = Options(0.5, round_to=1, allow_norm=allow_norm, prune_heads=prune_heads)
+    choose = functools.partial(kept_channels, options=half)
+    channels, _ = follow(Graph(graph), reference, exclude, choose, half.permit)
     return analysis(channels)
 
 

@@ -4,6 +4,7 @@
     sparse initializers  → dense ones
     Constant value_float(s), value_int(s)     → value
     what is computed from constants only    → an initializer
+    what Shape tells of sizes that never change   → an initializer (sizes.py)
     Conv/ConvTranspose/Gemm → BatchNormalization   → one node with other weights
 
 Statistics do not average, weights do: that is why BatchNormalization is folded before anything is merged.
@@ -34,11 +35,14 @@ from .model import (
     values_of,
 )
 from .probe import without_weights
+from .sizes import fold_sizes
 
 EVALUATED = frozenset(
-    """Abs Add And Cast CastLike Ceil Concat ConstantOfShape Div Equal Exp Expand Flatten Floor Gather Greater Identity
-    Less Log Mul Neg Not Or Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare Reshape Shape Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze Where""".split()
+    """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather
+    GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow
+    Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
+    ScatterND Shape Sigmoid Sign Sin Size Slice Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu
+    Unsqueeze Where Xor""".split()
 )
 """Operators that are evaluated when all their inputs are constant."""
 GROWTH = 1 << 16
@@ -74,6 +78,8 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
         if node.op_type == "Constant":
             _as_tensor(node)
     _fold_constants(model)
+    while fold_sizes(model):  # what one round makes constant lets shape inference prove more
+        _fold_constants(model)
     return _fold_batch_norms(model, [re.compile(p) for p in exclude])
 
 

@@ -75,6 +75,8 @@ def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -
     _shrink_tensors(graph, weights, removals)
     for place, number in _edits(channels, kept).items():
         _edit(channels, place, number)
+    for node, name, value in channels.tracker.settings:
+        set_attribute(graph.model.graph.node[node], name, value)
     for pick in channels.tracker.picks:
         _renumber(channels, kept, pick)
     _update_value_info(channels, kept)
@@ -189,7 +191,8 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     old = graph.array(name)
     index = old % pick.extent
     new = (np.cumsum(row) - 1)[index]
-    set_values(graph.constants[name], new[row[index]] if new.ndim == 1 else new)  # no other shape loses an index
+    stay, long = row[index], [-1 if size > 1 else 1 for size in new.shape]
+    set_values(graph.constants[name], new if stay.all() else new[stay].reshape(long))
 
 
 def _update_value_info(channels: Channels, kept: Mask) -> None:

@@ -114,6 +114,8 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Or": _lift(lambda a, b: int(bool(a) or bool(b))),
     "Where": _lift(lambda c, a, b: a if c else b),
 }
+LARGEST = 1024
+"""Elements above which a tensor is no shape: positions that are compared with each other, say."""
 INTEGER_TYPES = (2, 3, 4, 5, 6, 7, 9, 12, 13)
 """TensorProto's integer and boolean element types."""
 
@@ -199,7 +201,9 @@ TABLE: Mapping[str, Callable[..., Numbers]] = {
 
 
 def evaluate(node: Node, inputs: list[Numbers]) -> Numbers | None:
-    """The output of a shape-arithmetic node on symbolic inputs; None if the operator is not known here."""
+    """The output of a shape-arithmetic node on symbolic inputs; None if the operator is not known here, or no shape."""
+    if node.op in ELEMENTWISE and math.prod(np.broadcast_shapes(*(i.shape for i in inputs))) > LARGEST:
+        return None
     if node.op in ELEMENTWISE:
         return np.asarray(ELEMENTWISE[node.op](*inputs), dtype=object)
     function = TABLE.get(node.op)

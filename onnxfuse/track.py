@@ -9,12 +9,12 @@ from .model import Graph, Node, label, outer_names, subgraphs
 from .probe import Probe
 from .rules import rule_for, unknown
 from .symbols import Numbers, dims_of, evaluate
-from .tracker import Tracker
+from .tracker import Permit, Tracker
 
 
-def track(graph: Graph, probe: Probe, exclude: Sequence[str] = ()) -> Tracker:
+def track(graph: Graph, probe: Probe, exclude: Sequence[str] = (), permit: Permit | None = None) -> Tracker:
     """Execute every node of `graph` on channel ids."""
-    t = Tracker(graph, probe)
+    t = Tracker(graph, probe, permit or Permit())
     patterns = [re.compile(p) for p in exclude]
     for name, value in probe.inputs.items():
         t.ids[name] = t.fixed(value.ndim)

@@ -13,6 +13,7 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from .model import Edge, Graph, Node, label
 from .probe import Probe
@@ -20,6 +21,7 @@ from .symbols import Dim, Number, Numbers, Place, constant, dimension, opaque
 
 Ids = NDArray[np.int64]
 FIXED = 0
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 SMALL = 4096
 """Integer constants of at most this many elements are followed as symbolic numbers."""
 
@@ -106,15 +108,41 @@ class Pin:
     node: str
 
 
+@dataclass(frozen=True)
+class Permit:
+    """What the user allows beyond what leaves every layer's arithmetic as it was.
+
+    Attributes:
+        norms: a norm or mean over channels may be taken over those that are left.
+        heads: attention loses whole heads, instead of equally many channels in every head.
+    """
+
+    norms: bool = False
+    heads: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A permitted norm or mean over channels: `ids` of its input, normalised along `axes`, at node number `node`."""
+
+    node: int
+    ids: Ids
+    axes: tuple[int, ...]
+
+
 @dataclass
 class Tracker:
     """Ids of every value of a graph, and all that the rules have found out about them.
 
-    `position` and `node` are those of the node whose rule is running.
+    `position` and `node` are those of the node whose rule is running. `settings` are attributes that a small graph
+    must spell out, since their default follows a size: (node number, name, value).
     """
 
     graph: Graph
     probe: Probe
+    permit: Permit = Permit()
+    norms: list[Norm] = field(default_factory=list)
+    settings: list[tuple[int, str, float]] = field(default_factory=list)
     ids: dict[str, Ids] = field(default_factory=dict)
     numbers: dict[str, Numbers] = field(default_factory=dict)
     unions: list[tuple[Ids, Ids]] = field(default_factory=list)
@@ -170,10 +198,24 @@ class Tracker:
 
     def fresh(self, n: int) -> Ids:
         """`n` new ids, the channels that this node makes."""
-        ids = np.arange(self.count, self.count + n)
-        self.count += n
+        ids = self.unmade(n)
         self.producers.append((ids, self.node_label))
         return ids
+
+    def unmade(self, n: int) -> Ids:
+        """`n` new ids of positions that no weight makes, but that may follow the channels they are combined with."""
+        ids = np.arange(self.count, self.count + n)
+        self.count += n
+        return ids
+
+    def constant_row(self, node: Node, i: int) -> Ids:
+        """The ids of a constant that an operator moves about: its last axis may hold channels (a class token)."""
+        shape = self.in_shape(node, i)
+        if not shape or shape[-1] < 2 or self.graph.constants[self.name(node, i)].data_type not in FLOATS:
+            return self.fixed(len(shape))
+        ids = self.unmade(shape[-1])
+        self.slot(node, i, (len(shape) - 1,), ids, Role.SHIFT)
+        return ids.reshape((1,) * (len(shape) - 1) + (-1,))
 
     def leave_alone(self, n: int, reason: str) -> None:
         """Report `n` channels that this node makes in a way that cannot be followed."""
@@ -307,6 +349,6 @@ def lead(ids: Ids, rank: int) -> Ids:
 
 
 __all__ = [
-    "FIXED", "Demand", "Ids", "Lock", "Pick", "RawSlot", "Role", "Tracker",
+    "FIXED", "Demand", "Ids", "Lock", "Norm", "Permit", "Pick", "RawSlot", "Role", "Tracker",
     "as_numbers", "compact", "expand", "label", "lead", "varying",
 ]  # fmt: skip

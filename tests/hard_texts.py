@@ -127,6 +127,147 @@ SHRINKS = {
         d = Div(h, d_scale)
         y = MatMul(d, w2)
     }""",
+    "chunks of a computed size": """(float[N,3,6,6] x) => (float[N,3,6,6] y)
+        <float[10,3,1,1] w1, float[5,5,1,1] w2, float[3,10,1,1] w3, int64 one = {1}, int64[1] zero = {0},
+         int64[1] two = {2}, int64[1] axis = {1}> {
+        h = Conv(x, w1)
+        s = Shape(h)
+        c = Gather(s, axis)
+        half = Div(c, two)
+        full = Mul(half, two)
+        a = Slice(h, zero, half, axis)
+        b = Slice(h, half, full, axis)
+        g = Conv(b, w2)
+        j = Concat<axis=1>(a, g)
+        y = Conv(j, w3)
+    }""",
+    # heads of a size divided out of the width, and 1/√d, which stays what it was
+    "attention with computed sizes": """(float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,8] w1, float[8,8] w2, float[8,8] w3, float[8,8] w4, int64[1] i0 = {0}, int64[1] i1 = {1},
+         int64[1] i2 = {2}, int64[1] heads = {2}, float one = {1}> {
+        q0 = MatMul(x, w1)
+        k0 = MatMul(x, w2)
+        v0 = MatMul(x, w3)
+        size = Shape(x)
+        n = Gather(size, i0)
+        l = Gather(size, i1)
+        width = Gather(size, i2)
+        d = Div(width, heads)
+        split = Concat<axis=0>(n, l, heads, d)
+        joined = Concat<axis=0>(n, l, width)
+        q1 = Reshape(q0, split)
+        k1 = Reshape(k0, split)
+        v1 = Reshape(v0, split)
+        q = Transpose<perm=[0,2,1,3]>(q1)
+        k = Transpose<perm=[0,2,3,1]>(k1)
+        v = Transpose<perm=[0,2,1,3]>(v1)
+        shape = Shape(q1)
+        dk = Slice(shape, i3, i4)
+        f = Cast<to=1>(dk)
+        root = Sqrt(f)
+        r = Div(one, root)
+        qs = Mul(q, r)
+        a = MatMul(qs, k)
+        p = Softmax<axis=-1>(a)
+        o = MatMul(p, v)
+        ot = Transpose<perm=[0,2,1,3]>(o)
+        om = Reshape(ot, joined)
+        y = MatMul(om, w4)
+    }""".replace("int64[1] heads", "int64[1] i3 = {3}, int64[1] i4 = {4}, int64[1] heads"),
+    "a mask for each of two speakers": """(float[N,2,12] x) => (float[N,2,12] y)
+        <float[8,2,1] w1, float[16,2,1] w2, int64[4] blocks = {-1, 2, 8, 12}, int64[3] flat = {-1, 8, 12},
+         int64[3] apart = {-1, 2, 12}, int64[1] one = {1}, float[1,8,1] w3> {
+        h = Conv(x, w1)
+        m = Conv(x, w2)
+        s = Sigmoid(m)
+        r = Reshape(s, blocks)
+        e = Unsqueeze(h, one)
+        z = Mul(e, r)
+        f = Reshape(z, flat)
+        d = Conv(f, w3)
+        y = Reshape(d, apart)
+    }""",
+    "flattened by a table of indices": """(float[1,3,6,6] x) => (float[1,2,1,1] y)
+        <float[8,3,1,1] w1, float[2,8,1,1] w2, int64[1] all = {-1}, int64[1,8,1,1] i = {0,1,2,3,4,5,6,7}> {
+        h = Conv(x, w1)
+        p = GlobalAveragePool(h)
+        f = Reshape(p, all)
+        g = Gather(f, i)
+        y = Conv(g, w2)
+    }""",
+    "a norm spread over its channels": """(float[N,5,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[6,8] w2, float[8,3] w3, int64[3] full = {1, 5, 8}, float low = {0.1}> {
+        h = MatMul(x, w1)
+        k = MatMul(x, w2)
+        s = ReduceMean<axes=[2]>(x)
+        c = Clip(s, low)
+        e = Expand(c, full)
+        d = Div(h, e)
+        a = Add(d, k)
+        y = MatMul(a, w3)
+    }""",
+    "fused convolution": """(float[N,3,6,6] x) => (float[N,2,6,6] y)
+        <float[8,3,1,1] w1, float[8,3,1,1] w2, float[8] b2, float[2,8,1,1] w3> {
+        h = Conv(x, w1)
+        f = com.microsoft.FusedConv<activation="Relu">(x, w2, b2, h)
+        y = Conv(f, w3)
+    }""",
+    "fused activations and products": """(float[N,5,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[8] b1, float[8,8] w2, float[8,8] w3, float[8,3] w4> {
+        h = MatMul(x, w1)
+        g = com.microsoft.BiasGelu(h, b1)
+        q = com.microsoft.FusedMatMul<alpha=0.5, transB=1>(g, w2)
+        f = com.microsoft.FastGelu(q)
+        k = MatMul(f, w3)
+        s = com.microsoft.FusedMatMul<alpha=0.5, transB=1>(k, f)
+        p = Softmax<axis=-1>(s)
+        o = MatMul(p, f)
+        z = com.microsoft.QuickGelu(o)
+        y = MatMul(z, w4)
+    }""",
+    "fused attention": """(float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,8] w1, float[8,8] w2, float[8,16] w3, float[32] b1, float[16,8] w4> {
+        q = MatMul(x, w1)
+        k = MatMul(x, w2)
+        v = MatMul(x, w3)
+        a = com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v, b1)
+        y = MatMul(a, w4)
+    }""",
+    "a class token and positions": """(float[N,4,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[8,3] w2, float[1,1,8] token, float[1,5,8] places,
+         int64[1] i0 = {0}, int64[2] rest = {1, 8}> {
+        h = MatMul(x, w1)
+        size = Shape(x)
+        n = Gather(size, i0)
+        target = Concat<axis=0>(n, rest)
+        c = Expand(token, target)
+        j = Concat<axis=1>(c, h)
+        a = Add(j, places)
+        r = Relu(a)
+        y = MatMul(r, w2)
+    }""",
+    "selections beside the channels": """(float[N,5,6] x, int64[N,2,1] places, int64[1,2] rows, int64[N] lengths)
+        => (float[N,2,3] y) <float[6,8] w1, float[8,3] w2, float[8,3] w3, int64[1] two = {2}, int64 one = {1}> {
+        h = MatMul(x, w1)
+        v, i = TopK<axis=1>(h, two)
+        s = CumSum(v, one)
+        l = LpNormalization<axis=1>(s)
+        g = GatherND<batch_dims=1>(h, places)
+        a = Add(l, g)
+        k = ReverseSequence<time_axis=1, batch_axis=0>(a, lengths)
+        z = ScatterND(k, rows, u)
+        y0 = MatMul(z, w2)
+        y1 = MatMul(g, w3)
+        y = Add(y0, y1)
+    }""".replace("        z = ScatterND(k, rows, u)", "        z = Neg(k)").replace(", int64[1,2] rows", ""),
+    "places in an image": """(float[N,3,6,6] x, float[2,4] boxes, int64[2] image, float[N,4,4,2] grid)
+        => (float[2,2,2,2] y, float[N,2,4,4] z) <float[8,3,1,1] w1, float[2,8,1,1] w2, float[2,8,1,1] w3> {
+        h = Conv(x, w1)
+        r = RoiAlign<output_height=2, output_width=2>(h, boxes, image)
+        y = Conv(r, w2)
+        g = GridSample(h, grid)
+        z = Conv(g, w3)
+    }""",
 }
 """Graphs that have something to lose."""
 
@@ -227,5 +368,143 @@ SAFE = {
         r = Reshape(m, f)
         y = MatMul(r, w3)
     }""",
+    "channels picked and written by value": """(float[N,8] x, int64[N,3] i)
+        => (float[N,3] y, float[N,2] z, float[N,4] v)
+        <float[8,8] w1, float[8,8] w2, float[3,3] w3, float[8,2] w4, float[8,4] w5,
+         int64[1] three = {3}, int64 one = {1}> {
+        h = MatMul(x, w1)
+        g = GatherElements<axis=1>(h, i)
+        y = MatMul(g, w3)
+        k = MatMul(x, w2)
+        t, j = TopK(k, three)
+        s = ScatterElements<axis=1>(k, i, t)
+        z = MatMul(s, w4)
+        c = CumSum(k, one)
+        v = MatMul(c, w5)
+    }""",
 }
 """Graphs that may be left alone."""
+
+FUSED_NORM = """(float[N,5,6] x) => (float[N,5,3] y)
+    <float[6,8] w1, float[6,8] w2, float[8] a_scale, float[8] a_shift, float[8,8] w3, float[8,3] w4> {
+    h = MatMul(x, w1)
+    k = MatMul(x, w2)
+    n = com.microsoft.SkipLayerNormalization(h, k, a_scale, a_shift)
+    m = MatMul(n, w3)
+    y = MatMul(m, w4)
+}"""
+"""A norm fused with the sum before it, which keeps its channels."""
+
+NORMS = {
+    "layer norms on a residual stream": """(int64[N,5] tokens) => (float[N,5,3] y)
+        <float[10,8] table, float[8] a_scale, float[8] a_shift, float[8,12] w1, float[12] b1, float[12,8] w2,
+         float[8] c_scale, float[8,3] w3> {
+        e = Gather(table, tokens)
+        n = LayerNormalization(e, a_scale, a_shift)
+        h = MatMul(n, w1)
+        b = Add(h, b1)
+        r = Relu(b)
+        k = MatMul(r, w2)
+        s = Add(e, k)
+        m = LayerNormalization<epsilon=0.1>(s, c_scale)
+        y = MatMul(m, w3)
+    }""",
+    "layer and RMS norm spelled out": """(float[N,5,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[8] a_scale, float[8] a_shift, float[8,8] w2, float[8] c_scale, float[8,3] w3,
+         float e = {0.001}, float two = {2}> {
+        h = MatMul(x, w1)
+        m = ReduceMean<axes=[-1]>(h)
+        d = Sub(h, m)
+        q = Mul(d, d)
+        v = ReduceMean<axes=[-1]>(q)
+        ve = Add(v, e)
+        s = Sqrt(ve)
+        n = Div(d, s)
+        g = Mul(n, a_scale)
+        b = Add(g, a_shift)
+        k = MatMul(b, w2)
+        p = Pow(k, two)
+        o = ReduceMean<axes=[2]>(p)
+        oe = Add(o, e)
+        os = Sqrt(oe)
+        z = Div(k, os)
+        c = Mul(z, c_scale)
+        y = MatMul(c, w3)
+    }""",
+    "group norm spelled out": """(float[N,3,6,6] x) => (float[N,2,6,6] y) <float[8,3,1,1] w1, float[2] g_scale,
+        float[2] g_shift, float[8,1,1] g, float[2,8,1,1] w2, int64[3] s = {0, 2, -1}> {
+        h = Conv(x, w1)
+        r = Reshape(h, s)
+        i = InstanceNormalization(r, g_scale, g_shift)
+        t = Shape(h)
+        u = Reshape(i, t)
+        m = Mul(u, g)
+        y = Conv(m, w2)
+    }""",
+    "one norm over all channels": """(float[N,3,12] x) => (float[N,2,12] y) <float[8,3,1] w1, float[1] g_scale,
+        float[1] g_shift, float[8,1] g, float[2,8,1] w2, int64[3] s = {0, 1, -1}> {
+        h = Conv(x, w1)
+        r = Reshape(h, s)
+        i = InstanceNormalization(r, g_scale, g_shift)
+        t = Shape(h)
+        u = Reshape(i, t)
+        m = Mul(u, g)
+        y = Conv(m, w2)
+    }""",
+    "cosine attention": """(float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,24] w1, float[8,8] w2, int64[5] heads = {0, 5, 3, 2, 4}, int64[3] merged = {0, 5, 8},
+         int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}, float scale = {3}> {
+        h = MatMul(x, w1)
+        qkv = Reshape(h, heads)
+        t = Transpose<perm=[2,0,3,1,4]>(qkv)
+        q = Gather<axis=0>(t, i0)
+        k = Gather<axis=0>(t, i1)
+        v = Gather<axis=0>(t, i2)
+        ql = ReduceL2<axes=[-1]>(q)
+        qn = Div(q, ql)
+        kl = ReduceL2<axes=[-1]>(k)
+        kn = Div(k, kl)
+        kt = Transpose<perm=[0,1,3,2]>(kn)
+        qk = MatMul(qn, kt)
+        s = Mul(qk, scale)
+        p = Softmax<axis=-1>(s)
+        o = MatMul(p, v)
+        ot = Transpose<perm=[0,2,1,3]>(o)
+        om = Reshape(ot, merged)
+        y = MatMul(om, w2)
+    }""",
+}
+"""Graphs whose channels a norm runs over: they stay, unless that is permitted."""
+
+HEADS = {
+    "fused heads": """(float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,8] w1, float[8,8] w2, float[8,8] w3, float[24] b1, float[8,8] w4> {
+        q = MatMul(x, w1)
+        k = MatMul(x, w2)
+        v = MatMul(x, w3)
+        a = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, v, b1)
+        y = MatMul(a, w4)
+    }""",
+    "heads with a bias each": """(float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,24] w1, float[24] b1, float[8,8] w2, float[1,4,5,5] relative, float scale = {0.5},
+         int64[5] heads = {0, 5, 3, 4, 2}, int64[3] merged = {0, 5, 8},
+         int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}> {
+        h = MatMul(x, w1)
+        a = Add(h, b1)
+        qkv = Reshape(a, heads)
+        t = Transpose<perm=[2,0,3,1,4]>(qkv)
+        q = Gather<axis=0>(t, i0)
+        k = Gather<axis=0>(t, i1)
+        v = Gather<axis=0>(t, i2)
+        kt = Transpose<perm=[0,1,3,2]>(k)
+        qk = MatMul(q, kt)
+        s = Mul(qk, scale)
+        r = Add(s, relative)
+        p = Softmax<axis=-1>(r)
+        o = MatMul(p, v)
+        ot = Transpose<perm=[0,2,1,3]>(o)
+        om = Reshape(ot, merged)
+        y = MatMul(om, w2)
+    }""",
+}
+"""Attention whose heads may go as a whole."""

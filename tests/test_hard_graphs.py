@@ -96,3 +96,20 @@ def test_local_functions_are_inlined() -> None:
     result = onnxfuse.fuse(model, sparsity=0.5)
     assert [(g.before, g.after) for g in result.report.groups] == [(8, 4), (8, 4)]
     assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+GROUP_NORM = """(float[N,3,6,6] x) => (float[N,2,6,6] y)
+    <float[8,3,1,1] w1, float[8] g_scale, float[8] g_shift, float[2,8,1,1] w2> {
+    h = Conv(x, w1)
+    g = GroupNormalization<num_groups=4>(h, g_scale, g_shift)
+    y = Conv(g, w2)
+}"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_group_normalization(method: str) -> None:
+    """Whole groups go, and the number of groups follows."""
+    model = from_text(GROUP_NORM, opset=21)
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    assert [a.i for node in result.model.graph.node for a in node.attribute if a.name == "num_groups"] == [2]

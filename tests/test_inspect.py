@@ -71,7 +71,7 @@ def test_json(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_group_that_shapes_cannot_follow_is_locked() -> None:
-    found = onnxfuse.analyze(from_text(SAFE["a channel count that is an output"]))
+    found = onnxfuse.analyze(from_text(SAFE["a shape that is an output"]))
     assert not found.groups
     assert [(row.name, row.node) for row in found.locked] == [
         ("h", "the graph's outputs"),

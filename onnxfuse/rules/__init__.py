@@ -10,7 +10,18 @@ from collections.abc import Callable, Mapping
 
 from ..model import Node
 from ..tracker import Tracker
-from . import contraction, einsum, elementwise, movement, normalization, quantization, recurrent, reduction
+from . import (
+    contraction,
+    contrib,
+    einsum,
+    elementwise,
+    movement,
+    normalization,
+    quantization,
+    recurrent,
+    reduction,
+    selection,
+)
 
 Rule = Callable[[Node, Tracker], None]
 
@@ -23,6 +34,7 @@ RULES: Mapping[str, Rule] = {
     **quantization.RULES,
     **recurrent.RULES,
     **reduction.RULES,
+    **selection.RULES,
 }
 """Operator of the standard domain → its rule."""
 
@@ -39,5 +51,6 @@ def unknown(node: Node, t: Tracker) -> None:
 
 
 def rule_for(node: Node) -> Rule:
-    """The rule of a node; `unknown` for operators of other domains and those not in the table."""
-    return RULES.get(node.op, unknown) if node.domain in (None, "", "ai.onnx") else unknown
+    """The rule of a node; `unknown` for operators of other domains and those not in a table."""
+    tables = {"": RULES, "ai.onnx": RULES, "com.microsoft": contrib.RULES}
+    return tables.get(node.domain or "", {}).get(node.op, unknown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -123,8 +123,8 @@ def _row(node: Node, t: Tracker, x: Ids, i: int) -> Ids:
 def matmul(node: Node, t: Tracker) -> None:
     """MatMul with a constant matrix on either side, or of two activations."""
     left, right = t.is_constant(node, 0), t.is_constant(node, 1)
-    if right and not left and len(t.in_shape(node, 1)) == 2:
-        _times_matrix(node, t)
+    if right and len(t.in_shape(node, 1)) == 2 and (not left or len(t.in_shape(node)) > 2):
+        times_matrix(node, t)
     elif left and not right and len(t.in_shape(node, 0)) == 2:
         _matrix_times(node, t)
     elif left or right:
@@ -133,17 +133,19 @@ def matmul(node: Node, t: Tracker) -> None:
         t.leave_alone(t.out_shape(node)[-1], "MatMul with a batch of constant matrices")
         t.put(node, t.fixed(len(t.out_shape(node))))
     else:
-        _two_activations(node, t)
+        of_activations(node, t)
 
 
-def _times_matrix(node: Node, t: Tracker) -> None:
+def times_matrix(node: Node, t: Tracker, transposed: bool = False) -> None:
+    """x (…, K) · W (K, N), or W (N, K) transposed."""
     x, shape = t.of(node), t.in_shape(node)
     if varying(x) and x.shape[-1] == 1:  # mixes positions, not channels
         t.put(node, x)
         return
-    t.slot(node, 1, (0,), _row(node, t, x, 0), Role.CONSUMES, data=(0, len(shape) - 1))
-    made = t.fresh(t.in_shape(node, 1)[1])
-    t.slot(node, 1, (1,), made, Role.PRODUCES)
+    columns = 0 if transposed else 1
+    t.slot(node, 1, (1 - columns,), _row(node, t, x, 0), Role.CONSUMES, data=(0, len(shape) - 1))
+    made = t.fresh(t.in_shape(node, 1)[columns])
+    t.slot(node, 1, (columns,), made, Role.PRODUCES)
     t.put(node, made.reshape((1,) * (len(shape) - 1) + (-1,)))
 
 
@@ -161,8 +163,11 @@ def _matrix_times(node: Node, t: Tracker) -> None:
     t.put(node, made.reshape((1,) * axis + (-1,) + (1,) * (len(shape) - 1 - axis)))
 
 
-def _two_activations(node: Node, t: Tracker) -> None:
-    """x (…, M, K) · y (…, K, N): the K axes unite block by block; M and N pass on; batch axes may not shrink."""
+def of_activations(node: Node, t: Tracker, first: bool = False, second: bool = False) -> None:
+    """x (…, M, K) · y (…, K, N): the K axes unite block by block; M and N pass on; batch axes may not shrink.
+
+    `first` and `second` tell which of them is transposed.
+    """
     x, y, out = t.of(node, 0), t.of(node, 1), t.out_shape(node)
     if min(x.ndim, y.ndim) < 2:
         t.lock(x, "MatMul of two activations, one a vector")
@@ -170,7 +175,12 @@ def _two_activations(node: Node, t: Tracker) -> None:
         t.put(node, t.fixed(len(out)))
         return
     rank = len(out)
-    x, y = lead(x, rank), lead(y, rank)
+    x, y = (np.swapaxes(lead(v, rank), -1, -2) if turned else lead(v, rank) for v, turned in ((x, first), (y, second)))
+    blocks = [a for a in range(rank - 2) if x.shape[a] > 1 or y.shape[a] > 1]
+    if blocks and t.permit.heads:
+        t.put(node, _whole_blocks(node, t, x, y, blocks))
+        return
+    x, y = (_matrices(t, ids) for ids in (x, y))
     columns, rows = x.shape[-1] > 1, y.shape[-2] > 1
     if columns or rows:
         t.unite(np.swapaxes(x.take([0], -2), -1, -2), y.take([0], -1))
@@ -183,6 +193,29 @@ def _two_activations(node: Node, t: Tracker) -> None:
     kept_x = t.fixed(rank) if columns else x
     kept_y = t.fixed(rank) if rows else y
     t.put(node, _outer(t, kept_x, kept_y))
+
+
+def _matrices(t: Tracker, ids: Ids) -> Ids:
+    """Ids of a batch of matrices; where only the batch axes have channels, these stay."""
+    if varying(ids) and max(varying(ids)) < ids.ndim - 2:
+        t.lock(ids, "each is a whole head or another matrix of a batch")
+        return t.fixed(ids.ndim)
+    return ids
+
+
+def _whole_blocks(node: Node, t: Tracker, x: Ids, y: Ids, axes: list[int]) -> Ids:
+    """A batch of products whose matrices (heads) go as a whole: both operands' and the result's together."""
+    rank = x.ndim
+    x, y = t.collapse(x, axes), t.collapse(y, axes)
+    stretched = [all(s == 1 for s in _batch(t.in_shape(node, i), rank, axes)) for i in (0, 1)]
+    if not any(stretched):
+        t.unite(x, y)
+    return x if x.any() else y
+
+
+def _batch(shape: Sequence[int], rank: int, axes: list[int]) -> list[int]:
+    full = (1,) * (rank - len(shape)) + tuple(shape)
+    return [full[a] for a in axes]
 
 
 def _outer(t: Tracker, x: Ids, y: Ids) -> Ids:

@@ -39,7 +39,8 @@ def combine(node: Node, t: Tracker, inputs: range, role: Role) -> Ids:
     """Unite the ids of broadcast operands, tie the constant ones, and return the ids of the result.
 
     An operand of true size 1 along an axis on which another one's ids differ is stretched: it has no channels
-    of its own there. What channels it has on other axes are locked, and these axes pinned.
+    of its own there. If it has channels on all the other axes, they unite with every block of the whole operands;
+    else what channels it has are locked, and these axes pinned.
     """
     out = t.out_shape(node)
     data = [i for i in inputs if t.name(node, i) and not t.is_constant(node, i)]
@@ -47,15 +48,16 @@ def combine(node: Node, t: Tracker, inputs: range, role: Role) -> Ids:
     ids = [lead(t.of(node, i), len(out)) for i in data]
     differ = [a for a in range(len(out)) if any(x.shape[a] > 1 for x in ids)]
     pinned: set[int] = set()
-    whole: list[Ids] = []
-    for x, shape in zip(ids, shapes, strict=True):
-        stretched = any(shape[a] == 1 < out[a] for a in differ)
-        if stretched:
-            t.lock(x, "broadcast against another channel axis")
-            pinned |= {a for a in differ if shape[a] > 1}
-        else:
-            whole.append(x)
+    stretched = [any(shape[a] == 1 < out[a] for a in differ) for shape in shapes]
+    whole = [x for x, part in zip(ids, stretched, strict=True) if not part]
     result = _united(t, whole) if whole else t.fixed(len(out))
+    for x, shape, part in zip(ids, shapes, stretched, strict=True):
+        own = [a for a in differ if shape[a] > 1]
+        if part and own and varying(x) == own and varying(result) == differ:
+            t.unite(result, x)
+        elif part:
+            t.lock(x, "broadcast against another channel axis")
+            pinned |= set(own)
     for axis in sorted(pinned):
         if result.shape[axis] > 1:
             t.pin(result, axis)
@@ -78,7 +80,8 @@ def tie(node: Node, t: Tracker, i: int, ids: Ids, out: tuple[int, ...], role: Ro
     """Constant operand `i` of a broadcasting operator gets a slot on the axes that follow the channels.
 
     If the constant follows only some of the varying axes, the others are united when it has the last one
-    (the channels within a block: the same must go in every block); else its axes are pinned.
+    (the channels within a block: the same must go in every block), unless whole blocks (heads) go; else its axes
+    are pinned.
     """
     shape = t.in_shape(node, i)
     offset = len(out) - len(shape)
@@ -87,7 +90,7 @@ def tie(node: Node, t: Tracker, i: int, ids: Ids, out: tuple[int, ...], role: Ro
     if not covered:
         return
     if covered != differ:
-        if differ[-1] not in covered:
+        if differ[-1] not in covered or t.permit.heads:
             for axis in covered:
                 t.pin(ids, axis)
             return

@@ -204,7 +204,7 @@ def gather(node: Node, t: Tracker) -> None:
         return
     index = np.array([int(n.value) for n in indices.reshape(-1)]).reshape(indices.shape)
     taken = np.take(ids, index, axis)
-    if index.ndim != 1:  # one channel, or a table of them, cannot become fewer
+    if max(index.shape, default=1) < index.size or index.ndim == 0:  # one channel, or a table, cannot become fewer
         t.pin(ids, axis, taken)
     t.picks.append(Pick(Edge(t.position, 1), ids, shape[axis], axis, taken.ravel()))
     t.put(node, compact(taken))
@@ -247,12 +247,12 @@ def _padded(node: Node, t: Tracker, ids: Ids, shape: Sequence[int], axis: int, e
 def expand_(node: Node, t: Tracker) -> None:
     """Expand by broadcasting: a target that spells out the channels follows them."""
     out = t.out_shape(node)
-    ids = t.of(node)
+    ids = t.constant_row(node, 0) if t.is_constant(node, 0) else t.of(node)
     ids = ids.reshape((1,) * (len(out) - ids.ndim) + ids.shape)
     numbers = t.read(node, 1)
     if numbers is None:
         t.lock(ids, "Expand to a computed shape")
-    elif t.is_constant(node, 0) and t.in_shape(node)[-1:] in ((), (1,)):
+    elif not ids.any() and (t.in_shape(node)[-1:] in ((), (1,)) or t.in_shape(node)[1:] == (1,) * (len(out) - 1)):
         ids = _filled(t, numbers, out)
     else:
         _trailing_demands(t, numbers, ids, out)
@@ -265,18 +265,25 @@ def constant_of_shape(node: Node, t: Tracker) -> None:
 
 
 def _filled(t: Tracker, numbers: Numbers, out: Sequence[int]) -> Ids:
-    """A tensor of equal values: its last axis may have as many positions as what it is combined with keeps."""
-    ids = t.fixed(len(out))
-    if len(out) > 1 and out[-1] > 1:
-        ids = t.fresh(out[-1]).reshape((1,) * (len(out) - 1) + (-1,))
-        t.demand(numbers[-1], ids, out[-1], len(out) - 1)
+    """A tensor of equal values may have as many positions as the channels it is combined with.
+
+    They lie on axis 1 of an image, or on the last axis. A size that is computed from an open dimension counts none.
+    """
+    axis = 1 if len(out) > 3 and out[1] > 1 else len(out) - 1
+    number = numbers[axis - len(out)] if len(numbers) >= len(out) - axis else None
+    if len(out) < 2 or out[axis] < 2 or number is None or number.place is None:
+        return t.fixed(len(out))
+    ids = t.unmade(out[axis]).reshape([-1 if a == axis else 1 for a in range(len(out))])
+    t.demand(number, ids, out[axis], axis)
     return ids
 
 
 def _trailing_demands(t: Tracker, numbers: Numbers, ids: Ids, out: Sequence[int]) -> None:
     offset = len(out) - len(numbers)
     for k, number in enumerate(numbers):
-        if number.value != 1 or number.dims:
+        if number.value == 1:  # whatever the size is, it stays
+            t.lock_dims(number.dims, "a shape is computed from their count in a way that cannot follow")
+        else:
             t.demand(number, ids, out[offset + k], offset + k)
 
 

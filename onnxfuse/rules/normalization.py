@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..model import Node
-from ..tracker import Role, Tracker, expand, varying
+from ..symbols import Place, constant
+from ..tracker import Ids, Norm, Role, Tracker, expand, varying
+from .elementwise import tie
 
 BATCH_NORM = (Role.SCALE, Role.SHIFT, Role.SHIFT, Role.SCALE)
 """Roles of γ, β, mean and variance."""
@@ -17,7 +19,19 @@ def batch_normalization(node: Node, t: Tracker) -> None:
 
 
 def instance_normalization(node: Node, t: Tracker) -> None:
-    """Normalises each channel by itself."""
+    """Normalises each row of axis 1 by itself: a channel, or a group of them if it stands for a GroupNormalization.
+
+    Whole groups may go, unless there is but one; channels within groups may if norms may shrink.
+    """
+    ids = t.of(node)
+    inner = [a for a in varying(ids) if a > 1]
+    if inner and t.permit.norms:
+        normalised(node, t, ids, range(2, ids.ndim))
+        t.pin(ids, 1)
+        t.put(node, ids)
+        return
+    if inner and t.in_shape(node)[1] == 1:
+        t.lock(ids, f"{node.op} over the channels")
     per_channel(node, t, BATCH_NORM[:2])
 
 
@@ -39,26 +53,76 @@ def per_channel(node: Node, t: Tracker, roles: tuple[Role, ...]) -> None:
 
 
 def over_channels(node: Node, t: Tracker) -> None:
-    """LRN, LpNormalization and the like: each output position depends on the whole channel axis."""
-    ids = t.of(node)
-    t.lock(ids, f"{node.op} over the channels")
-    for i in range(len(node.outputs)):
-        t.put(node, ids if i == 0 else t.fixed(len(t.out_shape(node, i))), i)
+    """LRN and the like: each output position depends on the whole channel axis."""
+    _over(node, t, range(t.of(node).ndim))
 
 
-def layer_normalization(node: Node, t: Tracker) -> None:
-    """LayerNormalization, RMSNormalization: removing channels they normalise over would change the statistics."""
+def _over(node: Node, t: Tracker, axes: Sequence[int]) -> None:
+    """A normalization along `axes`, which locks channels that lie there."""
     ids = t.of(node)
-    axis = int(node.attrs.get("axis", -1)) % max(ids.ndim, 1)
-    if any(a >= axis for a in varying(ids)):
+    if any(a in axes for a in varying(ids)):
         t.lock(ids, f"{node.op} over the channels")
     for i in range(len(node.outputs)):
         t.put(node, ids if i == 0 else t.fixed(len(t.out_shape(node, i))), i)
 
 
+def lp_normalization(node: Node, t: Tracker) -> None:
+    """LpNormalization along one axis."""
+    _over(node, t, [int(node.attrs.get("axis", -1)) % max(t.of(node).ndim, 1)])
+
+
+def mean_variance_normalization(node: Node, t: Tracker) -> None:
+    """MeanVarianceNormalization; by default each channel by itself."""
+    _over(node, t, [int(a) % t.of(node).ndim for a in node.attrs.get("axes", (0, 2, 3))])
+
+
+def layer_normalization(node: Node, t: Tracker) -> None:
+    """LayerNormalization, RMSNormalization: removing channels they normalise over changes the statistics.
+
+    If that is permitted, γ and β are tied to the channels that are left.
+    """
+    ids = t.of(node)
+    axis = int(node.attrs.get("axis", -1)) % max(ids.ndim, 1)
+    differ = [a for a in varying(ids) if a >= axis]
+    if differ and t.permit.norms and all(t.is_constant(node, i) for i in (1, 2) if t.name(node, i)):
+        normalised(node, t, ids, range(axis, ids.ndim))
+        for i, role in ((1, Role.SCALE), (2, Role.SHIFT)):
+            if t.name(node, i):
+                tie(node, t, i, ids, t.in_shape(node), role)
+    elif differ:
+        t.lock(ids, f"{node.op} over the channels")
+    for i in range(len(node.outputs)):
+        t.put(node, ids if i == 0 else t.fixed(len(t.out_shape(node, i))), i)
+
+
+def normalised(node: Node, t: Tracker, ids: Ids, axes: Sequence[int]) -> None:
+    """Note a permitted norm: all that it runs over shrinks equally wherever it is taken."""
+    t.norms.append(Norm(t.position, ids, tuple(axes)))
+
+
+def group_normalization(node: Node, t: Tracker) -> None:
+    """GroupNormalization: whole groups may go, and `num_groups` with them. γ and β are per group up to opset 20."""
+    ids, n = t.of(node), t.in_shape(node)[1]
+    groups = int(node.attrs["num_groups"])
+    ids = t.collapse(ids, (1,))
+    if ids.shape[1] > 1:
+        blocks = ids.reshape(groups, -1)
+        t.unite(blocks, blocks[:, :1])
+        for i, role in ((1, Role.SCALE), (2, Role.SHIFT)):
+            if not t.is_constant(node, i):
+                t.lock(ids, f"{node.op} with computed parameters")
+            else:
+                t.slot(node, i, (0,), ids.ravel() if t.in_shape(node, i) == (n,) else blocks[:, 0], role)
+        t.demand(constant(groups, Place(t.position, "num_groups", 0)), blocks[:, 0], groups, 0)
+    t.put(node, ids)
+
+
 RULES: dict[str, Callable[[Node, Tracker], None]] = {
     "BatchNormalization": batch_normalization,
     "InstanceNormalization": instance_normalization,
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), layer_normalization),
-    **dict.fromkeys(("LRN", "LpNormalization", "MeanVarianceNormalization", "GroupNormalization"), over_channels),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_normalization),
+    "LRN": over_channels,
+    "LpNormalization": lp_normalization,
+    "MeanVarianceNormalization": mean_variance_normalization,
+    "GroupNormalization": group_normalization,
 }

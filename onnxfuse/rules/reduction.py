@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..model import Node
-from ..tracker import Ids, Tracker, varying
+from ..tracker import Ids, Norm, Tracker, varying
 
 POOLS = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare""".split()
+
+
+MEANS = ("ReduceMean", "ReduceL2")
+"""What layer, RMS and cosine normalizations are made of, when they are spelled out."""
 
 
 def pool(node: Node, t: Tracker) -> None:
@@ -22,15 +26,33 @@ def pool(node: Node, t: Tracker) -> None:
 
 
 def reduce(node: Node, t: Tracker) -> None:
-    """Reductions over axes where ids are constant; over channels they lock, since the result would change."""
-    rank = len(t.in_shape(node))
+    """Reductions over axes where ids are constant; over channels they lock, since the result would change.
+
+    Means over channels may be permitted; a reduction within each head is no obstacle where whole heads go.
+    """
+    rank, ids = len(t.in_shape(node)), t.of(node)
     axes = _axes(node, t, rank)
-    ids = t.of(node)
-    if axes is None or any(ids.shape[a] > 1 for a in axes):
+    if axes is None:
         t.lock(ids, f"{node.op} over the channels")
         t.put(node, t.fixed(len(t.out_shape(node))))
-    else:
-        t.put(node, _without(ids, axes, bool(node.attrs.get("keepdims", 1))))
+        return
+    others = [a for a in varying(ids) if a not in axes]
+    if others and t.permit.heads:
+        ids = t.collapse(ids, others)
+    if any(ids.shape[a] > 1 for a in axes):
+        _over_channels(node, t, ids, axes)
+        ids = t.fixed(rank)
+    t.put(node, _without(ids, axes, bool(node.attrs.get("keepdims", 1))))
+
+
+def _over_channels(node: Node, t: Tracker, ids: Ids, axes: list[int]) -> None:
+    if node.op not in MEANS or not t.permit.norms:
+        t.lock(ids, f"{node.op} over the channels")
+        return
+    t.norms.append(Norm(t.position, ids, tuple(axes)))
+    for axis in varying(ids):
+        if axis not in axes:
+            t.pin(ids, axis)
 
 
 def arg_reduce(node: Node, t: Tracker) -> None:

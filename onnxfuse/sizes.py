@@ -1,0 +1,90 @@
+"""Sizes that never change: what a Shape node tells of them is a constant of the model.
+
+An exporter that traces `x.shape[1] // heads`, `chunk(2)` or `1 / sqrt(d)` writes a chain of nodes that starts with
+Shape. Where shape inference proves the size, whatever the inputs' open dimensions are, the chain is a number that the
+trained model holds; only as such can it be edited (a Reshape's target) or stay (an attention's scale).
+
+    Shape                      → initializer, if all sizes are known
+    Shape → Gather or Slice    → initializer, if those it selects are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from .model import Array, add_initializer, attribute, constant_tensors
+from .probe import without_weights
+
+Sizes = NDArray[Any]
+"""Object array of sizes, of one value's axes or what was selected of them; None for an open one."""
+
+
+def fold_sizes(model: ModelProto) -> bool:
+    """Make initializers of all that Shape nodes tell of sizes that are known; whether there was anything."""
+    graph = model.graph
+    if not any(node.op_type == "Shape" for node in graph.node):
+        return False
+    known, outputs = _known_sizes(model), {o.name for o in graph.output}
+    constants = {name: numpy_helper.to_array(t) for name, t in constant_tensors(graph).items() if len(t.dims) < 2}
+    vectors: dict[str, Sizes] = {}
+    gone = []
+    for i, node in enumerate(graph.node):
+        sizes = _sizes(node, known, vectors, constants)
+        if sizes is None:
+            continue
+        if None in sizes.ravel() or node.output[0] in outputs:
+            vectors[node.output[0]] = sizes
+        else:
+            add_initializer(model, numpy_helper.from_array(np.asarray(sizes, np.int64)), node.output[0])
+            gone.append(i)
+    for i in reversed(gone):
+        del graph.node[i]
+    return bool(gone)
+
+
+def _known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
+    """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing."""
+    skeleton = without_weights(model)[0]
+    skeleton.graph.ClearField("value_info")
+    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    kinds = {v.name: v.type.tensor_type for v in [*inferred.input, *inferred.value_info]}
+    known = {n: [d.dim_value or None for d in k.shape.dim] for n, k in kinds.items() if k.HasField("shape")}
+    return {name: np.array(sizes, dtype=object) for name, sizes in known.items()}
+
+
+def _sizes(
+    node: NodeProto, known: Mapping[str, Sizes], vectors: Mapping[str, Sizes], constants: Mapping[str, Array]
+) -> Sizes | None:
+    """What a node makes of sizes, None in place of open ones; None if it is no Shape, nor reads one's result."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Shape" and node.input[0] in known:
+        sizes = known[node.input[0]]
+        return sizes[attribute(node, "start", 0) : attribute(node, "end", len(sizes))]
+    if node.op_type in ("Gather", "Slice") and node.input[0] in vectors:
+        operands = [constants.get(name) for name in node.input[1:] if name]
+        if all(o is not None for o in operands):
+            return _selected(node, vectors[node.input[0]], [o for o in operands if o is not None])
+    return None
+
+
+def _selected(node: NodeProto, sizes: Sizes, operands: Sequence[Array]) -> Sizes | None:
+    if sizes.ndim != 1:
+        return None
+    if node.op_type == "Gather":
+        return np.asarray(sizes[operands[0]], dtype=object)
+    start, end = (int(v.ravel()[0]) for v in _bounds(node, operands))
+    step = int(operands[3].ravel()[0]) if len(operands) > 3 else 1
+    return sizes[start:end:step] if step > 0 else None
+
+
+def _bounds(node: NodeProto, operands: Sequence[Array]) -> Iterator[Array]:
+    """Start and end of a Slice: inputs, or attributes up to opset 9."""
+    for i, name in enumerate(("starts", "ends")):
+        yield operands[i] if i < len(operands) else np.array(attribute(node, name))
