@@ -1,6 +1,6 @@
 """What onnxfuse makes of every graph of a folder: the whole pipeline and the zero-padding oracle, a row a graph.
 
-python tools/coverage.py FOLDER [--sparsity 0.5] [--only REGEX] [--skip REGEX] [--jobs 1] [--option NAME]
+python tools/coverage.py FOLDER [--sparsity 0.5] [--only REGEX] [--skip REGEX] [--jobs 1] [--option NAME=VALUE]
 
 Each graph runs in a process of its own, under a time and a memory limit. The CSV holds one row for each graph and set
 of options; rows that are there already are not run again (delete some to have them run anew). Graphs whose weights
@@ -213,7 +213,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("folder", type=Path, help="of .onnx files, searched to any depth; or one file")
     p.add_argument("--sparsity", type=float, default=0.5)
     p.add_argument("--method", default="intra-fusion")
-    p.add_argument("--option", action="append", default=[], metavar="NAME", help="an on/off option of fuse to turn on")
+    p.add_argument(
+        "--option", action="append", default=[], metavar="NAME[=VALUE]", help="of fuse, such as allow-norm, round-to=1"
+    )
     p.add_argument("--only", default="", metavar="REGEX", help="files whose name matches")
     p.add_argument("--skip", default="", metavar="REGEX", help="but not these")
     p.add_argument("--jobs", type=int, default=1)
@@ -223,6 +225,15 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=RESULTS / "coverage.csv")
     p.add_argument("--worker", metavar="OPTIONS", help=argparse.SUPPRESS)
     return p.parse_args()
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """The name and value of `NAME` (turned on) or `NAME=VALUE`, a JSON value."""
+    name, _, value = text.partition("=")
+    try:
+        return name.replace("-", "_"), json.loads(value or "true")
+    except json.JSONDecodeError as error:
+        raise ToolError(f"--option {text}: the value is not JSON ({error})") from error
 
 
 def main() -> None:
@@ -236,7 +247,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10)
         print(json.dumps(row | {"peak_mb": f"{peak:.0f}"}))
         return
-    options = {"sparsity": a.sparsity, "method": a.method, **{name.replace("-", "_"): True for name in a.option}}
+    options = {"sparsity": a.sparsity, "method": a.method, **dict(_option(text) for text in a.option)}
     print(summary(sweep(a, json.dumps(options))))
 
 
