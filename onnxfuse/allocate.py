@@ -39,11 +39,13 @@ class Families:
         places: number of a family (`ChannelGroup.family`) → its place in all that follows.
         units: (families,) the width that keeps everything.
         allowed: for each family the widths it may have, ascending.
+        exact: those it might have without rounding.
     """
 
     places: dict[int, int]
     units: Widths
     allowed: tuple[Widths, ...]
+    exact: tuple[Widths, ...]
 
     @property
     def widest(self) -> Widths:
@@ -54,6 +56,10 @@ class Families:
     def narrowest(self) -> Widths:
         """(families,) the smallest allowed widths."""
         return np.array([a[0] for a in self.allowed], np.int64)
+
+    def unrounded(self) -> Families:
+        """The same with exact widths."""
+        return replace(self, allowed=self.exact)
 
     def channels(self, group: ChannelGroup, widths: Widths) -> int:
         """How many channels a group keeps at these widths."""
@@ -142,6 +148,20 @@ def _least(
 
 def _widths(families: Families, position: NDArray[np.int64]) -> Widths:
     return np.array([a[i] for a, i in zip(families.allowed, position, strict=True)], np.int64)
+
+
+def use_up(families: Families, costs: Sequence[Vector], limits: Sequence[Limit], widths: Widths) -> Widths:
+    """`widths` with one family widened beyond rounding, as far as the limits let; the one where that helps most."""
+    best, gained = widths, 0.0
+    for i, exact in enumerate(families.exact):
+        trial = widths.copy()
+        for width in exact[exact > widths[i]]:
+            trial[i] = width
+            if not all(limit.holds(trial) for limit in limits):
+                break
+            if (gain := costs[i][widths[i]] - costs[i][width]) > gained:
+                best, gained = trial.copy(), float(gain)
+    return best
 
 
 def _give_back(

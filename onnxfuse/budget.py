@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocate import Families, Limit, cheapest, uniform, uniform_within
+from .allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
 from .channels import Channels
 from .curves import CURVES, cost_curve
 from .errors import UsageError
@@ -24,6 +24,8 @@ COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "size": {**BYTES, "": 1.0}}
 """Resource → the units it is given in; `resources.RESOURCES` says how much a model uses of it."""
+CLOSE = 0.98
+"""Of a budget must be used: where rounded widths leave more, one family of groups gets an exact width."""
 SHARES = {"x": 1.0, "%": 0.01}
 
 
@@ -95,14 +97,17 @@ def choose(channels: Channels, families: Families, options: Options, room: float
         main = _main(channels, families)
         near = cheapest(families.around(exact), costs, [Limit(main, main(exact))])
         return near if local else cheapest(families, costs, [Limit(main, main(near))])
-    limits = _limits(channels, families, options)
+    limits = _limits(channels, families.unrounded(), options)
+    if not all(limit.holds(families.narrowest) for limit in limits):
+        families = families.unrounded()  # blocks are too coarse for such a budget
     if room is not None:
         limits.append(_part_of(channels, families, room))
-    if local:
-        near = cheapest(families.around(uniform_within(families, limits)), costs, limits)
-        if all(limit.holds(near) for limit in limits):
-            return near
-    return cheapest(families, costs, limits)
+    widths = cheapest(families.around(uniform_within(families, limits)), costs, limits) if local else None
+    if widths is None or not all(limit.holds(widths) for limit in limits):
+        widths = cheapest(families, costs, limits)
+    if room is None and limits and all(limit.resource(widths) < CLOSE * limit.most for limit in limits):
+        return use_up(families, costs, limits, widths)
+    return widths
 
 
 def _main(channels: Channels, families: Families) -> Resource:

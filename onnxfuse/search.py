@@ -107,9 +107,7 @@ def _smallest(make: Make, judge: Judge, tell: Callable[[str, int, int], None]) -
         else:
             low = middle
     if best is None:
-        raise NothingToMerge(
-            "no smaller model is as good as asked; allow more loss, or give --calib data to merge better"
-        )
+        raise NothingToMerge("no smaller model is as good as asked; allow a greater loss")
     return best
 
 

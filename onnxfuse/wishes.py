@@ -34,13 +34,14 @@ def families(channels: Channels, options: Options) -> Families:
     for g in groups:
         units[places[g.family]] = g.unit
     allowed = [np.arange(1, unit + 1) for unit in units.tolist()]
+    exact = list(allowed)
     for g, multiple in multiples(channels, options).items():
         widths = allowed[places[g.family]]
         whole = (widths * (g.channels // g.unit) % multiple == 0) | (widths == g.unit)
         allowed[places[g.family]] = widths[whole]
     for place, wish in _wishes(groups, places, units, options):
-        allowed[place] = np.array([wish], np.int64)
-    return Families(places, units, tuple(allowed))
+        allowed[place] = exact[place] = np.array([wish], np.int64)
+    return Families(places, units, tuple(allowed), tuple(exact))
 
 
 def _check(groups: Sequence[ChannelGroup], options: Options) -> None:

@@ -34,7 +34,7 @@ def problems(draw: st.DrawFn) -> Problem:
     index = rng.integers(0, n + 1, (rng.integers(1, 6), 2))
     slope = np.concatenate([np.zeros((1, n)), np.diag(rng.integers(1, 5, n))])
     count = Resource(3.0, rng.integers(1, 9, len(index)).astype(float), index, np.eye(1, n + 1)[0], slope)
-    return Families({i: i for i in range(n)}, np.array(units), tuple(allowed)), costs, count
+    return Families({i: i for i in range(n)}, np.array(units), tuple(allowed), tuple(allowed)), costs, count
 
 
 @settings(deadline=None, max_examples=60)
@@ -56,7 +56,8 @@ def test_cheapest_stays_within(problem: Problem, share: float) -> None:
 @given(problems(), st.floats(0.05, 1))
 def test_uniform_within_is_the_largest_that_fits(problem: Problem, share: float) -> None:
     families, _, count = problem
-    families = Families(families.places, families.units, tuple(np.arange(1, u + 1) for u in families.units))
+    every = tuple(np.arange(1, u + 1) for u in families.units)
+    families = Families(families.places, families.units, every, every)
     limit = Limit(count, share * count(families.units))
     widths = uniform_within(families, [limit])
     assert limit.holds(widths) or (widths == families.narrowest).all()

@@ -58,6 +58,20 @@ def test_rounded_widths(sparsity: float, scope: str) -> None:
     assert "multiples of 16" in " ".join(rounded.notes)
 
 
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.45])
+def test_rounding_does_not_miss_a_budget(share: float) -> None:
+    """Blocks of 32 are coarse here: one group may keep another width, so that the budget is used."""
+    report = onnxfuse.fuse(from_text(WIDE), target_macs=share, round_to=32, method="drop").report
+    assert 0.97 * share <= report.after.macs / report.before.macs <= share
+    assert sum(g.after % 32 != 0 and g.after != g.before for g in report.groups) <= 1
+
+
+def test_rounding_gives_way_to_a_budget() -> None:
+    """With blocks of 32 nothing below 0.217 could be had."""
+    report = onnxfuse.fuse(from_text(WIDE), target_macs=0.1, round_to=32, method="drop").report
+    assert 0.09 <= report.after.macs / report.before.macs <= 0.1
+
+
 def test_auto_rounds_what_convolutions_make() -> None:
     """The hidden layer of a matrix product is no block of onnxruntime's; groups of few blocks stay exact."""
     block, found = convolution_block(), widths(sparsity=0.3)
