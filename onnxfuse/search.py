@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from onnx import ModelProto
 
 from .budget import Amount, amount
@@ -115,35 +116,46 @@ def _fast_enough(make: Make, judge: Judge, target: str | float, tell: Callable[[
     """The largest model found within the latency.
 
     Latency is modelled as linear in the multiply-accumulates between the nearest slower and the nearest faster trial;
-    each trial that this model proposes is measured, end to end, and makes it better.
+    each trial that this model proposes is measured, end to end, and makes it better. All is in shares of the original's
+    latency in the same interleaved runs, which other load on the machine changes least.
     """
-    budget = latency_amount(target)
+    budget, originals = latency_amount(target), list[float]()
+
+    def share(small: Small) -> float:
+        time = judge.latency(small.model)
+        originals.append(time.before)
+        return time.after / time.before
+
     tell("search", 0, TRIALS)
     best = make(0.0)
-    time = judge.latency(best.model)
-    aim, fast, slow = budget.of(time.before), (0.0, time.after), (1.0, time.before)
-    if time.after > aim:
+    fast, slow = (0.0, share(best)), (1.0, 1.0)
+    if fast[1] > _aim(budget, originals):
         raise UsageError(
-            f"--target-latency {target} is out of reach: the fastest possible here takes {time.after:.3g} ms, "
-            f"the original {time.before:.3g} ms"
+            f"--target-latency {target} is out of reach: the fastest possible here takes "
+            f"{fast[1] * originals[0]:.3g} ms, the original {originals[0]:.3g} ms"
         )
     for trial in range(1, TRIALS):
+        aim = _aim(budget, originals)
         if fast[1] >= CLOSE * aim or fast[0] >= 1:
             break
         tell("search", trial, TRIALS)
         point = 1.0 if slow[1] <= aim else _between(fast, slow, aim * (1 + CLOSE) / 2)
         small = make(point)
-        time = judge.latency(small.model)
-        aim = budget.of(time.before)
-        if time.after <= aim:
-            best, fast = small, (point, time.after)
+        left = share(small)
+        if left <= aim:
+            best, fast = small, (point, left)
         else:
-            slow = (point, time.after)
+            slow = (point, left)
     return best
 
 
+def _aim(budget: Amount, originals: Sequence[float]) -> float:
+    """The latency budget as a share of the original's."""
+    return budget.value if budget.relative else budget.value / float(np.median(originals))
+
+
 def _between(fast: tuple[float, float], slow: tuple[float, float], aim: float) -> float:
-    """Where a line through two (point, milliseconds) reaches `aim`, kept off their ends."""
+    """Where a line through two (point, share of the latency) reaches `aim`, kept off their ends."""
     share = (aim - fast[1]) / (slow[1] - fast[1])
     return fast[0] + (slow[0] - fast[0]) * min(max(share, 0.1), 0.9)
 
