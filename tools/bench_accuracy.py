@@ -37,6 +37,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "intra-fusion+global": {"method": "intra-fusion", "scope": "global"},
     "intra-fusion+energy256": {"method": "intra-fusion", "importance": "energy", "calib": 256},
     "fold+global": {"method": "fold", "scope": "global"},
+    "fold+repair": {"method": "fold", "repair": True},
+    "intra-fusion+repair": {"method": "intra-fusion", "repair": True},
+    "auto+global": {"method": "auto", "scope": "global"},
+    "auto+calib256": {"method": "auto", "calib": 256},
+    "auto+global+calib256": {"method": "auto", "scope": "global", "calib": 256},
 }
 """What is compared: a name, and the options it stands for. `calib` is a number of samples."""
 
