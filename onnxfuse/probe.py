@@ -93,10 +93,14 @@ def _starts(provider: str) -> bool:
 
 
 def session_options(optimized: bool, large: bool = False) -> ort.SessionOptions:
-    """Options for a session that runs once: no memory kept for a second run, no weights copied into another layout."""
+    """Options for a session that runs once: no memory kept for a second run, no weights copied into another layout.
+
+    Its threads wait without spinning, which would take the cores from everything else that runs meanwhile.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if large or not optimized:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
-WORKERS = 2
+WORKERS = min(4, os.cpu_count() or 1)
+"""As many as there are cores; not more, for each holds its group's weights."""
 
 
 def in_order(task: Callable[[int], T], before: Sequence[set[int]], tell: Callable[[int], None]) -> list[T]:

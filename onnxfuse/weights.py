@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from .channels import Slot
@@ -74,19 +73,9 @@ def side_by_side(rows: Sequence[Array]) -> Array:
 
     These belong to channels that went with an earlier group: they change no norm and no distance.
     """
-    used = [_used_columns(r) for r in rows]
-    ends = np.cumsum([0, *(int(u.sum()) for u in used)])
-    joined = np.empty((len(rows[0]), ends[-1]), np.result_type(*rows))
-    for r, u, start, end in zip(rows, used, ends[:-1], ends[1:], strict=True):
-        joined[:, start:end] = r if u.all() else r[:, u]
-    return joined
-
-
-def _used_columns(rows: Array) -> NDArray[np.bool_]:
-    """Columns that are not zero everywhere; a look at a few rows settles most of them."""
-    used: NDArray[np.bool_] = np.array(rows[:8].any(axis=0))
-    used[~used] = rows[:, ~used].any(axis=0)
-    return used
+    used = [np.flatnonzero(r.any(axis=0)) for r in rows]
+    full = [r if len(u) == r.shape[1] else r.take(u, axis=1) for r, u in zip(rows, used, strict=True)]
+    return np.concatenate(full, axis=1)  # a copy even of one
 
 
 def others(kept: Ids, n: int) -> Ids:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
 from typing import Any
 
@@ -14,6 +16,7 @@ from onnx import numpy_helper
 from scipy.spatial.distance import cdist
 
 import onnxfuse
+from onnxfuse import transport
 from onnxfuse.nearplan import near_plan
 from onnxfuse.transport import clusters, full_plan, ground_cost, kept_plan, normalized
 
@@ -74,6 +77,29 @@ def test_full_plan_by_hand() -> None:
     points = np.array([[0.0], [10.0]]), np.array([[1.0], [9.0]])
     plan = full_plan(*points, np.array([3.0, 1.0]), np.array([1.0, 1.0])).toarray()
     np.testing.assert_allclose(plan, [[0.5, 0.25], [0, 0.25]], atol=1e-12)
+
+
+POT_AFTERWARDS = """
+import numpy as np
+from onnxfuse.transport import solve
+assert solve(np.eye(2), np.ones(2), np.ones(2)).tolist() == [[0, 1], [1, 0]]
+import ot, sys
+assert "ot.gromov" not in sys.modules
+assert ot.lp.emd is ot.emd and ot.gromov.gromov_wasserstein and not hasattr(ot, "nothing")
+from ot import sinkhorn
+"""
+
+
+def test_only_the_solver_of_pot_is_loaded_and_the_rest_when_asked_for() -> None:
+    subprocess.run([sys.executable, "-c", POT_AFTERWARDS], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_costs_are_the_same_bits_whatever_the_number_of_workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = normalized(np.random.default_rng(2).standard_normal((50, 300)).astype(np.float32))
+    expected = ground_cost(rows[:33], rows[33:])
+    monkeypatch.setattr(transport, "WORKERS", workers)
+    np.testing.assert_array_equal(ground_cost(rows[:33], rows[33:]), expected)
 
 
 # --- clusters -------------------------------------------------------------------------------------------------------
