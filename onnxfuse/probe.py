@@ -155,20 +155,38 @@ def _ort_value(tensor: TensorProto) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, tensor.data_type)
 
 
-def run_probe(model: ModelProto, feeds: Mapping[str, Array], providers: Sequence[str]) -> Probe:
-    """Run `model` unoptimized on `feeds` and note shapes and small integers.
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A session that is fed `mapped` weights, and returns `asked`, too: shapes, and integers of rank 0 or 1."""
+
+    model: ModelProto
+    session: ort.InferenceSession
+    mapped: Mapping[str, Array]
+    asked: Sequence[str]
+
+
+def _open(model: ModelProto, providers: Sequence[str]) -> _Opened:
+    """An unoptimized session that notes shapes and small integers.
 
     Raises:
-        Exception: whatever onnxruntime raises when it cannot load or run the model.
+        ModelError: onnxruntime refuses the model, whatever its inputs are.
     """
     options = session_options(optimized=False)
     skeleton, weights = without_weights(model)
     mapped = _as_inputs(model, skeleton, weights)
     options.add_external_initializers(list(weights), list(weights.values()))
     asked = _ask_for_shapes(skeleton)
-    run = ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
+    try:
+        session = ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; repair the model first") from error
+    return _Opened(model, session, mapped, asked)
+
+
+def _run(opened: _Opened, feeds: Mapping[str, Array]) -> Probe:
+    model, asked = opened.model, opened.asked
     names = [o.name for o in model.graph.output]
-    results = run.run([*names, *asked], {**feeds, **mapped})
+    results = opened.session.run([*names, *asked], {**feeds, **opened.mapped})
     outputs = dict(zip(names, results[: len(names)], strict=True))
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer} | {k: v.shape for k, v in feeds.items()}
     integers = {}
@@ -253,9 +271,10 @@ def _first_that_runs(
     seed: int,
 ) -> Probe:
     error: Exception = RuntimeError("no inputs could be made")
+    opened = _open(model, providers)
     for batch, size in _candidates(inputs, overrides):
         try:
-            return run_probe(model, _feeds(inputs, overrides, batch, size, seed), providers)
+            return _run(opened, _feeds(inputs, overrides, batch, size, seed))
         except ModelError:
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises

@@ -130,7 +130,7 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "ort format": (junk(b"\x00\x00\x00\x00ORTM" + bytes(50)), "is an ORT-format model"),
     "empty graph": (saved(empty_graph()), "empty graph"),
     "external data missing": (without_its_data, "external data is missing"),
-    "unknown operator": (saved(foreign_operator()), "onnxruntime cannot run the model"),
+    "unknown operator": (saved(foreign_operator()), "registered function/op; repair the model first"),
     "shapes do not fit": (saved(from_text(WRONG_SHAPE)), "onnxruntime cannot run the model"),
     "strings": (saved(with_text_input()), "is not a numeric tensor"),
     "only a classifier": (saved(from_text(CLASSIFIER)), "nothing to merge: feeds a graph output (y)"),

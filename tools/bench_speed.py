@@ -102,17 +102,20 @@ def prepare(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
     except ModelError as error:
         raise ToolError(str(error)) from error  # a class that the small process knows
     if any(p.key == "zoo.weights" for p in loaded.model.metadata_props):
-        return _refilled(loaded.model, directory / model.name, shapes, zoo)
+        return _of_the_zoo(loaded.model, model, directory / model.name, shapes, zoo)
     return Subject(model, loaded.file_bytes, shapes)
 
 
-def _refilled(light: ModelProto, path: Path, shapes: Shapes, zoo: Path) -> Subject:
+def _of_the_zoo(graph: ModelProto, path: Path, filled: Path, shapes: Shapes, zoo: Path) -> Subject:
+    """A graph of the zoo at the input shapes recorded in it; `filled` is written if its weights are missing."""
     import onnx
 
     refill = module(zoo / "refill.py")
-    recorded = {name: tuple(d["shape"]) for name, d in refill.meta(light, "zoo.inputs", {}).items()}
-    needed = {name: recorded[name] for name in _open_inputs(light) if name in recorded}
-    onnx.save(refill.refill(light), path)
+    recorded = {name: tuple(d["shape"]) for name, d in refill.meta(graph, "zoo.inputs", {}).items()}
+    needed = {name: recorded[name] for name in _open_inputs(graph) if name in recorded}
+    if any(refill.is_stub(tensor) for _, tensor in refill.walk_tensors(graph)):
+        onnx.save(refill.refill(graph), filled)
+        path = filled
     return Subject(path, path.stat().st_size, {**needed, **shapes})
 
 
