@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
+from .lazy import part_of
+
 log = logging.getLogger("onnxfuse")
 Real = NDArray[np.floating]
 Ids = NDArray[np.int64]
@@ -139,10 +141,8 @@ def _pair_costs(sources: Real, targets: Real, i: Ids, j: Ids, p: int) -> NDArray
 def _solve(
     codes: Ids, costs: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[csr_array, float, NDArray[np.float64], NDArray[np.float64]]:
-    import ot  # here, because its import takes longer than all the others together
-
     pairs = coo_array((costs, np.divmod(codes, len(b))), shape=(len(a), len(b)))
-    plan, found = ot.emd(a, b, pairs, numItermax=100_000_000, log=True, center_dual=False)
+    plan, found = part_of("ot", "lp").emd(a, b, pairs, numItermax=100_000_000, log=True, center_dual=False)
     if found["warning"]:
         raise RuntimeError(f"transport plan not optimal: {found['warning']}")
     return csr_array(plan), float(found["cost"]), np.asarray(found["u"]), np.asarray(found["v"])
