@@ -6,27 +6,53 @@ import logging
 from collections.abc import Sequence
 
 from .calibdata import Batches
-from .calibrate import Study, study
+from .calibrate import MEASURED, Study, study
 from .channels import Channels
 from .merge import MEASURING
+from .model import Graph
 from .options import Options
 from .prepare import Folded
 from .quantized import Lowered
 from .repair import Repair
 from .samples import sample_count, synthetic
 
+PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
+"""Operators through which an input stays what it is."""
 log = logging.getLogger("onnxfuse")
 LARGE = 250_000_000
 """Parameters from which on a model is repaired only on demand: weights and moments are held twice for it."""
 
 
-def refusal(options: Options, size: tuple[int, int], lowered: Lowered) -> str | None:
-    """Why nothing is measured although the method or the repair would need it."""
+def refusal(
+    channels: Channels, folded: Sequence[Folded], options: Options, size: tuple[int, int], lowered: Lowered
+) -> str | None:
+    """Why nothing is measured although the method or the repair would need it; None if all is well."""
     if lowered.operators:
         return "integer operators cannot be refitted"
-    if options.repair is None and options.calib is None and size[0] > LARGE:
+    if options.repair or options.calib is not None:
+        return None
+    if size[0] > LARGE:
         return f"{size[0] / 1e6:.0f} million parameters are many; ask for it with --repair"
+    if not folded and _dense_first(channels.tracker.graph):
+        return "the first layer has weights for each place of its input, so synthetic inputs tell nothing; give --calib"
     return None
+
+
+def _dense_first(graph: Graph) -> bool:
+    """Whether a matrix reads a float input of the graph itself.
+
+    A convolution reads patches, which look the same in all images and signals; what is where in them, and so what a
+    matrix reads, is known to the training data alone.
+    """
+    queue = [v.name for v in graph.model.graph.input if v.type.tensor_type.elem_type in MEASURED]
+    while queue:
+        for edge in graph.edges.get(queue.pop(), []):
+            node = graph.model.graph.node[edge.node] if edge.node >= 0 else None
+            if node is not None and node.op_type in ("Gemm", "MatMul"):
+                return True
+            if node is not None and node.op_type in PASSING:
+                queue.append(node.output[0])
+    return False
 
 
 def survey(
@@ -49,7 +75,7 @@ def survey(
     """
     if not (options.repairs or options.method in MEASURING):
         return None
-    if (reason := refusal(options, size, lowered)) is not None:
+    if (reason := refusal(channels, folded, options, size, lowered)) is not None:
         log.warning("not repaired: %s", reason)
         return None
     if batches is not None:

@@ -18,7 +18,7 @@ Readers are repaired in graph order: each sees what the repairs before it have l
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,15 @@ from .merge import Merge
 from .model import Array
 from .prepare import out_axis, scaled_rows
 from .rewrite import Removal, removed_mask
+from .surgeon import Source
 from .tracker import Role
 from .walk import Walk
 from .weights import Weights, front
 
 Matrix = NDArray[np.float64]
 Merges = Sequence[tuple[ChannelGroup, Merge]]
-RIDGE = 1e-2
+RIDGE: Mapping[Source, float] = {Source.DATA: 1e-2, Source.ANCHORED: 1e-2, Source.SYNTHETIC: 1.0}
+"""The least λ, by what was measured on: moments of synthetic inputs alone only correct the merge half-way."""
 FLOOR = 1e-5
 """Of the mean variance: the least that is added to each channel's, so that dead ones can be solved for."""
 GAIN = 3.0
@@ -95,7 +97,8 @@ def repair(
         tell(i, len(measured.readers))
         own = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]])
         moments = cross(reader, before.value(reader.value), after.value(reader.value))
-        expand, shift = solve(moments, own, _expand(reader, merges), reader.slot.split)
+        least = RIDGE[measured.source]
+        expand, shift = solve(moments, own, _expand(reader, merges), least, reader.slot.split)
         for weights in (real, twin):
             _read(weights, reader, own, expand, shift)
         gain, offset = _restore(reader, before, after, (real, twin))
@@ -129,9 +132,15 @@ def _expand(reader: Reader, merges: Merges) -> Matrix:
 
 # --- least squares --------------------------------------------------------------------------------------------------
 def solve(
-    moments: tuple[Moments, Moments, Moment], kept: NDArray[np.int64], prior: Matrix, blocks: int = 1
+    moments: tuple[Moments, Moments, Moment],
+    kept: NDArray[np.int64],
+    prior: Matrix,
+    least: float,
+    blocks: int = 1,
 ) -> tuple[Matrix, Matrix]:
     """(n, k) expand and (n,) shift from the moments of x and y, E[x yᵀ], the k `kept` channels and the (n, n) prior.
+
+    λ is at least `least`.
 
     With several blocks (a grouped convolution) each is solved for by itself.
     """
@@ -141,16 +150,16 @@ def solve(
         inside = np.flatnonzero(np.isin(kept, block))
         own = kept[inside]
         square, start = y.square[np.ix_(own, own)], prior[np.ix_(block, own)]
-        factor = cho_factor(square + np.diag(ridge(square, y.count)))
+        factor = cho_factor(square + np.diag(ridge(square, y.count, least)))
         missing = both[np.ix_(block, own)] - start @ square
         expand[np.ix_(block, inside)] = start + cho_solve(factor, missing.T).T
     return expand, x.mean - expand @ y.mean[kept]
 
 
-def ridge(square: Moment, count: int) -> Matrix:
+def ridge(square: Moment, count: int, least: float) -> Matrix:
     """(n,) what is added to the diagonal of a covariance of `count` samples before it is inverted."""
     size = np.maximum(square.diagonal(), 0)
-    shrinkage = max(RIDGE, oas(square, count))
+    shrinkage = max(least, oas(square, count))
     return np.asarray(shrinkage * size + FLOOR * (size.mean() or 1))
 
 

@@ -86,7 +86,7 @@ def test_the_surgeon_drops_channels_that_others_can_replace() -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_oracle_holds_after_repair(name: str, method: str) -> None:
     model = build(name)
-    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, repair=True)
     assert result.plan.repairs
     assert oracle_error(model, result, inputs(model, seed=5)) < 1e-4
 
@@ -104,6 +104,15 @@ def test_the_report_says_what_was_repaired_on_what() -> None:
     assert repaired(method="fold") == []
     assert repaired(method="fold", repair=True) == ["repaired 2 consumers, on 256 synthetic samples"]
     assert repaired(calib=inputs(build("mlp"), batch=64)) == ["repaired 2 consumers, on 64 given samples"]
+
+
+def test_synthetic_inputs_tell_nothing_of_a_matrix_on_the_input(caplog: pytest.LogCaptureFixture) -> None:
+    """A convolution reads patches, which look the same everywhere; a matrix reads each place with its own weights."""
+    with caplog.at_level("WARNING", "onnxfuse"):
+        assert onnxfuse.fuse(build("mlp"), sparsity=0.5).plan.repairs == ()
+    assert "not repaired: the first layer has weights for each place" in caplog.text
+    assert onnxfuse.fuse(build("residual"), sparsity=0.5).plan.repairs
+    assert onnxfuse.fuse(build("mlp"), sparsity=0.5, repair=True).plan.repairs
 
 
 def test_auto_without_repair_is_only_the_merge() -> None:
