@@ -29,6 +29,7 @@ def redo(model: ModelProto, path: Path) -> dict[str, Array]:
         fold(model, values, folded)
     for copy, original in plan["clones"].items():
         values[copy] = values[original]
+    later = {(r["initializer"], tuple(r["axes"]), r["split"]) for r in plan["repairs"]}
     kept: dict[str, dict[tuple[Any, ...], set[int]]] = {}
     changed: dict[str, dict[tuple[Any, ...], set[int]]] = {}
     with np.load(path.with_name(path.name + ".npz")) as arrays:
@@ -38,9 +39,12 @@ def redo(model: ModelProto, path: Path) -> dict[str, Array]:
             for number, slot in enumerate(group["slots"]):
                 where = (tuple(slot["axes"]), slot["split"])
                 positions = arrays[f"group_{group['group']}_slot_{number}_positions"]
-                values[slot["initializer"]] = merged(values[slot["initializer"]], group, slot, positions, arrays)
+                if slot["role"] != "consumes" or (slot["initializer"], *where) not in later:
+                    values[slot["initializer"]] = merged(values[slot["initializer"]], group, slot, positions, arrays)
                 kept.setdefault(slot["initializer"], {}).setdefault(where, set()).update(slot["kept"])
                 changed.setdefault(slot["initializer"], {}).setdefault(where, set()).update(positions.ravel().tolist())
+        for repair in plan["repairs"]:
+            refit(values, repair, {k: arrays[f"repair_{repair['repair']}_{k}"] for k in PARTS})
     for name, places in changed.items():
         for where, all_positions in places.items():
             values[name] = without(values[name], where, all_positions - kept[name][where])
@@ -76,6 +80,39 @@ def merged(array: Array, group: Json, slot: Json, positions: Array, arrays: Any)
     return np.moveaxis(flat.reshape(front.shape), range(len(axes)), axes).reshape(array.shape)
 
 
+PARTS = ("layout", "kept", "expand", "shift", "gain", "offset")
+
+
+def refit(values: dict[str, Array], repair: Json, r: dict[str, Array]) -> None:
+    """A consumer's columns combined, its bias shifted, what it makes scaled and shifted."""
+    name, bias, split, axes = (repair[k] for k in ("initializer", "bias", "split", "axes"))
+    array = values[name].astype(np.float64)
+    view = array.reshape(split, -1, *array.shape[1:]) if split > 1 else array
+    front = np.moveaxis(view, axes, range(len(axes)))
+    flat = front.reshape(-1, *front.shape[len(axes) :]).copy()
+    columns = flat[r["layout"]]
+    if bias:
+        parts = zip(np.split(columns, split), np.split(r["shift"], split), strict=True)
+        sums = [np.tensordot(shift, part, 1) for part, shift in parts]
+        values[bias] = values[bias] + np.concatenate([s.sum(axis=(0, *range(2, s.ndim))) for s in sums])
+    new = np.zeros_like(columns)
+    new[r["kept"]] = np.tensordot(r["expand"].T, columns, 1)
+    flat[r["layout"]] = new
+    array = np.moveaxis(flat.reshape(front.shape), range(len(axes)), axes).reshape(array.shape)
+    if bias:
+        array = scaled(array, r["gain"], repair["outputs_axis"], split)
+        values[bias] = values[bias] * (1 if repair["bias_apart"] else r["gain"]) + r["offset"]
+    values[name] = array.astype(np.float32)
+
+
+def scaled(array: Array, gain: Array, axis: int, split: int) -> Array:
+    """Each output times its gain; a grouped transposed convolution counts its outputs in each group."""
+    if axis == 1 and split > 1:
+        blocks = array.reshape(split, -1, *array.shape[1:])
+        return np.asarray(blocks * gain.reshape(split, 1, -1, *(1,) * (array.ndim - 2))).reshape(array.shape)
+    return np.moveaxis(np.moveaxis(array, axis, -1) * gain, -1, axis)
+
+
 def coefficients(group: int, role: str, arrays: Any) -> Array:
     """(k, n): compress, for `consumes` the transpose of expand, for `scale` compress with rows of sum 1."""
     stem = f"group_{group}_{'expand' if role == 'consumes' else 'compress'}"
@@ -97,11 +134,20 @@ def without(array: Array, where: tuple[tuple[int, ...], int], gone: set[int]) ->
 
 
 # --- tests ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", GRAPHS)
+def test_plan_redoes_the_repair(name: str, tmp_path: Path) -> None:
+    check_redo(name, tmp_path, method="auto", repair=True)
+
+
 @pytest.mark.parametrize("method", ["drop", "intra-fusion", "barycentric", "fold"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_plan_redoes_the_merge(name: str, method: str, tmp_path: Path) -> None:
+    check_redo(name, tmp_path, method=method)
+
+
+def check_redo(name: str, tmp_path: Path, **options: Any) -> None:
     model, path = build(name), tmp_path / "PLAN.json"
-    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    result = onnxfuse.fuse(model, sparsity=0.5, **options)
     result.plan.save(path)
     again = redo(model, path)
     small = {key: array for key, array in weights(result.model).items() if array.dtype.kind == "f"}
