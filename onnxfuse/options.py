@@ -26,7 +26,7 @@ class Options:
 
     Attributes:
         sparsity: fraction of channels removed from each group; None if budgets say how much.
-        method: auto, intra-fusion, barycentric, fold, surgeon or drop.
+        method: auto, intra-fusion, barycentric, fold, fold-variance, surgeon or drop.
         importance: a metric's name, an .npz file or its arrays, or a function.
         repair: whether consumers are repaired; None for what the method is made for.
         gradients: of the weights, for the taylor metric.

@@ -97,7 +97,8 @@ def fuse(
         output: where to write; may be the input file. None writes nothing. It is replaced in one step, and only
             when every check has passed.
         sparsity: fraction of channels removed from each group, 0 ≤ s < 1; n − int(n(1 − s)) of n go.
-        method: 'auto' (the best known), 'intra-fusion' (the paper's), 'barycentric', 'fold', 'surgeon' or 'drop'.
+        method: 'auto' (the best known), 'intra-fusion' (the paper's), 'barycentric', 'fold', 'fold-variance', 'surgeon'
+            or 'drop'.
         importance: which channels survive: 'l1', 'l2', 'lamp', 'taylor' or 'random'; your own scores, as an .npz file
             or a mapping with an array for each layer or group; or a function from `GroupView` to scores.
         source_mass, target_mass: 'uniform' or 'importance'; for the transport methods only, like the next two.

@@ -120,7 +120,7 @@ def test_errors_are_the_command_lines(
 @pytest.mark.parametrize(
     ("options", "listed"),
     [
-        ({"method": "magic"}, "auto, intra-fusion, barycentric, fold, surgeon, drop"),
+        ({"method": "magic"}, "auto, intra-fusion, barycentric, fold, fold-variance, surgeon, drop"),
         ({"importance": "magic"}, "l1, l2, lamp, taylor, chip, energy, random, or give an .npz file"),
         ({"target": "magic"}, "important, cluster"),
         ({"source_mass": "magic"}, "uniform, importance"),

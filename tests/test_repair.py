@@ -81,6 +81,23 @@ def test_the_surgeon_drops_channels_that_others_can_replace() -> None:
     assert np.linalg.norm(again - dense) < 0.1 * np.linalg.norm(dense)  # the ridge costs a few per cent
 
 
+ORTHOGONAL = """(float[N,2] x) => (float[N,1] y) <float[2,2] w1 = {1, 0, 0, 1}, float[1,2] w2 = {1, 1}> {
+    h = Gemm <transB=1> (x, w1)
+    y = Gemm <transB=1> (h, w2)
+}"""
+
+
+def test_variance_repair_from_weights() -> None:
+    """Rows (1, 0 | 1) and (0, 1 | 1), weights and reader, of norm √2 have the mean (½, ½ | 1) of norm √1.5.
+
+    Half of the repair, in logarithms, is (2 / 1.5)^¼; the reader takes the sum of both columns, 2.
+    """
+    result = onnxfuse.fuse(from_text(ORTHOGONAL), sparsity=0.5, method="fold-variance")
+    made = weights(result.model)
+    np.testing.assert_allclose(made["w1"], [[0.5 * (2 / 1.5) ** 0.25] * 2], rtol=1e-6)
+    np.testing.assert_allclose(made["w2"], [[2]], rtol=1e-6)
+
+
 # --- what must hold -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["auto", "surgeon"])
 @pytest.mark.parametrize("name", GRAPHS)
@@ -116,7 +133,7 @@ def test_synthetic_inputs_tell_nothing_of_a_matrix_on_the_input(caplog: pytest.L
 
 
 def test_auto_without_repair_is_only_the_merge() -> None:
-    folded = onnxfuse.fuse(build("mlp"), sparsity=0.5, method="fold").model
+    folded = onnxfuse.fuse(build("mlp"), sparsity=0.5, method="fold-variance").model
     auto = onnxfuse.fuse(build("mlp"), sparsity=0.5, method="auto", repair=False).model
     for name, array in weights(folded).items():
         np.testing.assert_array_equal(weights(auto)[name], array)
