@@ -13,7 +13,7 @@ from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
 from . import model as files
-from .calibdata import calibration
+from .calibdata import Batches, calibration
 from .compress import Progress, Small, compress, follow, kept_channels, untouched
 from .errors import ModelError
 from .evaluation import load_evaluation
@@ -178,10 +178,7 @@ def fuse_with(
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
     judge = _judge(source, reference, providers, options)
-    batches = None
-    if options.calib is not None:
-        tell("read the calibration data", 0, 1)
-        batches = calibration(options.calib, options.calib_preprocess, original, reference, providers)
+    batches = _samples(original, reference, providers, options, tell)
 
     def make(room: float | None) -> Small:
         return compress(source.load() if judge else original, reference, options, transport, tell, room, batches)
@@ -212,6 +209,16 @@ def fuse_with(
         latency, quality, small.notes, small.free,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
+
+
+def _samples(
+    original: ModelProto, reference: Probe, providers: Sequence[str], options: Options, tell: Progress
+) -> Batches | None:
+    """The user's samples as the model takes them, if there are any."""
+    if options.calib is None:
+        return None
+    tell("read the calibration data", 0, 1)
+    return calibration(options.calib, options.calib_preprocess, original, reference, providers)
 
 
 def _judge(source: _Source, reference: Probe, providers: Sequence[str], options: Options) -> Judge | None:
