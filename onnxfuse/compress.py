@@ -27,11 +27,11 @@ from .options import Options
 from .plan import Plan
 from .prepare import Folded, densify, prepare
 from .probe import Probe, provider_list
-from .quantized import Lowered, lower
+from .quantized import Lowered, lowered_graph
 from .repair import Repair, repair
 from .report import GroupRow, Size
 from .requantize import kept_scales, restore
-from .rewrite import Removal, conflicts, removed_mask, rewrite
+from .rewrite import Removal, conflicts, record_constants, removed_mask, rewrite
 from .rounding import rounding_notes
 from .schedule import in_order
 from .scores import feature_of, function_of
@@ -83,9 +83,7 @@ def compress(
     uses = {"params": lambda: before[0], "macs": lambda: before[1], "size": lambda: file_bytes(model)}
     options = absolute(options, uses)
     folded = prepare(model, options.exclude)
-    lowered = lower(model)
-    graph = Graph(model)
-    graph.held = lowered.element_bytes()
+    graph, lowered = lowered_graph(model)
     if options.lossless:
         return _lossless(graph, reference, options, before, folded, lowered)
     channels, keep = settle(graph, reference, options, room)
@@ -287,6 +285,7 @@ def _finish(
     model = t.graph.model
     left = macs(model, shapes)
     restore(t.graph, lowered, kept_scales(t.graph, lowered, removals))
+    record_constants(model)
     sizes = (
         Size(sum(r.before for r in rows), *before, 0),
         Size(sum(r.after for r in rows), parameters(model), left, 0),

@@ -80,7 +80,7 @@ def find_free(channels: Channels, reference: Probe, providers: Sequence[str]) ->
     graph = channels.tracker.graph
     able = {g: c for g, c in conducts(channels).items() if c is not Conduct.OTHER}
     rows = {g: {s: gather(graph.array(s.tensor), s).astype(np.float64) for s in g.slots} for g in able}
-    still = {g: _still(r) for g, r in rows.items()}
+    still = {g: _still(r) for g, r in rows.items()} if graph.runs else {}  # what is read shows in a run only
     found = {g: _Found() for g in able}
     for group, channel, kind, taken in _constants(channels, still, reference, providers):
         found[group].kinds[channel], found[group].shifts[channel] = kind, taken

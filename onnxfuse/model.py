@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -394,16 +394,16 @@ class Graph:
         edges: name → its uses.
         clones: name of a copy → the constant it copies.
         held: constant → bytes of an element in the file, where that is not its own type's.
+        runs: whether onnxruntime can run the model as it is now.
     """
 
-    def __init__(self, model: ModelProto) -> None:
-        self.model = model
+    def __init__(self, model: ModelProto, held: Mapping[str, int] | None = None, runs: bool = True) -> None:
+        self.model, self.held, self.runs = model, held or {}, runs
         gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
         self.nodes: list[Node] = list(gs.import_onnx(model).nodes)
         self.constants = constant_tensors(model.graph)
         self.edges = consumers(model.graph)
         self.clones: dict[str, str] = {}
-        self.held: dict[str, int] = {}
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     def array(self, name: str) -> Array:

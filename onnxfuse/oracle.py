@@ -20,7 +20,7 @@ from .oracle_norms import mask_norms
 from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import Probe, probe, provider_list
-from .quantized import Lowered, Scheme, lower
+from .quantized import Lowered, Scheme, lower, lowered_graph
 from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, removed_mask, slot_masks
 from .standin import in_float32
@@ -44,8 +44,7 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     model, options = inline(model), Options(**result.plan.options)
     reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
     prepare(model, options.exclude)
-    lowered = lower(model)
-    graph = Graph(model)
+    graph, lowered = lowered_graph(model)
     settled = settle_lossless if options.lossless else settle
     channels = settled(graph, reference, options)[0] if result.plan.merges else None  # clones shared constants, too
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]

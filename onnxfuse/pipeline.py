@@ -18,12 +18,12 @@ from .compress import Progress, Small, compress, follow, kept_channels, untouche
 from .errors import ModelError
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
-from .model import Graph, proto_label
+from .model import proto_label
 from .options import Options, check_matches, check_options, check_patterns, listed
 from .plan import Plan
 from .prepare import inline, prepare
 from .probe import Probe, probe, provider_list
-from .quantized import lower
+from .quantized import lowered_graph
 from .report import Report
 from .scores import Importance
 from .search import Judge, find
@@ -252,10 +252,9 @@ def analyze(
     check_matches("exclude", exclude, "node", [proto_label(node) for node in graph.graph.node])
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
-    lower(graph)
     half = Options(0.5, round_to=1, allow_norm=allow_norm, prune_heads=prune_heads)
     choose = functools.partial(kept_channels, options=half)
-    channels, _ = follow(Graph(graph), reference, exclude, choose, half.permit)
+    channels, _ = follow(lowered_graph(graph)[0], reference, exclude, choose, half.permit)
     return analysis(channels)
 
 

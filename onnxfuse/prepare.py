@@ -13,6 +13,7 @@ Statistics do not average, weights do: that is why BatchNormalization is folded 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from .model import (
@@ -30,8 +31,10 @@ from .model import (
     attribute,
     constant_tensors,
     consumers,
+    outer_names,
     proto_label,
     set_values,
+    subgraphs,
     values_of,
 )
 from .probe import without_weights
@@ -74,13 +77,16 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
         exclude: regular expressions; a producer whose name matches keeps its BatchNormalization.
     """
     densify(model)
+    idle = _idle(model.graph)
     for node in model.graph.node:
         if node.op_type == "Constant":
             _as_tensor(node)
     _fold_constants(model)
     while fold_sizes(model):  # what one round makes constant lets shape inference prove more
         _fold_constants(model)
-    return _fold_batch_norms(model, [re.compile(p) for p in exclude])
+    folded = _fold_batch_norms(model, [re.compile(p) for p in exclude])
+    _drop_unused(model, idle)
+    return folded
 
 
 def _as_tensor(node: NodeProto) -> None:
@@ -114,8 +120,6 @@ def _fold_constants(model: ModelProto) -> None:
                 gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
-    if gone:
-        _drop_unused(model)
 
 
 def _element_types(model: ModelProto) -> dict[str, int]:
@@ -192,8 +196,6 @@ def _fold_batch_norms(model: ModelProto, excluded: Sequence[re.Pattern[str]]) ->
         gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
-    if gone:
-        _drop_unused(model)
     return folded
 
 
@@ -257,11 +259,28 @@ def _free_name(stem: str, taken: Container[str]) -> str:
     return name
 
 
-def _drop_unused(model: ModelProto) -> None:
-    """Remove initializers that nothing reads any more; up to IR version 3 they are listed as inputs, too."""
-    graph, used = model.graph, consumers(model.graph)
+# --- what nothing reads any more -----------------------------------------------------------------------------------
+def _idle(graph: GraphProto) -> set[str]:
+    """Names of constants and of what nodes make that nothing reads."""
+    used = consumers(graph)
+    made = [*(t.name for t in graph.initializer), *(name for node in graph.node for name in node.output)]
+    return {name for name in made if not used.get(name)}
+
+
+def _drop_unused(model: ModelProto, idle: Container[str]) -> None:
+    """Remove the nodes and initializers whose readers were folded away; what was `idle` before that stays.
+
+    Up to IR version 3 initializers are listed as inputs, too.
+    """
+    graph = model.graph
+    uses = Counter({name: len(edges) for name, edges in consumers(graph).items()})
     listed = {value.name for value in graph.input} if model.ir_version >= 4 else set()
-    unused = {t.name for t in graph.initializer if not used.get(t.name) and t.name not in listed}
+    for i in reversed(range(len(graph.node))):
+        node = graph.node[i]
+        if not any(uses[name] or name in idle for name in node.output):
+            uses.subtract([*node.input, *(n for inner in subgraphs(node) for n in set(outer_names(inner)))])
+            del graph.node[i]
+    unused = {t.name for t in graph.initializer if not (uses[t.name] or t.name in idle or t.name in listed)}
     for values in (graph.initializer, graph.input):
         for i in reversed(range(len(values))):
             if values[i].name in unused:

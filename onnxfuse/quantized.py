@@ -20,7 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .model import Array, Edge, add_initializer, attribute, constant_tensors, consumers, free_name, values_of
+from .model import (
+    Array,
+    Edge,
+    Graph,
+    add_initializer,
+    attribute,
+    constant_tensors,
+    consumers,
+    free_name,
+    values_of,
+)
 
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32)
 """Types that weights and biases are held in."""
@@ -155,6 +165,12 @@ def lower(model: ModelProto) -> Lowered:
     return found
 
 
+def lowered_graph(model: ModelProto) -> tuple[Graph, Lowered]:
+    """`lower` a model; the graph of what it is then, and what was changed."""
+    lowered = lower(model)
+    return Graph(model, lowered.element_bytes(), runs=not lowered.operators), lowered
+
+
 def _lower_dequantized(model: ModelProto, found: Lowered) -> None:
     graph, constants, uses = model.graph, constant_tensors(model.graph), consumers(model.graph)
     makers = {n.output[0]: n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants}
@@ -199,8 +215,14 @@ def _dequantized(node: NodeProto, quantize: NodeProto | None, constants: Mapping
     zeros = values_of(constants[names[1]])
     scheme = Scheme(node.output[0], source, *names, stored, scales, zeros, axis, nodes, floats=True)
     limits = np.iinfo(zeros.dtype)
-    integers = np.rint(stored / scheme.along(scales)) + scheme.along(zeros)
+    integers = np.rint(in_steps(stored, scheme.along(scales))) + scheme.along(zeros)
     return replace(scheme, integers=np.clip(integers, limits.min, limits.max).astype(zeros.dtype))
+
+
+def in_steps(values: Array, scales: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values over scales; a scale of 0, which a channel of zeros may have, represents nothing but 0."""
+    scales = np.broadcast_to(scales, values.shape)
+    return np.divide(values, scales, out=np.zeros(values.shape), where=scales != 0)
 
 
 def _copies(*nodes: NodeProto) -> tuple[NodeProto, ...]:
@@ -218,9 +240,18 @@ def _follow_weights(model: ModelProto, found: Lowered) -> None:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
             weight, bias = (found.schemes.get(name) for name in node.input[1:3])
             if weight is not None and bias is not None and bias.integers.dtype == np.int32:
-                factor = np.ravel(bias.scales / weight.scales.reshape(-1))
-                if np.allclose(factor, factor[0], rtol=1e-4) and bias.scales.size == weight.scales.size:
-                    found.schemes[bias.tensor] = replace(bias, follows=weight.tensor, factor=factor[:1])
+                factor = _common_factor(weight.scales.reshape(-1), bias.scales.reshape(-1))
+                if factor is not None:
+                    found.schemes[bias.tensor] = replace(bias, follows=weight.tensor, factor=factor)
+
+
+def _common_factor(weight: Array, bias: Array) -> Array | None:
+    """(1,) by how much all scales of a bias are larger than its weight's; None if there is no such number."""
+    used = weight != 0
+    if len(bias) != len(weight) or not used.any():
+        return None
+    factor = bias[used] / weight[used]
+    return factor[:1] if np.allclose(factor, factor[0], rtol=1e-4) else None
 
 
 def _lower_operators(model: ModelProto, found: Lowered) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from .model import Array, Graph, add_initializer, constant_tensors, consumers, free_name, set_values, values_of
-from .quantized import OPERATORS, Lowered, Scheme, input_name
+from .quantized import OPERATORS, Lowered, Scheme, in_steps, input_name
 from .rewrite import Removal, kept_along
 
 EXACT = 1e-3
@@ -116,9 +116,10 @@ def _rows(values: Real, s: Scheme) -> Real:
 
 def _represented(rows: Real, s: Scheme, scales: Real, zeros: Real) -> NDArray[np.bool_]:
     """(channels, 1) whether these scales represent all values of a channel to rounding."""
-    limits, exact = np.iinfo(s.integers.dtype), rows / scales + zeros
+    limits, exact = np.iinfo(s.integers.dtype), in_steps(rows, scales) + zeros
     near = np.minimum(EXACT + 2 * np.finfo(s.scales.dtype).eps * np.abs(exact), 0.4)
     fits = (np.abs(exact - np.rint(exact)) < near) & (exact > limits.min - 0.5) & (exact < limits.max + 0.5)
+    fits &= (scales != 0) | (rows == 0)
     return np.asarray(fits.all(axis=1, keepdims=True))
 
 
@@ -152,7 +153,8 @@ def _like(old: Array, values: Real) -> Array:
 
 
 def _integers(values: Real, s: Scheme, found: Scales) -> Array:
-    limits, steps = np.iinfo(s.integers.dtype), np.rint(values / s.along(found.scales)) + s.along(found.zeros)
+    limits = np.iinfo(s.integers.dtype)
+    steps = np.rint(in_steps(values, s.along(found.scales))) + s.along(found.zeros)
     return np.asarray(np.clip(steps, limits.min, limits.max).astype(s.integers.dtype))
 
 

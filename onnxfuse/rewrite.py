@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto
 
 from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis, shrunk_number, shrunk_shape
-from .model import Array, Edge, Graph, drop_attribute, set_attribute, set_values
+from .model import Array, Edge, Graph, constant_tensors, drop_attribute, set_attribute, set_values
 from .symbols import Place
 from .tracker import Demand, Ids, Lock, Pick
 from .weights import Weights, front, others
@@ -79,7 +79,8 @@ def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -
         set_attribute(graph.model.graph.node[node], name, value)
     for pick in channels.tracker.picks:
         _renumber(channels, kept, pick)
-    _update_value_info(channels, kept)
+    _drop_stale_shapes(channels, kept)
+    record_constants(graph.model)
 
 
 def slot_masks(removals: Sequence[Removal], arrays: Mapping[str, Array]) -> dict[str, list[tuple[Slot, Mask]]]:
@@ -195,16 +196,28 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     set_values(graph.constants[name], new if stay.all() else new[stay].reshape(long))
 
 
-def _update_value_info(channels: Channels, kept: Mask) -> None:
-    """Drop recorded shapes that are no longer true, and follow initializers that are also listed as inputs."""
+def _drop_stale_shapes(channels: Channels, kept: Mask) -> None:
+    """Drop recorded shapes of values that have another one now."""
     graph = channels.tracker.graph.model.graph
-    resized = {s.tensor for g in channels.groups for s in g.slots}
-    exist = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
     for i in reversed(range(len(graph.value_info))):
         name = graph.value_info[i].name
-        if name not in exist or name in resized or shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
+        if shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
             del graph.value_info[i]
-    dims = {t.name: t.dims for t in graph.initializer}
+
+
+def record_constants(model: ModelProto) -> None:
+    """Drop recorded shapes of constants that have another one now, or are gone; resize those that are listed as inputs.
+
+    What is a constant only while weights are real numbers counts, too: see `quantized.lower`.
+    """
+    graph = model.graph
+    constants = {name: tuple(t.dims) for name, t in constant_tensors(graph).items()}
+    made = {name for node in graph.node for name in node.output} - constants.keys()
+    for i in reversed(range(len(graph.value_info))):
+        value = graph.value_info[i]
+        dims = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        if value.name not in made and constants.get(value.name) != dims:
+            del graph.value_info[i]
     for value in graph.input:
-        for d, size in zip(value.type.tensor_type.shape.dim, dims.get(value.name, ()), strict=False):
+        for d, size in zip(value.type.tensor_type.shape.dim, constants.get(value.name, ()), strict=False):
             d.dim_value = size

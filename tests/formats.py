@@ -123,6 +123,24 @@ def quantized(per_channel: bool) -> Callable[[ModelProto], ModelProto]:
     return convert
 
 
+def with_integer_products(model: ModelProto) -> ModelProto:
+    """Every MatMul as a QLinearMatMul, between QuantizeLinear and DequantizeLinear."""
+    model, work = _copy(model), _Quantizer(model, per_channel=False)
+    for node in model.graph.node:
+        work.weigh(node)
+        weight, steps, name = node.input[1].removesuffix("_real"), ["x_step", "x_zero"], node.output[0]
+        held = [f"{weight}_{part}" for part in "qsz"]
+        work.nodes[-1:] = [
+            helper.make_node("QuantizeLinear", [node.input[0], *steps], [f"{name}_in"]),
+            helper.make_node("QLinearMatMul", [f"{name}_in", *steps, *held, *steps], [f"{name}_out"], name),
+            helper.make_node("DequantizeLinear", [f"{name}_out", *steps], [name]),
+        ]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in work.made.items())
+    model.graph.node.extend(work.nodes)
+    return model
+
+
 def with_constant_nodes(model: ModelProto) -> ModelProto:
     """Every initializer as a Constant node."""
     model = _copy(model)

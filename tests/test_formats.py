@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 import onnxfuse
 from onnxfuse.oracle import oracle_error
 from onnxfuse.standin import in_float32, needs_stand_in
 
-from .formats import FORMATS, external
+from .formats import FORMATS, STEP, external, with_integer_products
 from .graphs import Array, case_id, from_text, gap, inputs, load, run, zoo
 from .test_properties import with_duplicates
 from .texts import TEXTS
@@ -169,3 +169,46 @@ def test_weights_quantized_in_blocks_are_left_alone_with_the_reason() -> None:
         (row.name, row.reason) for row in result.report.locked
     ]
     assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["drop", "fold"])
+@pytest.mark.parametrize("scale", [0, 1e-8, 1])
+def test_a_channel_of_zeros_with_any_scale(scale: float, method: str) -> None:
+    """A quantizer may give it the scale 0: in its units nothing can be counted, its bias neither."""
+    model = FORMATS["int8 per channel"](from_text(TEXTS["mlp"]))
+    held = {t.name: t for t in model.graph.initializer}
+    rows = {"w1_q": 0, "w1_s": scale, "b1_h1_q": -(2**31), "b1_h1_s": scale * STEP}
+    for name, value in rows.items():
+        values = np.array(numpy_helper.to_array(held[name]))
+        values[0] = value
+        held[name].CopyFrom(numpy_helper.from_array(values, name))
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    assert [(g.before, g.after) for g in result.report.groups] == SIZES["mlp"]
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+def test_lossless_between_integer_operators() -> None:
+    """What they read cannot be measured, so nothing is known to be dead."""
+    model = from_text("""(float[N,6] x) => (float[N,3] y) <float[6,8] w1, float[8,8] w2, float[8,3] w3> {
+        h = MatMul(x, w1)
+        k = MatMul(h, w2)
+        y = MatMul(k, w3)
+    }""")
+    weight = np.array(numpy_helper.to_array(model.graph.initializer[0]))
+    weight[:, 0] = 0
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w1"))
+    with pytest.raises(onnxfuse.NothingToMerge):
+        onnxfuse.fuse(with_integer_products(model), lossless=True)
+
+
+def test_recorded_shapes_of_quantized_constants_follow() -> None:
+    model = onnx.shape_inference.infer_shapes(FORMATS["int8"](from_text(TEXTS["mlp"])))
+    for t in model.graph.initializer:
+        model.graph.value_info.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    onnx.checker.check_model(result.model, full_check=True)
+    recorded = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in result.model.graph.value_info}
+    true = {t.name: list(t.dims) for t in result.model.graph.initializer}
+    assert "x_step" in recorded
+    assert "w1_q" not in recorded
+    assert all(dims == true[name] for name, dims in recorded.items() if name in true)

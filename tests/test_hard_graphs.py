@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 
 import pytest
 from onnx import ModelProto, helper
@@ -10,7 +11,8 @@ from onnx import ModelProto, helper
 import onnxfuse
 from onnxfuse.oracle import oracle_error
 
-from .graphs import build, from_text, inputs
+from .formats import with_constant_nodes
+from .graphs import build, dims, from_text, inputs
 from .hard_texts import SAFE, SHRINKS
 
 METHODS = ("drop", "intra-fusion", "barycentric", "fold")
@@ -113,3 +115,43 @@ def test_group_normalization(method: str) -> None:
     result = onnxfuse.fuse(model, sparsity=0.5, method=method)
     assert oracle_error(model, result, inputs(model)) < 1e-5
     assert [a.i for node in result.model.graph.node for a in node.attribute if a.name == "num_groups"] == [2]
+
+
+def test_what_folding_leaves_unread_goes() -> None:
+    """The vectors of a folded BatchNormalization and a size's computation go; what nothing read before stays."""
+    text = """(float[N,3,6,6] x) => (float[N,3,6,6] y) <float[8,3,1,1] w1, float[8] n_scale, float[8] n_shift,
+        float[8] n_mean, float[8] n_var, float[3,4,1,1] w2, int64[1] axis = {1}, int64[1] two = {2}> {
+        c = Conv(x, w1)
+        b = BatchNormalization(c, n_scale, n_shift, n_mean, n_var)
+        idle = Relu(b)
+        s = Shape(b)
+        n = Gather(s, axis)
+        h = Div(n, two)
+        halves = Concat<axis=0>(h, h)
+        u, v = Split<axis=1>(b, halves)
+        m = Mul(u, v)
+        y = Conv(m, w2)
+    }"""
+    model = with_constant_nodes(from_text(text))
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    operators = Counter(node.op_type for node in result.model.graph.node)
+    assert operators == {"Constant": 2, "Conv": 2, "Relu": 1, "Split": 1, "Mul": 1}
+    read = {name for node in result.model.graph.node for name in node.input} | {"y"}
+    made = [t.name for t in result.model.graph.initializer] + [n.output[0] for n in result.model.graph.node]
+    assert set(made) - read == {"idle"}
+    assert onnxfuse.fuse(model, sparsity=0).model == model
+
+
+@pytest.mark.parametrize("mode", ["CRD", "DCR"])
+def test_depth_to_space_whose_result_nothing_reads(mode: str) -> None:
+    """Its input must stay a multiple of the block's size all the same."""
+    text = f"""(float[N,3,6,6] x) => (float[N,2,6,6] y) <float[12,3,1,1] w1, float[2,12,1,1] w2> {{
+        h = Conv(x, w1)
+        d = DepthToSpace<blocksize=2, mode="{mode}">(h)
+        y = Conv(h, w2)
+    }}"""
+    model = from_text(text)
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert dims(result.model)["w1"] == (4, 3, 1, 1)
+    assert oracle_error(model, result, inputs(model)) < 1e-5

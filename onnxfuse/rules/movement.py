@@ -89,13 +89,13 @@ def transposed(t: Tracker, ids: Ids, order: Sequence[int]) -> Ids:
 
 
 def depth_to_space(node: Node, t: Tracker) -> None:
-    """(N, C·b², H, W) → (N, C, H·b, W·b), as its definition: reshape, transpose, reshape."""
+    """(N, C·b², H, W) → (N, C, H·b, W·b), as its definition: reshape, transpose, reshape. Whole channels of it go."""
     n, c, h, w = t.in_shape(node)
     b, crd = int(node.attrs["blocksize"]), node.attrs.get("mode", "DCR") == "CRD"
     parts = (n, c // b**2, b, b, h, w) if crd else (n, b, b, c // b**2, h, w)
     ids = reshaped(t.of(node), (n, c, h, w), parts)
     ids = transposed(t, ids, (0, 1, 4, 2, 5, 3) if crd else (0, 3, 4, 1, 5, 2))
-    t.put(node, reshaped(ids, (n, c // b**2, h, b, w, b), t.out_shape(node)))
+    t.put(node, t.collapse(reshaped(ids, (n, c // b**2, h, b, w, b), t.out_shape(node)), (1,)))
 
 
 def space_to_depth(node: Node, t: Tracker) -> None:
