@@ -7,8 +7,9 @@ normalization uses the batch's own statistics, has them at every depth. All mome
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,9 @@ WIDEST = 4096
 """Readers of more channels than this are left as their merge makes them: their moments would be too large."""
 ROWS = 8
 """Samples of a moment for each of its channels (and `FEWEST` at least): more of them are left out, at random."""
-FEWEST = 8192
+FEWEST = 4096
+PLACES = 8192
+"""Values from which a channel's mean and deviation are taken, at most: these need fewer than a covariance does."""
 TINY = 1e-6
 MEASURED = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types of weights that are refitted."""
@@ -74,6 +77,21 @@ class Moments:
 
 
 @dataclass(frozen=True, eq=False)
+class Crossed:
+    """What a reader sees before, x of n channels, and after, y of k of them.
+
+    Attributes:
+        mean: (n,) of x.
+        after: moments of y.
+        product: (n, k) E[x yᵀ], centred as they are.
+    """
+
+    mean: Moment
+    after: Moments
+    product: Moment
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
     """What was measured before anything was merged.
 
@@ -81,8 +99,8 @@ class Study:
         batches: the inputs.
         twin: constants of the twin that differ from the graph's.
         readers: in graph order.
-        moments: of each reader.
-        source: what they were measured on.
+        moments: of each reader; empty if they were not wanted.
+        source: what they are measured on.
     """
 
     batches: Batches
@@ -95,35 +113,39 @@ class Study:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots."""
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]
-        return [_view(self.readers[i], self.moments[i], s, rows[s]) for s, i in found if i is not None]
+        return [_view(self.readers[i], self.moments[i], s, rows[s]) for s, i in found if i is not None and self.moments]
 
 
 def study(
-    channels: Channels, folded: Sequence[Folded], batches: Batches, anchored: bool, exclude: Sequence[str] = ()
+    channels: Channels,
+    folded: Sequence[Folded],
+    batches: Batches,
+    anchored: bool,
+    exclude: Sequence[str] = (),
+    wanted: Container[Source] = frozenset(Source),
 ) -> Study:
     """Walk through the graph once; with `anchored`, correct every normalization on the way.
 
-    Nodes that match one of `exclude`, regular expressions, are no readers: their weights keep every bit.
+    Nodes that match one of `exclude`, regular expressions, are no readers: their weights keep every bit. Moments are
+    measured if what they would be measured on is `wanted`.
     """
     graph = channels.tracker.graph
     found, twin = readers(channels, [re.compile(p) for p in exclude]), dict[str, Array]()
-    if not found:
-        return Study(batches, {}, (), (), Source.SYNTHETIC)
-    walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), dict[int, Moments]()
+    walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Moments]()
     anchors = dict(_anchors(graph, folded)) if anchored else {}
-    at: dict[int, list[int]] = {}
-    for i, reader in enumerate(found):
-        at.setdefault(reader.slot.edge.node, []).append(i)
+    synthetic = Source.ANCHORED if 2 * len(anchors) >= len(found) else Source.SYNTHETIC
+    source = synthetic if anchored else Source.DATA
+    at: dict[int, list[Reader]] = {}
+    for reader in found:
+        at.setdefault(reader.slot.edge.node, []).append(reader)
     for position, node in enumerate(graph.model.graph.node):
-        for i in at.get(position, []):
-            moments[i] = measure(found[i], walk.value(found[i].value))
+        if source in wanted:
+            moments += [measure(reader, walk.value(reader.value)) for reader in at.get(position, [])]
         if position in anchors:
             _anchor_producer(graph, twin, walk, node, anchors[position])
         elif anchored and node.op_type == "BatchNormalization":
             _anchor_norm(graph, twin, walk, node)
-    synthetic = Source.ANCHORED if 2 * len(anchors) >= len(found) else Source.SYNTHETIC
-    measured = tuple(moments[i] for i in range(len(found)))
-    return Study(batches, twin, tuple(found), measured, synthetic if anchored else Source.DATA)
+    return Study(batches, twin, tuple(found), tuple(moments), source)
 
 
 def _view(reader: Reader, moments: Moments, slot: Slot, weights: Array) -> View:
@@ -180,58 +202,91 @@ def _own_vector(graph: Graph, name: str) -> str | None:
 
 # --- moments --------------------------------------------------------------------------------------------------------
 def rows(reader: Reader, chunks: Chunks) -> Iterator[Array]:
-    """(samples, n) what the reader sees in each batch, at as many places as are needed.
-
-    The places are random, the same on every call for the same sizes.
-    """
-    n, q = reader.layout.shape
+    """(samples, n) what the reader sees in each batch, at as many places as are needed."""
+    n = len(reader.layout)
     wanted = max(ROWS * n, FEWEST) // len(chunks) + 1
     for chunk in chunks:
-        flat = np.moveaxis(chunk, reader.axis, -1).reshape(-1, n * q)
-        flat = flat[:, reader.layout.T].reshape(-1, n) if q > 1 else flat
-        if len(flat) > wanted:
-            flat = flat[np.sort(np.random.default_rng(len(flat)).choice(len(flat), wanted, replace=False))]
-        yield np.ascontiguousarray(flat, np.float64 if flat.dtype == np.float64 else np.float32)
+        flat = _sampled(chunk, reader.axis, wanted)
+        yield _sampled(flat[:, reader.layout.T].reshape(-1, n), 1, wanted)
+
+
+def _sampled(chunk: Array, axis: int, wanted: int) -> Array:
+    """(samples, d) what is along an axis, at random places if there are more than wanted; float32 or float64.
+
+    The places are the same on every call for the same sizes.
+    """
+    dtype = np.float64 if chunk.dtype == np.float64 else np.float32
+    d, axis = chunk.shape[axis], axis % chunk.ndim
+    inner, places = math.prod(chunk.shape[axis + 1 :]), chunk.size // max(d, 1)
+    if places <= wanted:
+        return np.ascontiguousarray(np.moveaxis(chunk, axis, -1).reshape(-1, d), dtype)
+    chosen = np.sort(np.random.default_rng(places).choice(places, wanted, replace=False))
+    outer, inside = np.divmod(chosen, inner)
+    return np.ascontiguousarray(chunk.reshape(-1, d, inner)[outer, :, inside], dtype)
+
+
+def blocks(reader: Reader, chunks: Chunks) -> Iterator[Array]:
+    """`rows`, joined until there are n samples at least: then a product of them is worth the (n, n) it is added to."""
+    held: list[Array] = []
+    for part in rows(reader, chunks):
+        held.append(part)
+        if sum(map(len, held)) >= len(reader.layout):
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def measure(reader: Reader, chunks: Chunks) -> Moments:
     """The moments of what a reader sees."""
-    return cross(reader, chunks, chunks)[0]
+    pairs = ((x, x) for x in blocks(reader, chunks))
+    mean, _, square, count = _products(pairs, centred=bool(reader.bias))
+    return Moments(mean, square, count)
 
 
-def cross(reader: Reader, first: Chunks, second: Chunks) -> tuple[Moments, Moments, Moment]:
-    """Moments of two versions x and y of what a reader sees, and E[x yᵀ] (n, n), centred alike.
+def cross(reader: Reader, before: Iterable[Array], after: Iterable[Array], kept: NDArray[np.int64]) -> Crossed:
+    """Moments of two versions x and y of what a reader sees, in blocks, of the latter only the k channels `kept`."""
+    joined = (np.concatenate([x, y[:, kept]], axis=1) for x, y in zip(before, after, strict=True))
+    n = len(reader.layout)
+    mean, _, product, count = _products(((z, z[:, n:]) for z in joined), centred=bool(reader.bias))
+    return Crossed(mean[:n], Moments(mean[n:], product[n:], count), product[:n])
 
-    Everything is summed around the first batch's mean, so that single precision suffices.
+
+def _products(pairs: Iterator[tuple[Array, Array]], centred: bool) -> tuple[Moment, Moment, Moment, int]:
+    """Means of x (count, a) and y (count, b), their E[x yᵀ] (a, b) around these, and count.
+
+    The means are zero unless `centred`. Everything is summed around the first block's, so that single precision
+    suffices.
     """
-    n, same, total = len(reader.layout), first is second, 0
-    origin, mean, square = np.zeros((2, n)), np.zeros((2, n)), np.zeros((3, n, n))
-    for x, y in zip(rows(reader, first), rows(reader, second), strict=True):
-        if not total:
-            origin = np.stack([x.mean(axis=0), y.mean(axis=0)])
+    total, origin, off, product = (
+        0,
+        (np.zeros(1), np.zeros(1)),
+        [np.zeros(1), np.zeros(1)],
+        np.zeros((1, 1), np.float32),
+    )
+    for x, y in pairs:
+        same = x is y
+        if centred:
+            origin = (x.mean(axis=0), y.mean(axis=0)) if not total else origin
+            x = x - origin[0]
+            y = x if same else y - origin[1]
+            off = [off[0] + x.sum(axis=0), off[1] + y.sum(axis=0)]
         total += len(x)
-        x = x - origin[0]  # not in place: it may be the activation itself
-        y = x if same else y - origin[1]
-        mean += [x.sum(axis=0), y.sum(axis=0)]
-        square[0] += x.T @ x
-        if not same:
-            square[1] += y.T @ y
-            square[2] += x.T @ y
-    mean, square = mean / total, square / total
-    square -= [np.outer(mean[a], mean[b]) for a, b in ((0, 0), (1, 1), (0, 1))]
-    mean += origin
-    if not reader.bias:
-        square += [np.outer(mean[a], mean[b]) for a, b in ((0, 0), (1, 1), (0, 1))]
-        mean[:] = 0
-    return Moments(mean[0], square[0], total), Moments(mean[1], square[1], total), square[2]
+        product = product + x.T @ y
+    product /= total
+    if not centred:
+        return np.zeros(len(product)), np.zeros(product.shape[1]), product, total
+    off = [o / total for o in off]
+    product -= np.outer(*off)
+    return origin[0] + off[0], origin[1] + off[1], product, total
 
 
 def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
-    """(n,) mean and deviation over all batches of each channel on `axis`."""
-    axes = tuple(a for a in range(chunks[0].ndim) if a != axis % chunks[0].ndim)
-    weight = np.array([c.size for c in chunks]) / sum(c.size for c in chunks)
-    means = np.stack([c.mean(axis=axes, dtype=np.float64) for c in chunks])
-    variances = np.stack([c.var(axis=axes, dtype=np.float64) for c in chunks])
+    """(n,) mean and deviation over all batches of each channel on `axis`, of at most `PLACES` values and a few."""
+    parts = [_sampled(c, axis, PLACES // len(chunks) + 1) for c in chunks]
+    weight = np.array([len(p) for p in parts]) / sum(map(len, parts))
+    means = np.stack([p.mean(axis=0) for p in parts]).astype(np.float64)
+    variances = np.stack([p.var(axis=0) for p in parts]).astype(np.float64)
     mean = weight @ means
     return mean, np.sqrt(np.maximum(weight @ (variances + (means - mean) ** 2), 0))
 

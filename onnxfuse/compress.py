@@ -33,7 +33,7 @@ from .report import GroupRow, Size
 from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, record_constants, removed_mask, rewrite
 from .rounding import rounding_notes
-from .schedule import in_order
+from .schedule import blas_for_one_of_two, in_order
 from .scores import feature_of, function_of
 from .tracker import Lock, Permit, Role
 from .weights import Weights, gather, side_by_side
@@ -90,11 +90,13 @@ def compress(
     salience = None if given is None else Salience(given, folded, graph.clones)
     energies = _measured(channels, options, batches, tell)
     tell("measure", 0, 1)
-    measured = survey(channels, folded, options, batches, before, lowered)
+    with blas_for_one_of_two():
+        measured = survey(channels, folded, options, batches, before, lowered)
     merges, weights = _merge_all(channels, keep, options, transport, tell, salience, energies, measured)
     repairs: list[Repair] = []
     if measured is not None and options.repairs:
-        weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
+        with blas_for_one_of_two():
+            weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
     return _finish(channels, merges, repairs, before, folded, lowered, options, measured, room)
 

@@ -78,12 +78,13 @@ def survey(
     if (reason := refusal(channels, folded, options, size, lowered)) is not None:
         log.warning("not repaired: %s", reason)
         return None
+    wanted = MEASURING.get(options.method, frozenset())
     if batches is not None:
-        return study(channels, folded, batches, False, options.exclude)
+        return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
     batch = max((len(v) for v in t.probe.inputs.values() if v.ndim), default=1)
     made = synthetic(t.graph.model, t.probe, sample_count(size[1] // batch), options.seed)
-    return study(channels, folded, made, True, options.exclude)
+    return study(channels, folded, made, True, options.exclude, wanted)
 
 
 def repair_notes(repairs: Sequence[Repair], options: Options, measured: Study | None) -> tuple[str, ...]:

@@ -156,8 +156,11 @@ METHODS: Mapping[str, Strategy] = {
 }
 VARIANCE = 0.5
 """Exponent of the variance repair from weights: 0 is none, 1 all."""
-MEASURING = ("auto", "surgeon")
-"""Methods that look at measured moments, and are repaired unless that is forbidden."""
+MEASURING: Mapping[str, frozenset[Source]] = {
+    "auto": frozenset({Source.DATA, Source.ANCHORED}),
+    "surgeon": frozenset(Source),
+}
+"""Methods that are repaired unless that is forbidden, and the kinds of moments that they look at."""
 TRANSPORTS = ("intra-fusion", "barycentric")
 """Methods that solve a transport problem, to which its options apply."""
 

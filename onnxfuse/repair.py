@@ -20,24 +20,27 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_array, diags_array
 
-from .calibrate import Moment, Moments, Reader, Study, cross, scaled_and_shifted, statistics
+from .calibrate import Crossed, Moment, Reader, Study, blocks, cross, scaled_and_shifted, statistics
 from .channels import ChannelGroup, Channels
 from .merge import Merge
 from .model import Array
 from .prepare import out_axis, scaled_rows
 from .rewrite import Removal, removed_mask
+from .schedule import ahead
 from .surgeon import Source
 from .tracker import Role
 from .walk import Walk
 from .weights import Weights, front
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[np.floating]
 Merges = Sequence[tuple[ChannelGroup, Merge]]
 RIDGE: Mapping[Source, float] = {Source.DATA: 1e-2, Source.ANCHORED: 1e-2, Source.SYNTHETIC: 1.0}
 """The least λ, by what was measured on: moments of synthetic inputs alone only correct the merge half-way."""
@@ -73,6 +76,20 @@ class Repair:
     bias_apart: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Original:
+    """Of a reader in the original network.
+
+    Attributes:
+        blocks: (samples, n) each, what it saw.
+        mean, deviation: (outputs,) of what it made; empty without a bias.
+    """
+
+    blocks: tuple[Array, ...]
+    mean: Moment
+    deviation: Moment
+
+
 def repair(
     channels: Channels, merges: Merges, measured: Study, tell: Callable[[int, int], None]
 ) -> tuple[Weights, list[Repair]]:
@@ -85,27 +102,42 @@ def repair(
         tell: called with the number of readers done and of all.
     """
     graph = channels.tracker.graph
-    real, twin = Weights(graph, keep=True), Weights(graph, measured.twin, keep=True)
-    for weights in (real, twin):
+    real = Weights(graph, keep=True)
+    twin = Weights(graph, measured.twin, keep=True) if measured.twin else real
+    both = (real,) if twin is real else (real, twin)
+    for weights in both:
         _apply(weights, merges, measured.readers)
     kept = removed_mask(channels, [Removal(g, m.kept) for g, m in merges])
     stand_in, batches = channels.tracker.probe.stand_in, measured.batches
     before = Walk(graph, stand_in, measured.twin, batches)
     after = Walk(graph, stand_in, ChainMap(twin.arrays, dict(measured.twin)), batches)
     done = []
-    for i, reader in enumerate(measured.readers):
+    originals = ahead(partial(_original, before), measured.readers)
+    for i, (reader, original) in enumerate(zip(measured.readers, originals, strict=True)):
         tell(i, len(measured.readers))
         own = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]])
-        moments = cross(reader, before.value(reader.value), after.value(reader.value))
-        least = RIDGE[measured.source]
-        expand, shift = solve(moments, own, _expand(reader, merges), least, reader.slot.split)
-        for weights in (real, twin):
+        moments = cross(reader, original.blocks, blocks(reader, after.value(reader.value)), own)
+        expand, shift = solve(moments, own, _expand(reader, merges), RIDGE[measured.source], reader.slot.split)
+        for weights in both:
             _read(weights, reader, own, expand, shift)
-        gain, offset = _restore(reader, before, after, (real, twin))
-        node = before.nodes[reader.slot.edge.node]
+        gain, offset = _restore(reader, original, after, both)
+        node = graph.model.graph.node[reader.slot.edge.node]
         apart = bool(reader.bias) and reader.bias not in node.input
         done.append(Repair(reader, own, expand, shift, gain, offset, out_axis(node), apart))
     return real, done
+
+
+def _original(walk: Walk, reader: Reader) -> Original:
+    """What a reader saw and made; the values stay in the walk for no longer than others need them."""
+    seen = tuple(blocks(reader, walk.value(reader.value)))
+    if not reader.bias:
+        return Original(seen, np.zeros(0), np.zeros(0))
+    node = walk.nodes[reader.slot.edge.node]
+    return Original(seen, *statistics(walk.value(node.output[0]), _channel_axis(node)))
+
+
+def _channel_axis(node: NodeProto) -> int:
+    return -1 if node.op_type == "MatMul" else 1
 
 
 def _apply(weights: Weights, merges: Merges, readers: Sequence[Reader]) -> None:
@@ -116,44 +148,43 @@ def _apply(weights: Weights, merges: Merges, readers: Sequence[Reader]) -> None:
         weights.apply(slots, merge, {})
 
 
-def _expand(reader: Reader, merges: Merges) -> Matrix:
+def _expand(reader: Reader, merges: Merges) -> csr_array:
     """(n, n) what the merges do to the channels of a reader; columns of removed ones are zero."""
     n = len(reader.layout)
-    matrix, channel = np.eye(n), np.empty(reader.layout.size, np.int64)
+    channel = np.empty(reader.layout.size, np.int64)
     channel[reader.layout] = np.arange(n)[:, None]
+    alone, parts = np.ones(n), []
     for group, merge in merges:
         for slot in group.slots:
             if (slot.tensor, slot.axes, slot.split) == reader.key:
+                own = merge.expand.tocoo()
                 for place in np.unique(channel[slot.positions], axis=1).T:
-                    matrix[place] = 0
-                    matrix[np.ix_(place, place[merge.kept])] = merge.expand.toarray()
-    return matrix
+                    alone[place] = 0
+                    parts.append((own.data, place[own.row], place[merge.kept][own.col]))
+    data, row, column = (np.concatenate(p) for p in zip((alone, np.arange(n), np.arange(n)), *parts, strict=True))
+    return csr_array((data, (row, column)), shape=(n, n))
 
 
 # --- least squares --------------------------------------------------------------------------------------------------
 def solve(
-    moments: tuple[Moments, Moments, Moment],
-    kept: NDArray[np.int64],
-    prior: Matrix,
-    least: float,
-    blocks: int = 1,
+    moments: Crossed, kept: NDArray[np.int64], prior: csr_array, least: float, blocks: int = 1
 ) -> tuple[Matrix, Matrix]:
-    """(n, k) expand and (n,) shift from the moments of x and y, E[x yᵀ], the k `kept` channels and the (n, n) prior.
+    """(n, k) expand and (n,) shift from the moments, the k `kept` channels and the (n, n) prior; λ is at least `least`.
 
-    λ is at least `least`.
-
-    With several blocks (a grouped convolution) each is solved for by itself.
+    With several blocks (a grouped convolution) each is solved for by itself. The equation above, with one product less:
+    E = (C_xy + λ E₀ diag C_yy)(C_yy + λ diag C_yy)⁻¹.
     """
-    x, y, both = moments
-    expand = np.zeros((len(prior), len(kept)))
-    for block in np.split(np.arange(len(prior)), blocks):
-        inside = np.flatnonzero(np.isin(kept, block))
-        own = kept[inside]
-        square, start = y.square[np.ix_(own, own)], prior[np.ix_(block, own)]
-        factor = cho_factor(square + np.diag(ridge(square, y.count, least)))
-        missing = both[np.ix_(block, own)] - start @ square
-        expand[np.ix_(block, inside)] = start + cho_solve(factor, missing.T).T
-    return expand, x.mean - expand @ y.mean[kept]
+    expand = np.zeros((n := prior.shape[0], len(kept)), moments.product.dtype)
+    for block in np.split(np.arange(n), blocks):
+        own = np.flatnonzero(np.isin(kept, block))
+        square = moments.after.square[np.ix_(own, own)]
+        added = ridge(square, moments.after.count, least)
+        square[np.diag_indices_from(square)] += added.astype(square.dtype)
+        pull = (prior[block][:, kept[own]] @ diags_array(added)).astype(expand.dtype)
+        wanted = moments.product[np.ix_(block, own)] + pull.toarray()
+        factor = cho_factor(square, overwrite_a=True, check_finite=False)
+        expand[np.ix_(block, own)] = cho_solve(factor, wanted.T, overwrite_b=True, check_finite=False).T
+    return expand, moments.mean - expand @ moments.after.mean
 
 
 def ridge(square: Moment, count: int, least: float) -> Matrix:
@@ -174,18 +205,16 @@ def oas(square: Moment, count: int) -> float:
 
 def _read(weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Matrix, shift: Matrix) -> None:
     """Give a weight its repaired columns, and its bias the shift."""
-    slot, (n, q) = reader.slot, reader.layout.shape
+    slot, n = reader.slot, len(reader.layout)
     view = front(weights[slot.tensor], slot)
-    columns = np.array(view).reshape(n * q, *view.shape[len(slot.axes) :])[reader.layout]
+    index = np.unravel_index(reader.layout, view.shape[: len(slot.axes)])
+    columns = view[index]
     if reader.bias:
         made = _outputs(columns, shift, slot.split)
         weights[reader.bias] = (weights[reader.bias] + made).astype(weights[reader.bias].dtype)
-    full = np.zeros_like(columns)
-    flat = columns.reshape(n, -1)
-    full[kept] = (expand.T.astype(flat.dtype) @ flat).reshape(len(kept), *columns.shape[1:])
-    back = np.empty((n * q, *columns.shape[2:]), columns.dtype)
-    back[reader.layout] = full
-    view[...] = back.reshape(view.shape)
+    left = expand.T.astype(columns.dtype) @ columns.reshape(n, -1)
+    view[index] = 0
+    view[tuple(i[kept] for i in index)] = left.reshape(len(kept), *columns.shape[1:])
 
 
 def _outputs(columns: Array, shift: Matrix, blocks: int) -> Array:
@@ -196,13 +225,13 @@ def _outputs(columns: Array, shift: Matrix, blocks: int) -> Array:
 
 
 # --- variance -------------------------------------------------------------------------------------------------------
-def _restore(reader: Reader, before: Walk, after: Walk, both: Sequence[Weights]) -> tuple[Matrix, Matrix]:
+def _restore(reader: Reader, original: Original, after: Walk, both: Sequence[Weights]) -> tuple[Matrix, Matrix]:
     """Scale and shift what a reader makes to the mean and deviation it had; returns (gain, offset), each (outputs,)."""
-    node = before.nodes[reader.slot.edge.node]
+    node = after.nodes[reader.slot.edge.node]
     if not reader.bias:
         return np.zeros(0), np.zeros(0)
-    axis = -1 if node.op_type == "MatMul" else 1
-    (mean, deviation), (new_mean, new) = (statistics(w.value(node.output[0]), axis) for w in (before, after))
+    axis, (mean, deviation) = _channel_axis(node), (original.mean, original.deviation)
+    new_mean, new = statistics(after.value(node.output[0]), axis)
     alive = new > SILENT * deviation
     gain = np.where(alive, np.clip(deviation / np.where(alive, new, 1), 1 / GAIN, GAIN), 1)
     offset = np.where(alive, mean - gain * new_mean, 0)

@@ -21,7 +21,7 @@ LINE = 64
 COLOURS = (1, 3, 4)
 CHUNK = 16
 """Samples in a run, where the model leaves that open."""
-WORK = 40e9
+WORK = 30e9
 """Multiply-accumulates that all samples together may cost in one pass through the model."""
 FEWEST, MOST = 8, 256
 """Samples, whatever they cost."""
@@ -42,7 +42,7 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(_open_batch(v) for v in inputs)
-    size = CHUNK if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
+    size = min(CHUNK, count) if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     vocabulary = _vocabulary(model)
     return [

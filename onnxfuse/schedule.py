@@ -1,13 +1,17 @@
-"""Run tasks that depend on each other, as many at a time as there are workers."""
+"""What runs at the same time: tasks that depend on each other, work that is done ahead, the threads of BLAS."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
+from threadpoolctl import threadpool_limits
+
 T = TypeVar("T")
+S = TypeVar("S")
 WORKERS = min(4, os.cpu_count() or 1)
 """As many as there are cores; not more, for each holds its group's weights."""
 
@@ -35,3 +39,28 @@ def in_order(task: Callable[[int], T], before: Sequence[set[int]], tell: Callabl
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             results |= {running.pop(future): future.result() for future in done}
     return [results[i] for i in range(len(before))]
+
+
+def ahead(task: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+    """task(item) of each item, in order; the next one is worked on in a thread while this one is used.
+
+    Raises:
+        Exception: the first one that a task raised.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(task, item) for item in items[:1]]
+        for item in items[1:]:
+            result = coming.pop().result()
+            coming.append(pool.submit(task, item))
+            yield result
+            del result  # it may be large
+        yield from (future.result() for future in coming)
+
+
+def blas_for_one_of_two() -> AbstractContextManager[object]:
+    """NumPy's and SciPy's products leave half of the cores to others.
+
+    Their workers wait for the next product in a busy loop, and so slow down whatever runs between two products.
+    """
+    limit: AbstractContextManager[object] = threadpool_limits(max(1, (os.cpu_count() or 1) // 2), "blas")
+    return limit

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 
@@ -81,16 +81,17 @@ def error(view: View, compress: csr_array) -> float:
 
 
 def _state(view: View) -> _State:
-    c = np.asarray(view.moments, np.float64)
-    size = c.diagonal()
-    inverse = np.asarray(np.linalg.inv(c + np.diag(RIDGE * size + FLOOR * (size.mean() or 1))), np.float64)
-    return _State(inverse, np.array(view.gram, np.float64), max(float(np.sum(view.gram * c)), 1e-30))
+    c = np.array(view.moments, np.float32)
+    size, gram = c.diagonal().copy(), np.array(view.gram, np.float32)
+    total = max(float(np.vdot(gram, c)), 1e-30)
+    c[np.diag_indices_from(c)] += RIDGE * size + FLOOR * (size.mean() or 1)
+    return _State(np.linalg.inv(c), gram, total)
 
 
 def _remove(s: _State, gone: Ids, left: Ids) -> None:
     """The others take over what these did: x_gone ≈ −A_gg⁻¹ A_gl x_left."""
     share = np.linalg.solve(s.inverse[np.ix_(gone, gone)], s.inverse[np.ix_(gone, left)])
-    cross = s.gram[np.ix_(left, gone)] @ share
-    square = share.T @ s.gram[np.ix_(gone, gone)] @ share
-    s.gram = s.gram[np.ix_(left, left)] - cross - cross.T + square
+    half = s.gram[np.ix_(left, gone)] - 0.5 * share.T @ s.gram[np.ix_(gone, gone)]
+    cross = half @ share
+    s.gram = s.gram[np.ix_(left, left)] - cross - cross.T
     s.inverse = s.inverse[np.ix_(left, left)] - s.inverse[np.ix_(left, gone)] @ share

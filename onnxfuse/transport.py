@@ -135,7 +135,7 @@ def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np
     Ward joins exact duplicates first, and needs no random start, so the result is the same on every run. Centres
     are means of rows, so all distances come from the (n, n) Gram matrix, whatever d is.
     """
-    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
     n = len(rows)
@@ -146,13 +146,25 @@ def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np
     size = gram.diagonal()
     distance = np.sqrt(np.maximum(size[:, None] + size - 2 * gram, 0))
     np.fill_diagonal(distance, 0)
-    labels = cut_tree(linkage(squareform(distance, checks=False), "ward"), n_clusters=m).reshape(-1)
+    labels = _cut(linkage(squareform(distance, checks=False), "ward"), m)
     for _ in range(rounds):
         new = _nearest(gram, labels, m)
         if len(np.unique(new)) < m or np.array_equal(new, labels):
             break
         labels = new
     return np.asarray(labels, dtype=np.int64)
+
+
+def _cut(joins: NDArray[np.float64], m: int) -> NDArray[np.int64]:
+    """(n,) cluster number of each leaf of a hierarchy of n − 1 joins, as SciPy's `linkage` returns it, cut into m."""
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(joins) + 1
+    pairs = joins[: n - m, :2].astype(np.int64)
+    made = np.repeat(np.arange(n, 2 * n - m), 2)
+    edges = coo_array((np.ones(len(made), bool), (pairs.reshape(-1), made)), shape=(2 * n - m, 2 * n - m))
+    _, labels = connected_components(edges, directed=False)
+    return np.unique(labels[:n], return_inverse=True)[1]
 
 
 def _nearest(gram: NDArray[np.floating], labels: NDArray[np.int64], m: int) -> NDArray[np.int64]:
