@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .model import Edge, Graph, label
 from .probe import Probe
-from .symbols import Number
+from .symbols import Dim, Number, Place
 from .track import track
 from .tracker import FIXED, Demand, Ids, Lock, Permit, RawSlot, Role, Tracker, varying
 
@@ -55,6 +55,7 @@ class ChannelGroup:
         unit: the family shrinks by multiples of channels / unit.
         order: position in the graph of the first node that makes them.
         nodes: labels of all nodes that make or read them.
+        select: why channels of it may be dropped but not mixed; '' if they may.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ChannelGroup:
     unit: int
     order: int
     nodes: tuple[str, ...]
+    select: str = ""
 
     def __str__(self) -> str:
         head = f"{self.name}: {self.channels} channels"
@@ -293,7 +295,7 @@ def _groups(
     """The groups in graph order, and the channels that no lock holds but that cannot shrink."""
     sizes = dict(zip(*(v.tolist() for v in np.unique(labels, return_counts=True)), strict=True))
     units = _units({x: sizes[x] for x in placed}, families)
-    names = _names(t, classes, labels)
+    names, select = _names(t, classes, labels), _selections(t, classes, labels)
     groups, impossible = [], []
     for x, slots in placed.items():
         name, order = names.get(x, (slots[0].node, len(t.graph.nodes)))
@@ -303,7 +305,8 @@ def _groups(
         else:
             nodes = tuple(dict.fromkeys(s.node for s in slots))
             numbers = np.flatnonzero(labels == x)
-            groups.append(ChannelGroup(name, sizes[x], tuple(slots), numbers, families[x], units[x], order, nodes))
+            shrink = (families[x], units[x], order, nodes, select.get(x, ""))
+            groups.append(ChannelGroup(name, sizes[x], tuple(slots), numbers, *shrink))
     return sorted(groups, key=lambda g: (g.order, int(g.classes[0]))), impossible
 
 
@@ -346,6 +349,15 @@ def _names(t: Tracker, classes: Classes, labels: Classes) -> dict[int, tuple[str
     return found
 
 
+def _selections(t: Tracker, classes: Classes, labels: Classes) -> dict[int, str]:
+    """label → why its channels may not be mixed."""
+    found: dict[int, str] = {}
+    for lock in t.selections:
+        for x in np.unique(labels[classes[lock.ids]]).tolist():
+            found.setdefault(x, lock.reason)
+    return found
+
+
 def _locked(t: Tracker, classes: Classes, locks: Stays) -> list[Locked]:
     """One row for each (maker, reason): channels that some weight makes but that must stay."""
     rows: dict[tuple[str, str, str], set[int]] = {}
@@ -379,6 +391,10 @@ def shrunk_shape(channels: Channels, kept: NDArray[np.bool_], name: str) -> tupl
     return (*shape[:axis], int(rows[0].sum()), *shape[axis + 1 :])
 
 
-def shrunk_number(channels: Channels, kept: NDArray[np.bool_], number: Number) -> float:
-    """A symbolic number's value after removal."""
-    return number.compute(lambda dim: shrunk_shape(channels, kept, dim[0])[dim[1]])
+def shrunk_number(channels: Channels, kept: NDArray[np.bool_], number: Number, edits: Mapping[Place, float]) -> float:
+    """A symbolic number's value after removal and these edits of constants."""
+
+    def lookup(key: Dim | Place) -> float | None:
+        return edits.get(key) if isinstance(key, Place) else shrunk_shape(channels, kept, key[0])[key[1]]
+
+    return number.compute(lookup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from .gradients import Salience, products
 from .importance import GroupView, Scores, importance
 from .lossless import Free, find_free
 from .measuring import repair_notes, survey
-from .merge import Merge, Task, TransportOptions, strategy
+from .merge import Merge, Task, TransportOptions, drop, strategy
 from .model import Array, Graph, set_values
 from .options import Options
 from .plan import Plan
@@ -226,7 +227,7 @@ def _merge_all(
         joined = side_by_side(list(rows.values()))
         if joined.nbytes > LARGE:
             rows.clear()  # gathered again when they are needed
-        result = method(Task(joined, scores, k, transport, *seen))
+        result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen))
         del joined
         weights.apply(group.slots, result, rows)
         return result
@@ -295,5 +296,11 @@ def _finish(
     settled = options if room is None else replace(options, target_macs=max(1.5, sizes[1].macs))
     plan = Plan(settled.recorded(), tuple(folded), t.graph.clones, tuple(merges), repairs=tuple(repairs))
     notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
-    notes += repair_notes(repairs, options, measured)
+    notes += repair_notes(repairs, options, measured) + _selection_notes([g for g, _ in merges])
     return Small(model, *sizes, rows, channels.locked, plan, notes)
+
+
+def _selection_notes(groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
+    """Which groups lost channels without a merge, by reason."""
+    reasons = Counter(g.select for g in groups if g.select)
+    return tuple(f"selected, not merged in {n} group{'s' * (n > 1)}: {reason}" for reason, n in reasons.items())

@@ -40,13 +40,14 @@ class Analysis:
         return len(self.groups)
 
     def constraint(self, group: ChannelGroup) -> str:
-        """In words: by how much the group may shrink, and which groups shrink with it."""
+        """In words: by how much the group may shrink, which groups shrink with it, and whether channels may mix."""
         step = group.channels // group.unit
         names = [g.name for g in self.groups if g.family == group.family]
         blocks, others = names.count(group.name), [n for n in dict.fromkeys(names) if n != group.name]
         parts = [f"multiples of {step}"] if step > 1 else []
         parts += [f"equally in {blocks} blocks"] if blocks > 1 else []
         parts += [f"same fraction as {', '.join(others)}"] if others else []
+        parts += [f"selected, not merged: {group.select}"] if group.select else []
         return "; ".join(parts) or "any number"
 
     def as_json(self) -> dict[str, Any]:

@@ -45,13 +45,12 @@ def conflicts(channels: Channels, kept: Mask) -> list[Lock]:
     """
     found: list[Lock] = []
     wanted: dict[Place, float] = {}
-    for d in channels.tracker.demands:
-        needed = _needed(channels, kept, d)
-        if d.number.place is None:
-            fits = shrunk_number(channels, kept, d.number) == needed
-        else:
-            fits = wanted.setdefault(d.number.place, needed) == needed
-        if not fits:
+    needed = [_needed(channels, kept, d) for d in channels.tracker.demands]
+    for d, size in zip(channels.tracker.demands, needed, strict=True):
+        if d.number.place is not None:
+            wanted.setdefault(d.number.place, size)
+    for d, size in zip(channels.tracker.demands, needed, strict=True):
+        if shrunk_number(channels, kept, d.number, wanted) != size:
             found += _locks(channels, d)
     return found
 

@@ -18,7 +18,6 @@ from .model import Node
 
 Dim = tuple[str, int]
 """A value's name and one of its axes."""
-Lookup = Callable[[Dim], int]
 Numbers = NDArray[np.object_]
 """Array of `Number`."""
 
@@ -32,15 +31,19 @@ class Place:
     index: int
 
 
+Lookup = Callable[[Dim | Place], float | None]
+"""The new size of a dimension, or what a constant is edited to; None for what stays."""
+
+
 @dataclass(frozen=True)
 class Number:
     """One element of a small tensor.
 
     Attributes:
         value: what it was in the probed run.
-        compute: what it becomes, given the new size of any dimension.
+        compute: what it becomes, given the new size of any dimension and all edits of constants.
         dims: the dimensions it depends on.
-        place: where it can be edited, if it is a constant; None if it was computed.
+        place: where it can be edited, if it is a constant or one that was picked; None if it was computed.
     """
 
     value: float
@@ -51,19 +54,24 @@ class Number:
 
 def constant(value: float, place: Place | None = None) -> Number:
     """A number that stays as it is unless it is edited at `place`."""
-    return Number(value, lambda _: value, place=place)
+    return Number(value, lambda lookup: value if place is None else _now(lookup, place, value), place=place)
 
 
 def dimension(name: str, axis: int, size: int) -> Number:
     """The size of one axis of a value, as a Shape node gives it."""
-    return Number(size, lambda lookup: lookup((name, axis)), frozenset({(name, axis)}))
+    return Number(size, lambda lookup: _now(lookup, (name, axis), size), frozenset({(name, axis)}))
+
+
+def _now(lookup: Lookup, key: Dim | Place, value: float) -> float:
+    new = lookup(key)
+    return value if new is None else new
 
 
 def opaque(value: float, sizes: Mapping[Dim, int]) -> Number:
     """A number computed in an unknown way from dimensions of these `sizes`: NaN as soon as one of them changes."""
 
     def compute(lookup: Lookup) -> float:
-        return value if all(lookup(dim) == size for dim, size in sizes.items()) else math.nan
+        return value if all(_now(lookup, dim, size) == size for dim, size in sizes.items()) else math.nan
 
     return Number(value, compute, frozenset(sizes))
 
@@ -81,11 +89,27 @@ def _lift(function: Callable[..., float]) -> Callable[..., Any]:
         value = function(*(a.value for a in args))
         return Number(value, lambda lookup: function(*(a.compute(lookup) for a in args)), dims)
 
+    return _broadcasting(apply)
+
+
+def _broadcasting(apply: Callable[..., Number]) -> Callable[..., Any]:
+    """A function of Numbers for arrays of them."""
+
     def broadcast(*arrays: Numbers) -> Numbers:
         result = np.frompyfunc(apply, len(arrays), 1)(*arrays)
         return np.asarray(result, dtype=object)
 
     return broadcast
+
+
+def _picked(condition: Number, a: Number, b: Number) -> Number:
+    """What Where takes; a constant can still be edited where it stands, as long as the condition holds then, too."""
+
+    def compute(lookup: Lookup) -> float:
+        return (a if condition.compute(lookup) else b).compute(lookup)
+
+    taken = a if condition.value else b
+    return Number(taken.value, compute, condition.dims | a.dims | b.dims, taken.place)
 
 
 def _divide(a: float, b: float) -> float:
@@ -112,10 +136,10 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Not": _lift(lambda a: int(not a)),
     "And": _lift(lambda a, b: int(bool(a) and bool(b))),
     "Or": _lift(lambda a, b: int(bool(a) or bool(b))),
-    "Where": _lift(lambda c, a, b: a if c else b),
+    "Where": _broadcasting(_picked),
 }
 LARGEST = 1024
-"""Elements above which a tensor is no shape: positions that are compared with each other, say."""
+"""Elements above which a tensor is no shape."""
 INTEGER_TYPES = (2, 3, 4, 5, 6, 7, 9, 12, 13)
 """TensorProto's integer and boolean element types."""
 
@@ -201,10 +225,14 @@ TABLE: Mapping[str, Callable[..., Numbers]] = {
 
 
 def evaluate(node: Node, inputs: list[Numbers]) -> Numbers | None:
-    """The output of a shape-arithmetic node on symbolic inputs; None if the operator is not known here, or no shape."""
-    if node.op in ELEMENTWISE and math.prod(np.broadcast_shapes(*(i.shape for i in inputs))) > LARGEST:
-        return None
+    """The output of a shape-arithmetic node on symbolic inputs; None if the operator is not known here, or no shape.
+
+    What is computed in a tensor of rank 2 or more, or a large one, are positions: masks, rotary angles.
+    """
     if node.op in ELEMENTWISE:
+        shape = np.broadcast_shapes(*(i.shape for i in inputs))
+        if len(shape) > 1 or math.prod(shape) > LARGEST:
+            return None
         return np.asarray(ELEMENTWISE[node.op](*inputs), dtype=object)
     function = TABLE.get(node.op)
     return None if function is None else np.asarray(function(node, *inputs), dtype=object)

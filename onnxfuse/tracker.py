@@ -135,7 +135,8 @@ class Tracker:
     """Ids of every value of a graph, and all that the rules have found out about them.
 
     `position` and `node` are those of the node whose rule is running. `settings` are attributes that a small graph
-    must spell out, since their default follows a size: (node number, name, value).
+    must spell out, since their default follows a size: (node number, name, value). `tables` are positions that a
+    constant factor makes by itself.
     """
 
     graph: Graph
@@ -147,6 +148,8 @@ class Tracker:
     numbers: dict[str, Numbers] = field(default_factory=dict)
     unions: list[tuple[Ids, Ids]] = field(default_factory=list)
     locks: list[Lock] = field(default_factory=list)
+    selections: list[Lock] = field(default_factory=list)
+    tables: list[Ids] = field(default_factory=list)
     slots: list[RawSlot] = field(default_factory=list)
     grids: list[Ids] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
@@ -243,6 +246,11 @@ class Tracker:
         """These channels must stay."""
         if ids.any():
             self.locks.append(Lock(np.unique(ids), reason, self.node_label))
+
+    def select(self, ids: Ids, reason: str) -> None:
+        """These channels may go, but not be mixed with each other."""
+        if ids.any():
+            self.selections.append(Lock(np.unique(ids), reason, self.node_label))
 
     def pin(self, ids: Ids, axis: int, only: Ids | None = None) -> None:
         """Along `axis` no position (of `only` these ids) may go, though whole positions of a later axis may."""

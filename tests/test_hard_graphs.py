@@ -155,3 +155,19 @@ def test_depth_to_space_whose_result_nothing_reads(mode: str) -> None:
     result = onnxfuse.fuse(model, sparsity=0.5)
     assert dims(result.model)["w1"] == (4, 3, 1, 1)
     assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["intra-fusion", "fold"])
+@pytest.mark.parametrize("tables", ["tables in the file", "angles computed"])
+def test_rotary_channels_are_selected_not_mixed(tables: str, method: str) -> None:
+    """A mean of two channels that turn at different speeds turns at neither; others of the same graph are merged."""
+    model = from_text(SHRINKS[f"rotary attention, {tables}"])
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method)
+    merges = {group.name: merge for group, merge in result.plan.merges}
+    assert {name: m.compress.nnz > len(m.kept) or m.expand.nnz > len(m.kept) for name, m in merges.items()} == {
+        "q0": False,
+        "v": True,
+    }
+    found = onnxfuse.analyze(model)
+    assert [g.name for g in found if found.constraint(g).startswith("selected, not merged: ")] == ["q0"]
+    assert any(note.startswith("selected, not merged in 1 group: ") for note in result.report.notes)

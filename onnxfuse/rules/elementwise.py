@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..model import Node
-from ..tracker import Ids, Role, Tracker, lead, varying
+from ..model import Array, Node
+from ..tracker import FLOATS, Ids, Role, Tracker, lead, varying
 
-UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
-HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cosh Elu Erf Exp Floor Gelu HardSigmoid
+HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sinh
 Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Clip Dropout CastLike""".split()
 
 SHIFTS = """Add Sub Max Min Mean Sum Where Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor BitShift BitwiseAnd
@@ -24,6 +24,17 @@ def unary(node: Node, t: Tracker) -> None:
     """One data input; all outputs (Dropout's mask too) have its ids."""
     for i in range(len(node.outputs)):
         t.put(node, t.of(node), i)
+
+
+ANGLES = "each turns by angles of its own (rotary embedding)"
+
+
+def periodic(node: Node, t: Tracker) -> None:
+    """Sin and Cos. Of angles that a table of frequencies makes, a mixture belongs to no frequency."""
+    unary(node, t)
+    ids = t.of(node)
+    if t.tables and np.isin(ids, np.concatenate(t.tables)).any():
+        t.select(ids, ANGLES)
 
 
 def broadcast(role: Role) -> Callable[[Node, Tracker], None]:
@@ -62,6 +73,8 @@ def combine(node: Node, t: Tracker, inputs: range, role: Role) -> Ids:
         if result.shape[axis] > 1:
             t.pin(result, axis)
     for i in inputs:
+        if t.is_constant(node, i) and role is Role.SCALE and data and not result.any():
+            result = _table(node, t, i, shapes, out)
         if t.is_constant(node, i):
             tie(node, t, i, result, out, role)
     return result
@@ -74,6 +87,20 @@ def _united(t: Tracker, operands: list[Ids]) -> Ids:
         t.unite(result, x)
         result = np.where(result == 0, x, result)
     return result
+
+
+def _table(node: Node, t: Tracker, i: int, data: list[tuple[int, ...]], out: tuple[int, ...]) -> Ids:
+    """Ids of the positions that a constant factor makes where what it multiplies has one: positions × frequencies, say.
+
+    No weight makes them, but they may follow the channels that they multiply later.
+    """
+    shape = (1,) * (len(out) - len(t.in_shape(node, i))) + t.in_shape(node, i)
+    axes = [a for a in range(len(out)) if shape[a] > 1 and all(s[a] == 1 for s in data)]
+    if len(axes) != 1 or t.graph.constants[t.name(node, i)].data_type not in FLOATS:
+        return t.fixed(len(out))
+    ids = t.unmade(out[axes[0]])
+    t.tables.append(ids)
+    return ids.reshape([-1 if a in axes else 1 for a in range(len(out))])
 
 
 def tie(node: Node, t: Tracker, i: int, ids: Ids, out: tuple[int, ...], role: Role) -> None:
@@ -97,9 +124,19 @@ def tie(node: Node, t: Tracker, i: int, ids: Ids, out: tuple[int, ...], role: Ro
         ids = t.collapse(ids, covered)
     axes = [a - offset for a in covered]
     t.slot(node, i, axes, ids.reshape([ids.shape[a] for a in covered]), role)
+    if node.op in ("Mul", "Div") and _turns(t.graph.array(t.name(node, i)), axes):
+        t.select(ids, ANGLES)
+
+
+def _turns(factor: Array, axes: list[int]) -> bool:
+    """Whether a factor differs from channel to channel, which lie on `axes`, and from position to position."""
+    moved = np.moveaxis(factor, axes, range(len(axes)))
+    rows = moved.reshape(int(np.prod(moved.shape[: len(axes)])), -1)
+    return bool((rows != rows[:1]).any() and (rows != rows[:, :1]).any())
 
 
 RULES: dict[str, Callable[[Node, Tracker], None]] = {
     **dict.fromkeys(UNARY, unary),
+    **dict.fromkeys(("Sin", "Cos"), periodic),
     **{op: broadcast(role) for op, role in BINARY.items()},
 }
