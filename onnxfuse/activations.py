@@ -77,7 +77,11 @@ def _values(channels: Channels, group: ChannelGroup, role: Role) -> dict[str, tu
     """What nodes with a weight of this role read or make of the group: value → (axis, positions)."""
     graph, found = channels.tracker.graph, dict[str, tuple[int, Ids]]()
     for slot in channels.slots:
-        if slot.role is role and np.isin(channels.classes[slot.ids], group.classes).any():
+        if (
+            slot.role is role
+            and slot.edge.node < graph.main
+            and np.isin(channels.classes[slot.ids], group.classes).any()
+        ):
             node = graph.nodes[slot.edge.node]
             for value in node.inputs if role is Role.CONSUMES else node.outputs:
                 place = _place(channels, group, value.name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from .model import attribute, constant_tensors, too_large
+from .model import attribute, every_constant, graphs, too_large
 
 Shape = tuple[Any, ...]
 """Extents of a tensor: integers, or whatever stands for them."""
@@ -26,8 +26,8 @@ WEIGHT_INPUTS = (0, 1, 3)
 
 
 def parameters(model: ModelProto) -> int:
-    """Elements of all floating-point constants of the main graph, and of those quantized to 8 bits."""
-    tensors = constant_tensors(model.graph).values()
+    """Elements of all floating-point constants, and of those quantized to 8 bits (but for those in bodies of loops)."""
+    tensors = every_constant(model).values()
     return sum(math.prod(t.dims) for t in tensors if t.data_type in WEIGHTS)
 
 
@@ -40,15 +40,15 @@ def file_bytes(model: ModelProto) -> int:
 
 
 def macs(model: ModelProto, shapes: Shapes) -> int:
-    """Multiply-accumulates of the main graph's nodes whose operator is in `MACS`, given all shapes."""
-    constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
+    """Multiply-accumulates of the nodes whose operator is in `MACS`, given all shapes; of an If all branches count."""
+    constants = {name: tuple(t.dims) for name, t in every_constant(model).items()}
     return sum(math.prod(p) for _, products in mac_products(model, {**shapes, **constants}) for p in products)
 
 
 def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
     """Constant → multiply-accumulates of the nodes that multiply by it."""
     found: Counter[str] = Counter()
-    constants = {name: tuple(t.dims) for name, t in constant_tensors(model.graph).items()}
+    constants = {name: tuple(t.dims) for name, t in every_constant(model).items()}
     for node, products in mac_products(model, {**shapes, **constants}):
         recurrent = MACS[node.op_type] is _recurrent
         weights = [i for k, i in enumerate(node.input) if k in ((1, 2) if recurrent else WEIGHT_INPUTS)]
@@ -62,8 +62,8 @@ def weight_macs(model: ModelProto, shapes: Shapes) -> dict[str, int]:
 def mac_products(model: ModelProto, shapes: Mapping[str, Shape]) -> list[tuple[NodeProto, Products]]:
     """Each node that multiplies, and its multiply-accumulates as a sum of products of extents."""
     found = []
-    for node in model.graph.node:
-        if node.op_type in MACS:
+    for node in (node for graph in graphs(model) for node in graph.node):
+        if node.op_type in MACS and node.output[0] in shapes:  # a branch that cannot be run counts as nothing
             ins = [shapes.get(name, ()) for name in node.input]
             found.append((node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))))
     return found

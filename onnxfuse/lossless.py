@@ -24,7 +24,7 @@ from .absorb import bias_of, columns, makes
 from .channels import ChannelGroup, Channels, Slot
 from .conduct import Conduct, conducts
 from .merge import Merge
-from .model import Array, constant_tensors, set_values, values_of
+from .model import Array, every_constant, set_values, values_of
 from .probe import Probe, session
 from .standin import in_float32
 from .tracker import Ids, RawSlot, Role
@@ -150,7 +150,7 @@ def _values(
     """What the readers see when the candidates' own weights are zero."""
     model = ModelProto()
     model.CopyFrom(channels.tracker.graph.model)
-    constants = constant_tensors(model.graph)
+    constants = every_constant(model)
     for group, candidates in still.items():
         for slot in group.slots:
             if slot.role is Role.PRODUCES and len(candidates):

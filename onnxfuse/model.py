@@ -323,6 +323,21 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from a.graphs
 
 
+def branches(graph: GraphProto) -> Iterator[GraphProto]:
+    """The branches of every If, those within a branch after the one that holds them. Bodies of loops are none."""
+    for node in graph.node:
+        if node.op_type == "If":
+            for branch in subgraphs(node):
+                yield branch
+                yield from branches(branch)
+
+
+def graphs(model: ModelProto) -> Iterator[GraphProto]:
+    """The main graph, and the branches of every If."""
+    yield model.graph
+    yield from branches(model.graph)
+
+
 def outer_names(graph: GraphProto) -> Iterator[str]:
     """Names that `graph` may take from the graph around it (all it reads; a superset does no harm)."""
     for node in graph.node:
@@ -342,6 +357,11 @@ def constant_tensors(graph: GraphProto) -> dict[str, TensorProto]:
                 if a.name == "value":
                     found[node.output[0]] = a.t
     return found
+
+
+def every_constant(model: ModelProto) -> dict[str, TensorProto]:
+    """`constant_tensors` of the main graph and of the branches of every If."""
+    return {name: tensor for graph in graphs(model) for name, tensor in constant_tensors(graph).items()}
 
 
 def consumers(graph: GraphProto) -> dict[str, list[Edge]]:
@@ -385,11 +405,13 @@ def set_values(tensor: TensorProto, array: Array) -> None:
 
 
 class Graph:
-    """A read view of a model's main graph: connected nodes, constants, and who uses what.
+    """A read view of a model's main graph and the branches of its If nodes: connected nodes, constants, who uses what.
 
     Attributes:
-        model: the proto behind the view; edits go there, at node `i` for `nodes[i]`.
-        nodes: graphsurgeon's nodes, in the model's (topological) order.
+        model: the proto behind the view.
+        nodes: graphsurgeon's nodes, in the model's (topological) order, those of branches after the main graph's.
+        protos: the same nodes in `model`; edits go there.
+        main: how many of them are the main graph's.
         constants: name → TensorProto, initializers and Constant nodes alike.
         edges: name → its uses.
         clones: name of a copy → the constant it copies.
@@ -400,11 +422,28 @@ class Graph:
     def __init__(self, model: ModelProto, held: Mapping[str, int] | None = None, runs: bool = True) -> None:
         self.model, self.held, self.runs = model, held or {}, runs
         gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
-        self.nodes: list[Node] = list(gs.import_onnx(model).nodes)
-        self.constants = constant_tensors(model.graph)
-        self.edges = consumers(model.graph)
+        self.nodes: list[Node] = list(_with_branches(gs.import_onnx(model)))
+        self.protos = [node for graph in graphs(model) for node in graph.node]
+        self.main = len(model.graph.node)
+        self.constants = every_constant(model)
+        self.edges = self._uses()
         self.clones: dict[str, str] = {}
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def _uses(self) -> dict[str, list[Edge]]:
+        """Name → its uses. Of what the main graph computes those in a branch count as uses elsewhere."""
+        edges: dict[str, list[Edge]] = defaultdict(list)
+        for i, node in enumerate(self.protos):
+            for k, name in enumerate(node.input):
+                if name:
+                    known = i < self.main or name in self.constants
+                    edges[name].append(Edge(i, k) if known else Edge(-1, 0))
+            for inner in subgraphs(node) if node.op_type != "If" else ():
+                for name in set(outer_names(inner)):
+                    edges[name].append(Edge(-1, 0))
+        for value in (value for graph in graphs(self.model) for value in graph.output):
+            edges[value.name].append(Edge(-1, 0))
+        return edges
 
     def array(self, name: str) -> Array:
         """The values of a constant, read-only or copied."""
@@ -416,7 +455,7 @@ class Graph:
         self.clones[new] = name
         self.edges[name] = [e for e in self.edges[name] if e not in edges]
         for edge in edges:
-            self.model.graph.node[edge.node].input[edge.slot] = new
+            self.protos[edge.node].input[edge.slot] = new
             self.nodes[edge.node].inputs[edge.slot] = gs.Variable(new)
         return new
 
@@ -430,6 +469,19 @@ class Graph:
         self.constants[name] = add_initializer(self.model, tensor, name)
         self.edges[name] = list(edges)
         return name
+
+
+def _with_branches(graph: gs.Graph) -> Iterator[Node]:
+    """The nodes of a graph, and after them those of the branches of its If nodes, in the order of `graphs`."""
+    yield from graph.nodes
+    yield from _branch_nodes(graph)
+
+
+def _branch_nodes(graph: gs.Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        if node.op == "If":
+            for branch in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+                yield from _with_branches(branch)
 
 
 def proto_label(node: NodeProto) -> str:

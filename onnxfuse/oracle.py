@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from .channels import Slot
 from .compress import settle, settle_lossless
-from .model import Array, Graph, constant_tensors, set_values, values_of
+from .model import Array, Graph, every_constant, set_values, values_of
 from .options import Options
 from .oracle_norms import mask_norms
 from .pipeline import FuseResult
@@ -51,7 +51,7 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)
     small_schemes = lower(shrunk).schemes
-    small = {name: values_of(t) for name, t in constant_tensors(shrunk.graph).items()}
+    small = {name: values_of(t) for name, t in every_constant(shrunk).items()}
     full = {name: values_of(t) for name, t in graph.constants.items()}
     masks_of = slot_masks(removals, full)
     for name in _repaired(result) - masks_of.keys():  # other values at the old size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from .channels import Channels
-from .model import Array, add_initializer, attribute
+from .model import Array, add_initializer, attribute, graphs
 from .tracker import Norm
 
 CENTRED = ("LayerNormalization", "InstanceNormalization")
@@ -24,14 +24,14 @@ CENTRED = ("LayerNormalization", "InstanceNormalization")
 
 def mask_norms(channels: Channels, kept: NDArray[np.bool_]) -> None:
     """Edit the padded graph of `channels`, in place: its weights are set already."""
-    graph = channels.tracker.graph.model.graph
     norms = {channels.tracker.graph.nodes[norm.node].outputs[0].name: norm for norm in channels.tracker.norms}
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        norm = norms.get(next(iter(node.output), ""))
-        nodes += [node] if norm is None else _masked(channels, node, norm, kept[norm.ids])
-    del graph.node[:]
-    graph.node.extend(nodes)
+    for graph in [*graphs(channels.tracker.graph.model)][::-1]:  # a branch before the graph whose nodes are copied
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            norm = norms.get(next(iter(node.output), ""))
+            nodes += [node] if norm is None else _masked(channels, node, norm, kept[norm.ids])
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 class _Builder:

@@ -174,7 +174,7 @@ def fuse_with(
     original = source.load()
     if destination is not None and source.name is not None:
         files.check_distinct(Path(source.name), destination, source.beside)
-    check_matches("exclude", options.exclude, "node", [proto_label(node) for node in original.graph.node])
+    check_matches("exclude", options.exclude, "node", _labels(original))
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
     judge = _judge(source, reference, providers, options)
@@ -249,13 +249,17 @@ def analyze(
     exclude = listed(exclude)
     check_patterns(exclude)
     graph = _Source(model).load()
-    check_matches("exclude", exclude, "node", [proto_label(node) for node in graph.graph.node])
+    check_matches("exclude", exclude, "node", _labels(graph))
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
     half = Options(0.5, round_to=1, allow_norm=allow_norm, prune_heads=prune_heads)
     choose = functools.partial(kept_channels, options=half)
     channels, _ = follow(lowered_graph(graph)[0], reference, exclude, choose, half.permit)
     return analysis(channels)
+
+
+def _labels(model: ModelProto) -> list[str]:
+    return [proto_label(node) for graph in files.graphs(model) for node in graph.node]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

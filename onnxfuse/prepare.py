@@ -1,6 +1,8 @@
 """Make a graph ready for tracking, without changing what it computes.
 
     functions            inlined
+    names in branches of If               → of their own
+    If with a constant condition                     → the branch that runs
     sparse initializers  → dense ones
     Constant value_float(s), value_int(s)     → value
     what is computed from constants only    → an initializer
@@ -24,6 +26,7 @@ import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from .branches import choose_branches, name_apart
 from .model import (
     Array,
     Edge,
@@ -31,6 +34,8 @@ from .model import (
     attribute,
     constant_tensors,
     consumers,
+    every_constant,
+    graphs,
     outer_names,
     proto_label,
     set_values,
@@ -54,8 +59,10 @@ FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
 
 
 def inline(model: ModelProto) -> ModelProto:
-    """The model with its local functions inlined; the same object if it has none."""
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    """The model with its local functions inlined and no name made twice; the same object if it has no functions."""
+    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    name_apart(model)
+    return model
 
 
 def densify(model: ModelProto) -> None:
@@ -78,11 +85,11 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
     """
     densify(model)
     idle = _idle(model.graph)
-    for node in model.graph.node:
+    for node in (node for graph in graphs(model) for node in graph.node):
         if node.op_type == "Constant":
             _as_tensor(node)
     _fold_constants(model)
-    while fold_sizes(model):  # what one round makes constant lets shape inference prove more
+    while fold_sizes(model) or choose_branches(model):  # what one round finds lets shape inference prove more
         _fold_constants(model)
     folded = _fold_batch_norms(model, [re.compile(p) for p in exclude])
     _drop_unused(model, idle)
@@ -106,9 +113,15 @@ def _fold_constants(model: ModelProto) -> None:
     Weights behind an Identity or Transpose and shapes that were never computed from the input come to light.
     Quantized weights are left behind their DequantizeLinear, and nothing is folded that would grow the model.
     """
-    graph = model.graph
-    constants = constant_tensors(graph)
-    types = _element_types(model) if any(n.op_type == "CastLike" for n in graph.node) else {}
+    constants = every_constant(model)
+    types = _element_types(model) if any(n.op_type == "CastLike" for n in model.graph.node) else {}
+    for graph in graphs(model):
+        _fold_constants_of(graph, constants, types, model)
+
+
+def _fold_constants_of(
+    graph: GraphProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
+) -> None:
     outputs, gone = {o.name for o in graph.output}, []
     for i, node in enumerate(graph.node):
         if _can_evaluate(node, constants, types) and not outputs & set(node.output):

@@ -7,18 +7,20 @@ handed to onnxruntime by reference (`add_external_initializers`) instead of bein
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, UsageError, one_line
-from .model import Array, consumers, values_of
+from .model import Array, consumers, outer_names, proto_label, subgraphs, values_of
 from .standin import in_float32, needs_stand_in
 
+log = logging.getLogger("onnxfuse")
 INLINE = 128
 """Initializers of at most this many elements stay in the proto: shape inference wants to see their values."""
 PREFIX = "__onnxfuse_"
@@ -157,12 +159,19 @@ def _ort_value(tensor: TensorProto) -> ort.OrtValue:
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """A session that is fed `mapped` weights, and returns `asked`, too: shapes, and integers of rank 0 or 1."""
+    """A session that is fed `mapped` weights, and returns more than the model's outputs.
+
+    Attributes:
+        asked: shapes, and integers of rank 0 or 1.
+        captured: values that branches of If take from outside.
+    """
 
     model: ModelProto
     session: ort.InferenceSession
     mapped: Mapping[str, Array]
     asked: Sequence[str]
+    captured: Sequence[str]
+    providers: Sequence[str]
 
 
 def _open(model: ModelProto, providers: Sequence[str]) -> _Opened:
@@ -175,28 +184,71 @@ def _open(model: ModelProto, providers: Sequence[str]) -> _Opened:
     skeleton, weights = without_weights(model)
     mapped = _as_inputs(model, skeleton, weights)
     options.add_external_initializers(list(weights), list(weights.values()))
-    asked = _ask_for_shapes(skeleton)
+    asked, captured = _ask_for_shapes(skeleton), _ask_for_captured(model, skeleton)
     try:
         session = ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
     except Exception as error:  # onnxruntime has no base class for what it raises
         raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; repair the model first") from error
-    return _Opened(model, session, mapped, asked)
+    return _Opened(model, session, mapped, asked, captured, providers)
 
 
 def _run(opened: _Opened, feeds: Mapping[str, Array]) -> Probe:
     model, asked = opened.model, opened.asked
     names = [o.name for o in model.graph.output]
-    results = opened.session.run([*names, *asked], {**feeds, **opened.mapped})
+    results = opened.session.run([*names, *asked, *opened.captured], {**feeds, **opened.mapped})
     outputs = dict(zip(names, results[: len(names)], strict=True))
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer} | {k: v.shape for k, v in feeds.items()}
     integers = {}
-    for name, value in zip(asked, results[len(names) :], strict=True):
+    for name, value in zip(asked, results[len(names) :], strict=False):
         if name.startswith(PREFIX):
             shapes[name.removeprefix(PREFIX)] = tuple(int(d) for d in value)
         else:
             integers[name] = value
     integers |= {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "ib" and v.ndim < 2}
+    captured = dict(zip(opened.captured, results[len(names) + len(asked) :], strict=True))
+    for inner in _branch_runs(opened, {**feeds, **outputs, **integers, **captured}):
+        shapes, integers = {**inner.shapes, **shapes}, {**inner.integers, **integers}
     return Probe(feeds, outputs, shapes, integers)
+
+
+def _ask_for_captured(model: ModelProto, skeleton: ModelProto) -> list[str]:
+    """Expose the values that branches of If take from outside; returns the names of the added outputs."""
+    have = {o.name for o in skeleton.graph.output}
+    made = {name for node in model.graph.node for name in node.output if name} - have
+    taken = {
+        name for node in model.graph.node if node.op_type == "If" for b in subgraphs(node) for name in outer_names(b)
+    }
+    found = sorted(made & taken)
+    skeleton.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in found)
+    return found
+
+
+def _branch_runs(opened: _Opened, values: Mapping[str, Array]) -> Iterator[Probe]:
+    """Runs of the branches of every If, as models of their own, on what they take from outside: whichever was taken."""
+    model = opened.model
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        for branch in subgraphs(node) if node.op_type == "If" else ():
+            read = sorted(set(outer_names(branch)))
+            feeds = {name: values[name] for name in read if name in values}
+            feeds |= {name: values_of(constants[name]) for name in read if name in constants}
+            try:
+                yield _run(_open(_as_model(model, branch, feeds), opened.providers), feeds)
+            except Exception as error:  # onnxruntime has no base class for what it raises
+                log.info(
+                    "%s: %s does not run on the probing input: %s", proto_label(node), branch.name, one_line(error)
+                )
+
+
+def _as_model(model: ModelProto, branch: GraphProto, feeds: Mapping[str, Array]) -> ModelProto:
+    """A branch as a model whose inputs are these values."""
+    part = ModelProto(ir_version=max(model.ir_version, 4), graph=branch)
+    part.opset_import.extend(model.opset_import)
+    part.graph.input.extend(
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in feeds.items()
+    )
+    return part
 
 
 def _as_inputs(model: ModelProto, skeleton: ModelProto, weights: dict[str, ort.OrtValue]) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from .channels import ChannelGroup, Channels, Slot, shrinking_axis
 from .counts import WEIGHTS, file_bytes, mac_products
-from .model import constant_tensors
+from .model import every_constant
 
 Vector = NDArray[np.float64]
 Widths = NDArray[np.int64]
@@ -106,7 +106,7 @@ def _macs(channels: Channels, families: Mapping[int, int]) -> Resource:
 
 
 def _params(channels: Channels, families: Mapping[int, int]) -> Resource:
-    total, tensors = _Sum(len(families)), constant_tensors(channels.tracker.graph.model.graph)
+    total, tensors = _Sum(len(families)), every_constant(channels.tracker.graph.model)
     for name, extents in _dims(channels, families).items():
         if tensors[name].data_type in WEIGHTS:
             total.add(extents)
@@ -116,7 +116,7 @@ def _params(channels: Channels, families: Mapping[int, int]) -> Resource:
 def _size(channels: Channels, families: Mapping[int, int]) -> Resource:
     """To within the few bytes that protobuf takes to write down lengths."""
     graph, total = channels.tracker.graph, _Sum(len(families))
-    tensors = constant_tensors(graph.model.graph)
+    tensors = every_constant(graph.model)
     total.fixed = file_bytes(graph.model)
     for name, extents in _dims(channels, families).items():
         total.fixed -= _itemsize(tensors[name]) * float(np.prod(tensors[name].dims))
@@ -135,7 +135,7 @@ RESOURCES: Mapping[str, Callable[[Channels, Mapping[int, int]], Resource]] = {
 def _dims(channels: Channels, families: Mapping[int, int]) -> dict[str, Extents]:
     """The shape of every constant."""
     slotted = _slotted(channels, families)
-    tensors = constant_tensors(channels.tracker.graph.model.graph)
+    tensors = every_constant(channels.tracker.graph.model)
     return {n: _weight_extents(*slotted[n]) if n in slotted else tuple(t.dims) for n, t in tensors.items()}
 
 
@@ -189,7 +189,7 @@ Slotted = dict[str, tuple[tuple[int, ...], dict[Axes, tuple[NDArray[np.int64], "
 
 def _slotted(channels: Channels, families: Mapping[int, int]) -> Slotted:
     """Constant → its dims, and for each set of axes that holds channels the classes of their positions."""
-    owners, tensors = _Owners(channels, families), constant_tensors(channels.tracker.graph.model.graph)
+    owners, tensors = _Owners(channels, families), every_constant(channels.tracker.graph.model)
     nobody = len(owners.family) - 1
     found: Slotted = {}
     for group, slot in ((g, s) for g in channels.groups for s in g.slots):

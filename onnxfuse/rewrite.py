@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis, shrunk_number, shrunk_shape
-from .model import Array, Edge, Graph, constant_tensors, drop_attribute, set_attribute, set_values
+from .model import Array, Edge, Graph, drop_attribute, every_constant, graphs, set_attribute, set_values
 from .symbols import Place
 from .tracker import Demand, Ids, Lock, Pick
 from .weights import Weights, front, others
@@ -75,7 +75,7 @@ def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -
     for place, number in _edits(channels, kept).items():
         _edit(channels, place, number)
     for node, name, value in channels.tracker.settings:
-        set_attribute(graph.model.graph.node[node], name, value)
+        set_attribute(graph.protos[node], name, value)
     for pick in channels.tracker.picks:
         _renumber(channels, kept, pick)
     _drop_stale_shapes(channels, kept)
@@ -143,7 +143,7 @@ def _edits(channels: Channels, kept: Mask) -> dict[Place, int]:
 
 def _edit(channels: Channels, place: Place, number: int) -> None:
     graph = channels.tracker.graph
-    node = graph.model.graph.node[place.node]
+    node = graph.protos[place.node]
     if isinstance(place.where, int):
         name = _own_constant(channels, node, place.node, place.where)
         values = np.array(graph.array(name))
@@ -182,7 +182,7 @@ def _split_sizes(channels: Channels, position: int) -> list[int]:
 def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
     """Gather's indices count kept positions only, and those of removed positions go."""
     graph, classes = channels.tracker.graph, channels.classes
-    node = graph.model.graph.node[pick.edge.node]
+    node = graph.protos[pick.edge.node]
     row = np.moveaxis(kept[pick.ids], pick.axis, -1).reshape(-1, pick.extent)[0]
     if row.all() or shrinking_axis(classes[pick.ids]) != pick.axis:
         return
@@ -197,11 +197,11 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
 
 def _drop_stale_shapes(channels: Channels, kept: Mask) -> None:
     """Drop recorded shapes of values that have another one now."""
-    graph = channels.tracker.graph.model.graph
-    for i in reversed(range(len(graph.value_info))):
-        name = graph.value_info[i].name
-        if shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
-            del graph.value_info[i]
+    for graph in graphs(channels.tracker.graph.model):
+        for i in reversed(range(len(graph.value_info))):
+            name = graph.value_info[i].name
+            if shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
+                del graph.value_info[i]
 
 
 def record_constants(model: ModelProto) -> None:
@@ -209,14 +209,14 @@ def record_constants(model: ModelProto) -> None:
 
     What is a constant only while weights are real numbers counts, too: see `quantized.lower`.
     """
-    graph = model.graph
-    constants = {name: tuple(t.dims) for name, t in constant_tensors(graph).items()}
-    made = {name for node in graph.node for name in node.output} - constants.keys()
-    for i in reversed(range(len(graph.value_info))):
-        value = graph.value_info[i]
-        dims = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        if value.name not in made and constants.get(value.name) != dims:
-            del graph.value_info[i]
-    for value in graph.input:
+    constants = {name: tuple(t.dims) for name, t in every_constant(model).items()}
+    for graph in graphs(model):
+        made = {name for node in graph.node for name in node.output} - constants.keys()
+        for i in reversed(range(len(graph.value_info))):
+            value = graph.value_info[i]
+            dims = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+            if value.name not in made and constants.get(value.name) != dims:
+                del graph.value_info[i]
+    for value in model.graph.input:
         for d, size in zip(value.type.tensor_type.shape.dim, constants.get(value.name, ()), strict=False):
             d.dim_value = size

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .model import Graph, Node, label, outer_names, subgraphs
+from onnx import GraphProto
+
+from .model import Graph, Node, branches, label, outer_names, subgraphs
 from .probe import Probe
-from .rules import rule_for, unknown
+from .rules import rule_for, unseen
 from .symbols import Numbers, dims_of, evaluate
 from .tracker import Permit, Tracker
 
 
 def track(graph: Graph, probe: Probe, exclude: Sequence[str] = (), permit: Permit | None = None) -> Tracker:
-    """Execute every node of `graph` on channel ids."""
+    """Execute every node of `graph` on channel ids: those of the main graph first, then those of branches of If."""
     t = Tracker(graph, probe, permit or Permit())
     patterns = [re.compile(p) for p in exclude]
     for name, value in probe.inputs.items():
@@ -25,12 +27,18 @@ def track(graph: Graph, probe: Probe, exclude: Sequence[str] = (), permit: Permi
         if any(p.search(label(node)) for p in patterns):
             _lock_node(t, node, "excluded")
     t.node_label = "the graph's outputs"
-    for output in graph.model.graph.output:
-        if output.name in t.ids:
-            t.lock(t.ids[output.name], "feeds a graph output")
-        if output.name in t.numbers:
-            t.lock_dims(dims_of(t.numbers[output.name]), "their count is a graph output")
+    _lock_outputs(t, graph.model.graph, "a graph output")
+    for branch in branches(graph.model.graph):
+        _lock_outputs(t, branch, "an output of If")
     return t
+
+
+def _lock_outputs(t: Tracker, graph: GraphProto, what: str) -> None:
+    for output in graph.output:
+        if output.name in t.ids:
+            t.lock(t.ids[output.name], f"feeds {what}")
+        if output.name in t.numbers:
+            t.lock_dims(dims_of(t.numbers[output.name]), f"their count is {what}")
 
 
 def _run_node(t: Tracker, node: Node) -> None:
@@ -75,7 +83,7 @@ def _run_rule(t: Tracker, node: Node) -> None:
     t.used_numbers.clear()
     known = all(i.name in t.graph.constants or i.name in t.probe.shapes for i in node.inputs if i.name)
     known &= all(o.name in t.probe.shapes for o in node.outputs if o.name)
-    (rule_for(node) if known else unknown)(node, t)
+    (rule_for(node) if known else unseen)(node, t)
     for i in node.inputs:
         if i.name in t.numbers and i.name not in t.used_numbers:
             t.lock_dims(dims_of(t.numbers[i.name]), f"their count enters {node.op} as a number")
@@ -83,7 +91,7 @@ def _run_rule(t: Tracker, node: Node) -> None:
 
 def _lock_captured(t: Tracker, position: int) -> None:
     """Values that a subgraph takes from outside stay as they are."""
-    proto = t.graph.model.graph.node[position]
+    proto = t.graph.protos[position]
     for inner in subgraphs(proto):
         for name in set(outer_names(inner)) & t.ids.keys():
             t.lock(t.ids[name], f"enters the body of {proto.op_type}")

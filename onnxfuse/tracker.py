@@ -49,7 +49,7 @@ class RawSlot:
         axes: axes of the constant viewed with its axis 0 split into (`split`, −1) when `split` > 1.
         ids: the ids of the positions, flattened over `axes`.
         data: (input, axis) of the same node on which a consuming slot's channels arrive, one for each position;
-            None if they cannot be told apart there.
+            None if they cannot be told apart there, or the node is in a branch of If.
     """
 
     edge: Edge
@@ -270,6 +270,7 @@ class Tracker:
         """Say that positions along `axes` of constant input `i` are channels (that arrive at `data`: see RawSlot)."""
         if ids.any():
             name, edge = self.name(node, i), Edge(self.position, i)
+            data = data if self.position < self.graph.main else None  # what a branch computes is never measured
             self.slots.append(RawSlot(edge, name, tuple(axes), split, np.ascontiguousarray(ids).ravel(), role, data))
 
     # --- numbers ----------------------------------------------------------------------------------------------------

@@ -41,7 +41,15 @@ RULES: Mapping[str, Rule] = {
 
 def unknown(node: Node, t: Tracker) -> None:
     """An operator without a rule: every channel that enters it stays, and so do those that its weights make."""
-    reason = f"{node.op} has no rule"
+    _lock_all(node, t, f"{node.op} has no rule")
+
+
+def unseen(node: Node, t: Tracker) -> None:
+    """A node that the probing run does not reach, so that nothing is known of its sizes."""
+    _lock_all(node, t, "it does not run on the probing input")
+
+
+def _lock_all(node: Node, t: Tracker, reason: str) -> None:
     for i in range(len(node.inputs)):
         t.lock(t.of(node, i), reason)
     if any(t.is_constant(node, i) and len(t.in_shape(node, i)) > 1 for i in range(len(node.inputs))):

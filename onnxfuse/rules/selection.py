@@ -22,6 +22,13 @@ def plain(node: Node, t: Tracker) -> None:
         t.put(node, t.fixed(len(t.out_shape(node, i))), i)
 
 
+def conditional(node: Node, t: Tracker) -> None:
+    """If: its branches are tracked by themselves (`track`); what they return has no channels."""
+    t.lock(t.of(node), "decides which branch of If runs")
+    for i in range(len(node.outputs)):
+        t.put(node, t.fixed(len(t.out_shape(node, i))), i)
+
+
 def _along(node: Node, t: Tracker, ids: Ids, axes: Sequence[int]) -> Ids:
     """The ids, if they are constant along these axes; else they are locked and the result has none."""
     if any(a in axes for a in varying(ids)):
@@ -112,6 +119,7 @@ def scatter_nd(node: Node, t: Tracker) -> None:
 
 RULES: dict[str, Callable[[Node, Tracker], None]] = {
     **dict.fromkeys(PLAIN, plain),
+    "If": conditional,
     "TopK": top_k,
     "CumSum": cumulative_sum,
     "Trilu": trilu,
