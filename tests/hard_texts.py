@@ -351,6 +351,59 @@ SHRINKS = {
         e = Expand(u, shape)
         y = MatMul(e, w2)
     }""",
+    # attention that stays as it is, beside a gated perceptron that does not
+    "attention in groups of queries": """(float[2,5,32] x) => (float[2,5,32] y)
+        <float[32,32] w1, float[32,16] w2, float[32,16] w3, float[32,32] w4,
+         float[32,24] w5, float[32,24] w6, float[24,32] w7,
+         int32[2] ends = {4, 4}, int32 total = {5}, float[8,8] cos, float[8,8] sin> {
+        q = MatMul(x, w1)
+        k = MatMul(x, w2)
+        v = MatMul(x, w3)
+        a, keys, values = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=1, do_rotary=1>(
+            q, k, v, , , ends, total, cos, sin)
+        o = MatMul(a, w4)
+        s = Add(x, o)
+        g = MatMul(s, w5)
+        u = MatMul(s, w6)
+        gs = Sigmoid(g)
+        gg = Mul(g, gs)
+        m = Mul(gg, u)
+        d = MatMul(m, w7)
+        y = Add(s, d)
+    }""",
+    "fused rotary embedding": """(float[2,5,32] x, int64[2,5] places) => (float[2,5,32] y)
+        <float[32,32] w1, float[32,32] w2, float[32,32] w3, float[32,32] w4,
+         float[32,24] w5, float[32,24] w6, float[24,32] w7,
+         float[8,8] cos, float[8,8] sin> {
+        q0 = MatMul(x, w1)
+        k0 = MatMul(x, w2)
+        v = MatMul(x, w3)
+        q = com.microsoft.RotaryEmbedding<num_heads=2>(q0, places, cos, sin)
+        k = com.microsoft.RotaryEmbedding<num_heads=2>(k0, places, cos, sin)
+        a = com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v)
+        o = MatMul(a, w4)
+        s = Add(x, o)
+        g = MatMul(s, w5)
+        u = MatMul(s, w6)
+        gs = Sigmoid(g)
+        gg = Mul(g, gs)
+        m = Mul(gg, u)
+        d = MatMul(m, w7)
+        y = Add(s, d)
+    }""",
+    "attention with its projection": """(float[2,5,32] x) => (float[2,5,32] y)
+        <float[32,96] w1, float[96] b1, float[32,32] w4, float[32,24] w5, float[32,24] w6, float[24,32] w7> {
+        a = com.microsoft.Attention<num_heads=2>(x, w1, b1)
+        o = MatMul(a, w4)
+        s = Add(x, o)
+        g = MatMul(s, w5)
+        u = MatMul(s, w6)
+        gs = Sigmoid(g)
+        gg = Mul(g, gs)
+        m = Mul(gg, u)
+        d = MatMul(m, w7)
+        y = Add(s, d)
+    }""",
 }
 """Graphs that have something to lose."""
 

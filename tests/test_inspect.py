@@ -11,7 +11,7 @@ import pytest
 import onnxfuse
 
 from .graphs import build, from_text
-from .hard_texts import SAFE
+from .hard_texts import SAFE, SHRINKS
 from .test_cli import call
 
 
@@ -117,3 +117,12 @@ def test_a_file_called_inspect(
     onnx.save(build("mlp"), tmp_path / "inspect", format="protobuf")
     assert call(capfd, "./inspect", "out.onnx", "--sparsity", 0.5)[0] == 0
     assert call(capfd, "inspect", "inspect")[0] == 0
+
+
+def test_operators_without_a_rule_are_named_with_what_their_weights_make() -> None:
+    found = onnxfuse.analyze(from_text(SHRINKS["attention with its projection"]))
+    assert [(g.name, g.channels) for g in found] == [("g", 24)]
+    assert ("a", 32, "Attention has no rule", "a") in [(r.name, r.channels, r.reason, r.node) for r in found.locked]
+    found = onnxfuse.analyze(from_text(SHRINKS["attention in groups of queries"]))
+    rows = [(r.name, r.channels) for r in found.locked if r.reason == "GroupQueryAttention has no rule"]
+    assert rows == [("q", 32), ("k", 16), ("v", 16)]

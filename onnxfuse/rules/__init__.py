@@ -52,10 +52,17 @@ def unseen(node: Node, t: Tracker) -> None:
 def _lock_all(node: Node, t: Tracker, reason: str) -> None:
     for i in range(len(node.inputs)):
         t.lock(t.of(node, i), reason)
-    if any(t.is_constant(node, i) and len(t.in_shape(node, i)) > 1 for i in range(len(node.inputs))):
-        t.leave_alone(max(t.out_shape(node)[1:2], default=1), reason)
+    if made := _made(node, t):
+        t.leave_alone(made, reason)
     for i in range(len(node.outputs)):
         t.put(node, t.fixed(len(t.out_shape(node, i))), i)
+
+
+def _made(node: Node, t: Tracker) -> int:
+    """How many channels an unknown operator's weights make: an axis of its output as long as one of theirs; or 0."""
+    weights = [t.in_shape(node, i) for i in range(len(node.inputs)) if t.is_constant(node, i)]
+    sizes = {size for shape in weights if len(shape) > 1 for size in shape}
+    return next((size for size in t.out_shape(node)[1:] if size in sizes), 0)
 
 
 def rule_for(node: Node) -> Rule:
