@@ -2,6 +2,41 @@
 
 from __future__ import annotations
 
+_TURNED = """qh = Reshape(q0, heads)
+        kh = Reshape(k0, heads)
+        q = Transpose<perm=[0,2,1,3]>(qh)
+        k = Transpose<perm=[0,2,1,3]>(kh)
+        qc = Mul(q, cos)
+        q1, q2 = Split<axis=3>(q)
+        qn = Neg(q2)
+        qr = Concat<axis=3>(qn, q1)
+        qs = Mul(qr, sin)
+        qt = Add(qc, qs)
+        kc = Mul(k, cos)
+        k1, k2 = Split<axis=3>(k)
+        kn = Neg(k2)
+        kr = Concat<axis=3>(kn, k1)
+        ks = Mul(kr, sin)
+        kt = Add(kc, ks)
+        ky = Transpose<perm=[0,1,3,2]>(kt)
+        a = MatMul(qt, ky)
+        p = Softmax<axis=-1>(a)
+        v = MatMul(x, w3)
+        u = Unsqueeze(v, one)
+        o = MatMul(p, u)
+        y = MatMul(o, w4)
+    }"""
+"""Attention on q0 and k0, of which channels j and j + 4 of each head turn together, by cos and sin."""
+_PERCEPTRON = """s = Add(x, o)
+        g = MatMul(s, w5)
+        u = MatMul(s, w6)
+        gs = Sigmoid(g)
+        gg = Mul(g, gs)
+        m = Mul(gg, u)
+        d = MatMul(m, w7)
+        y = Add(s, d)
+    }"""
+"""What follows attention, gated."""
 SHRINKS = {
     "weights behind a transpose": """(float[N,6] x) => (float[N,3] y) <float[8,6] w1, float[8,3] w2> {
         t = Transpose(w1)
@@ -268,36 +303,13 @@ SHRINKS = {
         g = GridSample(h, grid)
         z = Conv(g, w3)
     }""",
-    # q and k turn by angles: channels j and j + 4 of a head together, by an angle of their own at each position
     "rotary attention, tables in the file": """(float[N,5,6] x) => (float[N,2,5,6] y)
         <float[6,16] w1, float[6,16] w2, float[6,8] w3, float[8,6] w4, float[1,1,5,8] cos, float[1,1,5,8] sin,
          int64[4] heads = {0, 0, 2, 8}, int64[1] one = {1}> {
         q0 = MatMul(x, w1)
         k0 = MatMul(x, w2)
-        qh = Reshape(q0, heads)
-        kh = Reshape(k0, heads)
-        q = Transpose<perm=[0,2,1,3]>(qh)
-        k = Transpose<perm=[0,2,1,3]>(kh)
-        qc = Mul(q, cos)
-        q1, q2 = Split<axis=3>(q)
-        qn = Neg(q2)
-        qr = Concat<axis=3>(qn, q1)
-        qs = Mul(qr, sin)
-        qt = Add(qc, qs)
-        kc = Mul(k, cos)
-        k1, k2 = Split<axis=3>(k)
-        kn = Neg(k2)
-        kr = Concat<axis=3>(kn, k1)
-        ks = Mul(kr, sin)
-        kt = Add(kc, ks)
-        ky = Transpose<perm=[0,1,3,2]>(kt)
-        a = MatMul(qt, ky)
-        p = Softmax<axis=-1>(a)
-        v = MatMul(x, w3)
-        u = Unsqueeze(v, one)
-        o = MatMul(p, u)
-        y = MatMul(o, w4)
-    }""",
+        """
+    + _TURNED,
     "rotary attention, angles computed": """(float[N,5,6] x) => (float[N,2,5,6] y)
         <float[6,16] w1, float[6,16] w2, float[6,8] w3, float[8,6] w4, float[4] f_scale,
          int64 zero = {0}, int64 i1 = {1}, int64[4] heads = {0, 0, 2, 8}, int64[1] one = {1}, int64[1] last = {-1}> {
@@ -312,30 +324,8 @@ SHRINKS = {
         sin = Sin(both)
         q0 = MatMul(x, w1)
         k0 = MatMul(x, w2)
-        qh = Reshape(q0, heads)
-        kh = Reshape(k0, heads)
-        q = Transpose<perm=[0,2,1,3]>(qh)
-        k = Transpose<perm=[0,2,1,3]>(kh)
-        qc = Mul(q, cos)
-        q1, q2 = Split<axis=3>(q)
-        qn = Neg(q2)
-        qr = Concat<axis=3>(qn, q1)
-        qs = Mul(qr, sin)
-        qt = Add(qc, qs)
-        kc = Mul(k, cos)
-        k1, k2 = Split<axis=3>(k)
-        kn = Neg(k2)
-        kr = Concat<axis=3>(kn, k1)
-        ks = Mul(kr, sin)
-        kt = Add(kc, ks)
-        ky = Transpose<perm=[0,1,3,2]>(kt)
-        a = MatMul(qt, ky)
-        p = Softmax<axis=-1>(a)
-        v = MatMul(x, w3)
-        u = Unsqueeze(v, one)
-        o = MatMul(p, u)
-        y = MatMul(o, w4)
-    }""",
+        """
+    + _TURNED,
     # as an exporter writes repeat_kv: every size of the target through Equal and Where
     "a target picked by Where": """(float[N,5,6] x) => (float[N,5,2,3] y)
         <float[6,8] w1, float[8,3] w2, int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] two = {2}, int64[1] eight = {8},
@@ -362,15 +352,8 @@ SHRINKS = {
         a, keys, values = com.microsoft.GroupQueryAttention<num_heads=2, kv_num_heads=1, do_rotary=1>(
             q, k, v, , , ends, total, cos, sin)
         o = MatMul(a, w4)
-        s = Add(x, o)
-        g = MatMul(s, w5)
-        u = MatMul(s, w6)
-        gs = Sigmoid(g)
-        gg = Mul(g, gs)
-        m = Mul(gg, u)
-        d = MatMul(m, w7)
-        y = Add(s, d)
-    }""",
+        """
+    + _PERCEPTRON,
     "fused rotary embedding": """(float[2,5,32] x, int64[2,5] places) => (float[2,5,32] y)
         <float[32,32] w1, float[32,32] w2, float[32,32] w3, float[32,32] w4,
          float[32,24] w5, float[32,24] w6, float[24,32] w7,
@@ -382,28 +365,14 @@ SHRINKS = {
         k = com.microsoft.RotaryEmbedding<num_heads=2>(k0, places, cos, sin)
         a = com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v)
         o = MatMul(a, w4)
-        s = Add(x, o)
-        g = MatMul(s, w5)
-        u = MatMul(s, w6)
-        gs = Sigmoid(g)
-        gg = Mul(g, gs)
-        m = Mul(gg, u)
-        d = MatMul(m, w7)
-        y = Add(s, d)
-    }""",
+        """
+    + _PERCEPTRON,
     "attention with its projection": """(float[2,5,32] x) => (float[2,5,32] y)
         <float[32,96] w1, float[96] b1, float[32,32] w4, float[32,24] w5, float[32,24] w6, float[24,32] w7> {
         a = com.microsoft.Attention<num_heads=2>(x, w1, b1)
         o = MatMul(a, w4)
-        s = Add(x, o)
-        g = MatMul(s, w5)
-        u = MatMul(s, w6)
-        gs = Sigmoid(g)
-        gg = Mul(g, gs)
-        m = Mul(gg, u)
-        d = MatMul(m, w7)
-        y = Add(s, d)
-    }""",
+        """
+    + _PERCEPTRON,
 }
 """Graphs that have something to lose."""
 
