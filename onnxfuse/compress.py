@@ -32,7 +32,7 @@ from .quantized import Lowered, lowered_graph
 from .repair import Repair, repair
 from .report import GroupRow, Size
 from .requantize import kept_scales, restore
-from .rewrite import Removal, conflicts, record_constants, removed_mask, rewrite
+from .rewrite import Removal, conflicts, record_constants, removed_mask, rewrite, shorten
 from .rounding import rounding_notes
 from .schedule import blas_for_one_of_two, in_order
 from .scores import feature_of, function_of
@@ -209,12 +209,24 @@ def _merge_all(
 ) -> tuple[list[tuple[ChannelGroup, Merge]], Weights]:
     """Merge every group, the last in the graph first: later plans see the weights that earlier ones left.
 
-    Groups that share no weight tensor do not see each other, so two are merged at a time.
+    Groups that share no weight tensor do not see each other, so two are merged at a time. A tensor whose groups are all
+    merged is shortened at once, if nothing will ask for its old size.
     """
     weights = Weights(channels.tracker.graph, keep=measured is not None)
     method = strategy(options.method)
     score = function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
+    waiting = Counter(tensor for group, _ in todo for tensor in {s.tensor for s in group.slots})
+    merged: dict[int, Removal] = {}
+
+    def finish(number: int, result: Merge) -> None:
+        group = todo[number][0]
+        merged[number] = Removal(group, result.kept)
+        tensors = {s.tensor for s in group.slots}
+        waiting.subtract(tensors)
+        if not weights.keep:
+            whole = [tensor for tensor in sorted(tensors) if not waiting[tensor]]
+            shorten(weights.graph, weights, [merged[i] for i in sorted(merged)], whole)
 
     def merge(number: int) -> Merge:
         group, k = todo[number]
@@ -230,6 +242,7 @@ def _merge_all(
         result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen))
         del joined
         weights.apply(group.slots, result, rows)
+        finish(number, result)
         return result
 
     before = _shared_tensors([g for g, _ in todo], weights.graph)

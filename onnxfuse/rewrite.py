@@ -71,7 +71,7 @@ def _locks(channels: Channels, d: Demand) -> list[Lock]:
 def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -> None:
     """Make the graph of `channels` small, in place: its weights must be merged already."""
     graph, kept = channels.tracker.graph, removed_mask(channels, removals)
-    _shrink_tensors(graph, weights, removals)
+    shorten(graph, weights, removals, list(weights.arrays))
     for place, number in _edits(channels, kept).items():
         _edit(channels, place, number)
     for node, name, value in channels.tracker.settings:
@@ -95,13 +95,14 @@ def slot_masks(removals: Sequence[Removal], arrays: Mapping[str, Array]) -> dict
     return {name: list(axes.values()) for name, axes in found.items()}
 
 
-def _shrink_tensors(graph: Graph, weights: Weights, removals: Sequence[Removal]) -> None:
-    for name, masks in slot_masks(removals, weights.arrays).items():
-        array = weights.arrays.pop(name)
-        for slot, mask in masks:
+def shorten(graph: Graph, weights: Weights, removals: Sequence[Removal], names: Sequence[str]) -> None:
+    """Give the constants of these names their final values: all removals that concern them are among `removals`."""
+    arrays = {name: weights.arrays.pop(name) for name in names}
+    masks = slot_masks(removals, arrays)
+    for name in names:
+        array = arrays.pop(name)
+        for slot, mask in masks.get(name, ()):
             array = shrink(array, slot, mask)
-        set_values(graph.constants[name], array)
-    for name, array in weights.arrays.items():  # same size, other values
         set_values(graph.constants[name], array)
 
 

@@ -59,10 +59,16 @@ def _lock_all(node: Node, t: Tracker, reason: str) -> None:
 
 
 def _made(node: Node, t: Tracker) -> int:
-    """How many channels an unknown operator's weights make: an axis of its output as long as one of theirs; or 0."""
-    weights = [t.in_shape(node, i) for i in range(len(node.inputs)) if t.is_constant(node, i)]
-    sizes = {size for shape in weights if len(shape) > 1 for size in shape}
-    return next((size for size in t.out_shape(node)[1:] if size in sizes), 0)
+    """How many channels an operator's weights make, as far as shapes tell; 0 if it has none.
+
+    They lie along an axis of its output that is as long as one of a weight's. If the output's shape is not known, they
+    are the last axis of a matrix, the first of a kernel.
+    """
+    shapes = [t.in_shape(node, i) for i in range(len(node.inputs)) if t.is_constant(node, i)]
+    weights, out = [s for s in shapes if len(s) > 1], t.out_shape(node)
+    if not out:
+        return next((s[-1] if len(s) == 2 else s[0] for s in weights), 0)
+    return next((size for size in out[1:] if any(size in s for s in weights)), 0)
 
 
 def rule_for(node: Node) -> Rule:
