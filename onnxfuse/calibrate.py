@@ -45,7 +45,8 @@ class Reader:
     Attributes:
         slot: its axis of d positions.
         value, axis: where they arrive.
-        bias: the initializer (outputs,) that is added to what it makes, or None.
+        bias: the initializer that is added to what it makes, one number for each output, or None.
+        made: what it makes, the bias included.
         layout: (n, q) the q positions of each of the n channels it reads (several behind a Flatten).
     """
 
@@ -53,6 +54,7 @@ class Reader:
     value: str
     axis: int
     bias: str | None
+    made: str
     layout: Ids
 
     @property
@@ -170,7 +172,7 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
             if any(p.search(proto_label(node)) for p in exclude):
                 continue
             if len(layout) <= WIDEST and node.input[s.data[0]] not in graph.constants:
-                found.append(Reader(s, node.input[s.data[0]], s.data[1], _bias(graph, node), layout))
+                found.append(Reader(s, node.input[s.data[0]], s.data[1], *_bias(graph, node), layout))
     return sorted(found, key=lambda r: r.slot.edge.node)
 
 
@@ -183,21 +185,35 @@ def _layout(classes: Classes) -> Ids:
     return layout[np.argsort(layout[:, 0])]
 
 
-def _bias(graph: Graph, node: NodeProto) -> str | None:
-    """The constant vector that is added to what a node makes, if nothing else uses it."""
+def _bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
+    """The constant that is added to each output of a node, if nothing else uses it, and the value that has it added."""
+    made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
         scaled = node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0)
-        return None if scaled else _own_vector(graph, node.input[2])
-    uses = graph.edges.get(node.output[0], [])
+        return None if scaled else _own_vector(graph, node.input[2]), made
+    uses = graph.edges.get(made, [])
     after = graph.model.graph.node[uses[0].node] if len(uses) == 1 and uses[0].node >= 0 else None
-    if node.op_type == "MatMul" and node.input[1] in graph.constants and after is not None and after.op_type == "Add":
-        return _own_vector(graph, after.input[1 - uses[0].slot])
-    return None
+    weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if weight is not None and after is not None and after.op_type == "Add":
+        shapes = {"MatMul": weight.dims[-1:], "Conv": [*weight.dims[:1], *[1] * (len(weight.dims) - 2)]}
+        bias = _own(graph, after.input[1 - uses[0].slot], shapes.get(node.op_type, [0]))
+        return bias, after.output[0] if bias else made
+    return None, made
 
 
 def _own_vector(graph: Graph, name: str) -> str | None:
     tensor = graph.constants.get(name)
     return name if tensor is not None and len(tensor.dims) == 1 and len(graph.edges[name]) == 1 else None
+
+
+def _own(graph: Graph, name: str, shape: Sequence[int]) -> str | None:
+    """A constant of this shape, but for axes of length 1 in front, that one node uses."""
+    tensor = graph.constants.get(name)
+    if tensor is None or len(graph.edges[name]) != 1:
+        return None
+    dims = [1] * (len(shape) - len(tensor.dims)) + list(tensor.dims)
+    more = len(dims) - len(shape)
+    return name if dims[more:] == list(shape) and set(dims[:more]) <= {1} else None
 
 
 # --- moments --------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ there, and when all groups are done the repairs follow in their order, each on i
     V.reshape(-1, *rest)[layout] = new
     W's rows that make output i are multiplied by gain[i]; bias = bias · gain + offset   # if there is a bias
 
-With a split of b > 1 the n channels are b equal blocks that make the outputs block by block; where an Add of its own
-holds the bias (`bias_apart`), gain does not multiply it.
+With a split of b > 1 the n channels are b equal blocks that make the outputs block by block. The bias may be what an
+Add behind the node adds, with axes of length 1 besides the outputs'.
 
 The matrices are in coordinate form: `M = np.zeros(shape); M[row, column] = value`.
 """
@@ -114,7 +114,6 @@ def _repair_json(number: int, repair: Repair) -> dict[str, Any]:
         "axes": list(reader.slot.axes),
         "split": reader.slot.split,
         "bias": reader.bias,
-        "bias_apart": repair.bias_apart,
         "outputs_axis": repair.outputs_axis,
     }
 

@@ -63,7 +63,6 @@ class Repair:
         shift: (n,), which the reader's bias took up.
         gain, offset: (outputs,) by which what it makes was then scaled and shifted; empty without a bias.
         outputs_axis: of the weight.
-        bias_apart: whether the bias is in a node of its own, so that the gain does not reach it.
     """
 
     reader: Reader
@@ -73,7 +72,6 @@ class Repair:
     gain: Matrix
     offset: Matrix
     outputs_axis: int
-    bias_apart: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +120,7 @@ def repair(
             _read(weights, reader, own, expand, shift)
         gain, offset = _restore(reader, original, after, both)
         node = graph.model.graph.node[reader.slot.edge.node]
-        apart = bool(reader.bias) and reader.bias not in node.input
-        done.append(Repair(reader, own, expand, shift, gain, offset, out_axis(node), apart))
+        done.append(Repair(reader, own, expand, shift, gain, offset, out_axis(node)))
     return real, done
 
 
@@ -133,7 +130,7 @@ def _original(walk: Walk, reader: Reader) -> Original:
     if not reader.bias:
         return Original(seen, np.zeros(0), np.zeros(0))
     node = walk.nodes[reader.slot.edge.node]
-    return Original(seen, *statistics(walk.value(node.output[0]), _channel_axis(node)))
+    return Original(seen, *statistics(walk.value(reader.made), _channel_axis(node)))
 
 
 def _channel_axis(node: NodeProto) -> int:
@@ -211,7 +208,8 @@ def _read(weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Mat
     columns = view[index]
     if reader.bias:
         made = _outputs(columns, shift, slot.split)
-        weights[reader.bias] = (weights[reader.bias] + made).astype(weights[reader.bias].dtype)
+        bias = weights[reader.bias]
+        weights[reader.bias] = bias + made.reshape(bias.shape).astype(bias.dtype)
     left = expand.T.astype(columns.dtype) @ columns.reshape(n, -1)
     view[index] = 0
     view[tuple(i[kept] for i in index)] = left.reshape(len(kept), *columns.shape[1:])
@@ -231,18 +229,18 @@ def _restore(reader: Reader, original: Original, after: Walk, both: Sequence[Wei
     if not reader.bias:
         return np.zeros(0), np.zeros(0)
     axis, (mean, deviation) = _channel_axis(node), (original.mean, original.deviation)
-    new_mean, new = statistics(after.value(node.output[0]), axis)
+    new_mean, new = statistics(after.value(reader.made), axis)
     alive = new > SILENT * deviation
     gain = np.where(alive, np.clip(deviation / np.where(alive, new, 1), 1 / GAIN, GAIN), 1)
     offset = np.where(alive, mean - gain * new_mean, 0)
     for weights in both:
         _scale(weights, reader, node, gain, offset)
-    after.replace(node.output[0], scaled_and_shifted(after.value(node.output[0]), gain, offset, axis))
+    after.replace(reader.made, scaled_and_shifted(after.value(reader.made), gain, offset, axis))
     return gain, offset
 
 
 def _scale(weights: Weights, reader: Reader, node: NodeProto, gain: Matrix, offset: Matrix) -> None:
-    tensor, bias = reader.slot.tensor, str(reader.bias)
-    own = bias in node.input  # else an Add after the node has it
+    tensor, name = reader.slot.tensor, str(reader.bias)
+    bias = weights[name]
     weights[tensor] = scaled_rows(node, weights[tensor], gain)
-    weights[bias] = (weights[bias] * (gain if own else 1) + offset).astype(weights[bias].dtype)
+    weights[name] = (bias * gain.reshape(bias.shape) + offset.reshape(bias.shape)).astype(bias.dtype)

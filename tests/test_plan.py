@@ -94,14 +94,16 @@ def refit(values: dict[str, Array], repair: Json, r: dict[str, Array]) -> None:
     if bias:
         parts = zip(np.split(columns, split), np.split(r["shift"], split), strict=True)
         sums = [np.tensordot(shift, part, 1) for part, shift in parts]
-        values[bias] = values[bias] + np.concatenate([s.sum(axis=(0, *range(2, s.ndim))) for s in sums])
+        made = np.concatenate([s.sum(axis=(0, *range(2, s.ndim))) for s in sums])
+        values[bias] = values[bias] + made.reshape(values[bias].shape)
     new = np.zeros_like(columns)
     new[r["kept"]] = np.tensordot(r["expand"].T, columns, 1)
     flat[r["layout"]] = new
     array = np.moveaxis(flat.reshape(front.shape), range(len(axes)), axes).reshape(array.shape)
     if bias:
         array = scaled(array, r["gain"], repair["outputs_axis"], split)
-        values[bias] = values[bias] * (1 if repair["bias_apart"] else r["gain"]) + r["offset"]
+        gain, offset = (r[k].reshape(values[bias].shape) for k in ("gain", "offset"))
+        values[bias] = values[bias] * gain + offset
     values[name] = array.astype(np.float32)
 
 

@@ -60,6 +60,46 @@ def test_a_repaired_merge_is_closer_than_the_merge_alone() -> None:
     assert gap(calib=inputs(model, seed=3, batch=256)) < 0.8 * gap()
 
 
+GEMM = """(float[N,6] x) => (float[N,4] y) <float[6,16] w1, float[16] b1, float[16,4] w2, float[4] b2> {
+    h = Gemm(x, w1, b1)
+    r = Relu(h)
+    y = Gemm(r, w2, b2)
+}"""
+MATMUL_ADD = """(float[N,6] x) => (float[N,4] y) <float[6,16] w1, float[16] b1, float[16,4] w2, float[4] b2> {
+    m = MatMul(x, w1)
+    h = Add(m, b1)
+    r = Relu(h)
+    q = MatMul(r, w2)
+    y = Add(b2, q)
+}"""
+CONV = """(float[N,3,6,6] x) => (float[N,4,4,4] y) <float[16,3,3,3] w1, float[16] b1, float[4,16,1,1] w2, float[4] b2> {
+    h = Conv(x, w1, b1)
+    r = Relu(h)
+    y = Conv(r, w2, b2)
+}"""
+CONV_ADD = """(float[N,3,6,6] x) => (float[N,4,4,4] y)
+    <float[16,3,3,3] w1, float[1,16,1,1] b1, float[4,16,1,1] w2, float[4,1,1] b2> {
+    m = Conv(x, w1)
+    h = Add(m, b1)
+    r = Relu(h)
+    q = Conv(r, w2)
+    y = Add(q, b2)
+}"""
+
+
+@pytest.mark.parametrize(("whole", "apart"), [(GEMM, MATMUL_ADD), (CONV, CONV_ADD)])
+def test_a_bias_in_a_node_of_its_own_is_repaired_alike(whole: str, apart: str) -> None:
+    model = from_text(whole)
+    own = weights(model)
+    biases = {"b1": own["b1"].reshape(1, 16, 1, 1), "b2": own["b2"].reshape(4, 1, 1)} if apart is CONV_ADD else {}
+    other = from_text(apart, own | biases)
+    feeds = inputs(model, seed=2, batch=128)
+    first, second = (onnxfuse.fuse(m, sparsity=0.4, method="fold", calib=feeds).model for m in (model, other))
+    fresh = inputs(model, seed=5, batch=64)
+    np.testing.assert_allclose(run(first, fresh)[0], run(second, fresh)[0], rtol=1e-3, atol=1e-4)
+    assert abs(run(second, feeds)[0].mean() - run(model, feeds)[0].mean()) < 1e-3  # both shift and offset, each once
+
+
 DEPENDENT = """(float[N,6] x) => (float[N,3] y) <float[8,6] w1, float[8] b1, float[3,8] w2, float[3] b2> {
     h = Gemm <transB=1> (x, w1, b1)
     r = Relu(h)
