@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
+from .calibrate import Study
 from .channels import Channels
-from .curves import CURVES, cost_curve
+from .curves import CURVES, GroupWeights, cost_curve
 from .errors import UsageError
 from .options import Options
 from .resources import RESOURCES, Resource, Widths
+from .tracker import Role
 
 Quantity = str | float
 """What a user gives: 0.5 or '0.5x' or '50%' of the original, or an amount such as '900M', '5MB', '4ms'."""
@@ -76,7 +78,13 @@ def absolute(options: Options, original: Mapping[str, Callable[[], float]]) -> O
     return replace(options, **{field: max(1.5, value) for field, value in found.items()})  # above 1: not a share
 
 
-def choose(channels: Channels, families: Families, options: Options, room: float | None = None) -> Widths:
+def choose(
+    channels: Channels,
+    families: Families,
+    options: Options,
+    room: float | None = None,
+    measured: Study | None = None,
+) -> Widths:
     """The width of every family.
 
     Args:
@@ -84,15 +92,16 @@ def choose(channels: Channels, families: Families, options: Options, room: float
         families: the widths they may have.
         options: a sparsity, or budgets that must all hold.
         room: how much of the multiply-accumulates that could go may stay, 0 to 1; None: as much as the budgets let.
+        measured: moments from which to estimate what channels cost; None: from the weights.
 
     Raises:
         UsageError: a budget is out of reach; the message has the smallest value that is not.
     """
-    local = options.scope == "local" or (options.scope is None and options.sparsity is not None)
+    local = not options.spreads
     exact = None if options.sparsity is None else uniform(families, options.sparsity)
     if local and exact is not None and families.allow(exact):
         return exact
-    costs = _costs(channels, families)
+    costs = _costs(channels, families, measured)
     if exact is not None:
         main = _main(channels, families)
         near = cheapest(families.around(exact), costs, [Limit(main, main(exact))])
@@ -137,10 +146,14 @@ def _limits(channels: Channels, families: Families, options: Options) -> list[Li
     return limits
 
 
-def _costs(channels: Channels, families: Families) -> list[NDArray[np.float64]]:
+def _costs(channels: Channels, families: Families, measured: Study | None) -> list[NDArray[np.float64]]:
     """For each family the costs of its widths 0 … unit, summed over its groups."""
     costs = [np.zeros(unit + 1) for unit in families.units.tolist()]
     for group in channels.groups:
-        curve = cost_curve(CURVES["energy"], channels.tracker.graph, group)
+        weights = GroupWeights(channels.tracker.graph, group)
+        if measured is not None:
+            rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}
+            weights = replace(weights, views=measured.views(rows))
+        curve = cost_curve(CURVES["measured"], weights)
         costs[families.places[group.family]] += curve[:: group.channels // group.unit]
     return costs

@@ -87,12 +87,10 @@ def compress(
     graph, lowered = lowered_graph(model)
     if options.lossless:
         return _lossless(graph, reference, options, before, folded, lowered)
-    channels, keep = settle(graph, reference, options, room)
+    look = partial(_look, folded=folded, options=options, batches=batches, size=before, lowered=lowered, tell=tell)
+    channels, keep, measured = settle(graph, reference, options, room, look)
     salience = None if given is None else Salience(given, folded, graph.clones)
     energies = _measured(channels, options, batches, tell)
-    tell("measure", 0, 1)
-    with blas_for_one_of_two():
-        measured = survey(channels, folded, options, batches, before, lowered)
     merges, weights = _merge_all(channels, keep, options, transport, tell, salience, energies, measured)
     repairs: list[Repair] = []
     if measured is not None and options.repairs:
@@ -147,23 +145,47 @@ def settle_lossless(graph: Graph, reference: Probe, options: Options) -> tuple[C
     return channels, found[-1]
 
 
-def settle(graph: Graph, reference: Probe, options: Options, room: float | None = None) -> tuple[Channels, list[int]]:
-    """The channel groups and how many each keeps, with every group locked that a shape constant could not follow."""
+def settle(
+    graph: Graph, reference: Probe, options: Options, room: float | None, look: Callable[[Channels], Study | None]
+) -> tuple[Channels, list[int], Study | None]:
+    """The channel groups, how many each keeps, and what `look` has measured of them.
+
+    Every group is locked that a shape constant could not follow.
+    """
+    seen: list[Study | None] = []
 
     def choose_some(channels: Channels) -> list[int]:
-        keep = kept_channels(channels, options, room)
+        seen[:] = [look(channels)] if options.spreads else []
+        keep = kept_channels(channels, options, room, *seen)
         lenient = options.budgets or room is not None  # what is small enough already stays as it is
         if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
         return keep
 
-    return follow(graph, reference, options.exclude, choose_some, options.permit)
+    channels, keep = follow(graph, reference, options.exclude, choose_some, options.permit)
+    return channels, keep, seen[0] if seen else look(channels)
 
 
-def kept_channels(channels: Channels, options: Options, room: float | None = None) -> list[int]:
+def _look(
+    channels: Channels,
+    folded: Sequence[Folded],
+    options: Options,
+    batches: Batches | None,
+    size: tuple[int, int],
+    lowered: Lowered,
+    tell: Progress,
+) -> Study | None:
+    tell("measure", 0, 1)
+    with blas_for_one_of_two():
+        return survey(channels, folded, options, batches, size, lowered)
+
+
+def kept_channels(
+    channels: Channels, options: Options, room: float | None = None, measured: Study | None = None
+) -> list[int]:
     """How many channels each group keeps."""
     choices = families(channels, options)
-    widths = choose(channels, choices, options, room)
+    widths = choose(channels, choices, options, room, measured)
     return [choices.channels(g, widths) for g in channels.groups]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .channels import ChannelGroup, Slot
 from .model import Array, Graph
+from .surgeon import View, losses
 from .tracker import Role
 from .weights import front, gather
 
@@ -20,10 +21,11 @@ MOST = 1 - 1e-9
 
 @dataclass(frozen=True, eq=False)
 class GroupWeights:
-    """One group and the weights it has before anything is merged."""
+    """One group, the weights it has before anything is merged, and how its consumers read it, as far as measured."""
 
     graph: Graph
     group: ChannelGroup
+    views: Sequence[View] = ()
 
     def rows(self, slot: Slot) -> Array:
         """(n, d) what each channel has in a slot."""
@@ -58,19 +60,24 @@ def energy(weights: GroupWeights) -> Vector:
     return np.asarray(total[::-1] / (total[-1] or 1))
 
 
-CURVES: Mapping[str, Curve] = {"energy": energy}
+def measured(weights: GroupWeights) -> Vector:
+    """What the best channels cannot make up of what consumers make, in measured covariances; `energy` without any."""
+    return losses(weights.views) if weights.views else energy(weights)
+
+
+CURVES: Mapping[str, Curve] = {"energy": energy, "measured": measured}
 """Ways to estimate, by name."""
 
 
-def cost_curve(curve: Curve, graph: Graph, group: ChannelGroup) -> Vector:
+def cost_curve(curve: Curve, weights: GroupWeights) -> Vector:
     """(n + 1,) convex cost of keeping k channels: for each reader −log of the share of the signal that is left.
 
     Layers follow each other, so shares multiply and their logarithms add: the sum over groups is the cost of a
     whole allocation, and no group is emptied before the others. Channels of a residual stage, which many layers
     read, cost what they cost each of them: without that, whole stages go first.
     """
-    readers = sum(slot.role is Role.CONSUMES for slot in group.slots)
-    lost = np.minimum(curve(GroupWeights(graph, group)), MOST)
+    readers = sum(slot.role is Role.CONSUMES for slot in weights.group.slots)
+    lost = np.minimum(curve(weights), MOST)
     return _convex(-np.log1p(-lost) * max(1, readers))
 
 

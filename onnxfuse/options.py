@@ -123,6 +123,11 @@ class Options:
         return bool(given or self.budgets or self.ratio or self.from_plan or self.lossless)
 
     @property
+    def spreads(self) -> bool:
+        """Whether groups may lose different shares of their channels, those most that cost least."""
+        return self.scope == "global" or (self.scope is None and self.sparsity is None)
+
+    @property
     def repairs(self) -> bool:
         """Whether consumers are repaired."""
         if self.repair is not None:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from .channels import Slot
-from .compress import settle, settle_lossless
+from .channels import Channels, Slot
+from .compress import follow
 from .model import Array, Graph, every_constant, set_values, values_of
 from .options import Options
 from .oracle_norms import mask_norms
@@ -45,8 +45,13 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
     prepare(model, options.exclude)
     graph, lowered = lowered_graph(model)
-    settled = settle_lossless if options.lossless else settle
-    channels = settled(graph, reference, options)[0] if result.plan.merges else None  # clones shared constants, too
+    small_widths = {group.name: len(merge.kept) for group, merge in result.plan.merges}
+
+    def choose(channels: Channels) -> list[int]:
+        return [small_widths.get(g.name, g.channels) for g in channels.groups]
+
+    found = follow(graph, reference, options.exclude, choose, options.permit) if small_widths else None  # clones, too
+    channels = found[0] if found else None
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)

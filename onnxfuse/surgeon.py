@@ -8,7 +8,7 @@ H_jj / A_jj (Hassibi and Stork, NeurIPS 1992, for single weights).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,16 +58,34 @@ class _State:
 
 def survivors(views: Sequence[View], keep: int) -> Ids:
     """(keep,) channels, ascending, from which the consumers' outputs can be had with the least relative error."""
+    alive = np.arange(len(views[0].gram))
+    for left, _ in _rounds(views, keep):
+        alive = left
+    return alive
+
+
+def losses(views: Sequence[View]) -> NDArray[np.float64]:
+    """(n + 1,) the share of what consumers make, 0 to 1 and on average, that is lost if k = 0 … n channels are kept."""
+    n = len(views[0].gram)
+    kept, lost = [n], [0.0]
+    for left, added in _rounds(views, 1):
+        kept.append(len(left))
+        lost.append(lost[-1] + added)
+    return np.minimum(np.interp(np.arange(n + 1), [0, *kept[::-1]], [1, *lost[::-1]]), 1)
+
+
+def _rounds(views: Sequence[View], keep: int) -> Iterator[tuple[Ids, float]]:
+    """After each round the channels still there, and the relative error that it added, mean over the views."""
     states = [_state(v) for v in views]
     alive = np.arange(len(views[0].gram))
     while len(alive) > keep:
         cost = sum(s.gram.diagonal() / s.inverse.diagonal() / s.size for s in states)
         go = min(max(1, len(alive) // PART), len(alive) - keep)
         order = np.argsort(cost, kind="stable")
-        for s in states:
-            _remove(s, order[:go], np.sort(order[go:]))
-        alive = alive[np.sort(order[go:])]
-    return alive
+        left = np.sort(order[go:])
+        added = [_remove(s, order[:go], left) for s in states]
+        alive = alive[left]
+        yield alive, float(np.mean(added))
 
 
 def error(view: View, compress: csr_array) -> float:
@@ -88,10 +106,12 @@ def _state(view: View) -> _State:
     return _State(np.linalg.inv(c), gram, total)
 
 
-def _remove(s: _State, gone: Ids, left: Ids) -> None:
-    """The others take over what these did: x_gone ≈ −A_gg⁻¹ A_gl x_left."""
+def _remove(s: _State, gone: Ids, left: Ids) -> float:
+    """The others take over what these did, x_gone ≈ −A_gg⁻¹ A_gl x_left; returns the error, tr(H_gg A_gg⁻¹)."""
+    lost = float(np.trace(np.linalg.solve(s.inverse[np.ix_(gone, gone)], s.gram[np.ix_(gone, gone)]))) / s.size
     share = np.linalg.solve(s.inverse[np.ix_(gone, gone)], s.inverse[np.ix_(gone, left)])
     half = s.gram[np.ix_(left, gone)] - 0.5 * share.T @ s.gram[np.ix_(gone, gone)]
     cross = half @ share
     s.gram = s.gram[np.ix_(left, left)] - cross - cross.T
     s.inverse = s.inverse[np.ix_(left, left)] - s.inverse[np.ix_(left, gone)] @ share
+    return lost

@@ -204,3 +204,31 @@ def test_calibration_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert main([*arguments, "--calib", str(tmp_path / "calib.npz")]) == 0
     assert "consumers, on 64 given samples" in capsys.readouterr().out
     assert accuracy(onnx.load(tmp_path / "out.onnx")) > 0.8
+
+
+# --- what channels cost, as measured ---------------------------------------------------------------------------------
+TWO_LAYERS = """(float[N,6] x) => (float[N,8] y) <float[16,6] w1, float[16] b1, float[16,16] w2, float[16] b2,
+    float[8,16] w3, float[8] b3> {
+    h = Gemm <transB=1> (x, w1, b1)
+    r = Relu(h)
+    g = Gemm <transB=1> (r, w2, b2)
+    s = Relu(g)
+    y = Gemm <transB=1> (s, w3, b3)
+}"""
+
+
+def test_global_scope_takes_channels_where_others_make_up_for_them() -> None:
+    """Half of the second layer's channels are multiples of the others, which no norm tells; none of the first's are."""
+    rng = np.random.default_rng(0)
+    w2, b2, w3 = rng.standard_normal((8, 16)), rng.standard_normal(8), rng.standard_normal((8, 16))
+    values = {"w2": np.vstack([w2, 2 * w2]), "b2": np.hstack([b2, 2 * b2]), "w3": w3 * np.repeat([1, 0.5], 8)}
+    model = from_text(TWO_LAYERS, values)
+    feeds = inputs(model, seed=1, batch=512)
+
+    def kept(method: str) -> list[int]:
+        result = onnxfuse.fuse(model, sparsity=0.25, scope="global", method=method, calib=feeds)
+        return [row.after for row in result.report.groups]
+
+    first, second = kept("surgeon")
+    assert second < first
+    assert kept("drop") != [first, second]
