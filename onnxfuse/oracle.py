@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .channels import Channels, Slot
-from .compress import follow
+from .compress import settle, settle_lossless
 from .model import Array, Graph, every_constant, set_values, values_of
 from .options import Options
 from .oracle_norms import mask_norms
@@ -45,13 +45,7 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
     prepare(model, options.exclude)
     graph, lowered = lowered_graph(model)
-    small_widths = {group.name: len(merge.kept) for group, merge in result.plan.merges}
-
-    def choose(channels: Channels) -> list[int]:
-        return [small_widths.get(g.name, g.channels) for g in channels.groups]
-
-    found = follow(graph, reference, options.exclude, choose, options.permit) if small_widths else None  # clones, too
-    channels = found[0] if found else None
+    channels = _groups(graph, reference, options) if result.plan.merges else None  # clones shared constants, too
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)
@@ -73,6 +67,13 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     if channels is not None:
         mask_norms(channels, removed_mask(channels, removals))
     return model, reference
+
+
+def _groups(graph: Graph, reference: Probe, options: Options) -> Channels:
+    """The groups, with the locks that shape constants need; what measured costs would change in widths is no matter."""
+    if options.lossless:
+        return settle_lossless(graph, reference, options)[0]
+    return settle(graph, reference, options, None, lambda _: None)[0]
 
 
 def _repaired(result: FuseResult) -> set[str]:
