@@ -6,7 +6,9 @@ for group in onnxfuse.analyze("in.onnx"):
     print(group)
 """
 
+from .applying import apply_plan
 from .channels import ChannelGroup, Locked, Slot
+from .ensembling import ensemble
 from .errors import ModelError, NothingToMerge, OnnxFuseError, OutputError, UsageError, VerificationFailed
 from .importance import GroupView
 from .inspection import Analysis
@@ -32,5 +34,7 @@ __all__ = [
     "VerificationFailed",
     "__version__",
     "analyze",
+    "apply_plan",
+    "ensemble",
     "fuse",
 ]

@@ -84,13 +84,13 @@ def _values(channels: Channels, group: ChannelGroup, role: Role) -> dict[str, tu
         ):
             node = graph.nodes[slot.edge.node]
             for value in node.inputs if role is Role.CONSUMES else node.outputs:
-                place = _place(channels, group, value.name)
-                if place is not None:
-                    found[value.name] = place
+                at = place(channels, group, value.name)
+                if at is not None:
+                    found[value.name] = at
     return found
 
 
-def _place(channels: Channels, group: ChannelGroup, name: str) -> tuple[int, Ids] | None:
+def place(channels: Channels, group: ChannelGroup, name: str) -> tuple[int, Ids] | None:
     """Axis and (n, q) positions of the group in a value; None if they do not lie on one axis, equally often."""
     ids = channels.tracker.ids.get(name)
     axes = [] if ids is None else [a for a, size in enumerate(ids.shape) if size > 1]

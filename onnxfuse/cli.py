@@ -7,32 +7,21 @@ unsupported, unwritable or nothing to merge, 2 usage, 3 verification failed, 130
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.status import Status
-
-from . import __version__, cli_inspect
-from .command import Parser, dump, failed, guarded, permissions, shapes, start
+from . import __version__, cli_ensemble, cli_inspect
+from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
 from .config import config_arguments
-from .errors import OutputError, UsageError
+from .errors import UsageError
 from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
-from .model import check_writable
 from .options import CHOICES, Options
-from .pipeline import FuseResult, fuse_with
-from .report import print_report, result_line
-
-log = logging.getLogger("onnxfuse")
-DELAY = 1.0
-"""Seconds before progress is shown."""
+from .pipeline import fuse_with
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,63 +126,14 @@ def _check_files(a: argparse.Namespace) -> None:
     if a.plan is not None:
         results += [a.plan, Path(f"{a.plan}.npz")]
     for path in results:
-        check_writable(path)
         others = [p for p in (a.input, *results) if p is not path and not (path is a.output and p is a.input)]
-        if path.resolve() in [p.resolve() for p in others]:
-            raise UsageError(f"{path} is named for two files; give each its own")
+        check_own(path, others)
 
 
-class _Progress:
-    """A status line on a terminal's stderr, once the run has taken a second."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.start = time.perf_counter()
-        self.status: Status | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        seconds = time.perf_counter() - self.start
-        text = f"{stage} {done + 1}/{total}" if total > 1 else stage
-        log.debug("%6.2f s  %s", seconds, text)
-        if seconds > DELAY and self.console.is_terminal:
-            if self.status is None:
-                self.status = self.console.status(text)
-                self.status.start()
-            self.status.update(text)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        if self.status is not None:
-            self.status.stop()
-
-
-def _present(a: argparse.Namespace, result: FuseResult) -> None:
-    """Write what was asked for besides the model, and print."""
-    report = result.report
-    try:
-        if a.plan is not None:
-            result.plan.save(a.plan)
-        if a.json and a.json != "-":
-            Path(a.json).write_text(dump(report.as_json()))
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
-    if a.json == "-":
-        print(dump(report.as_json()), end="")
-        return
-    if not a.quiet:
-        print_report(report, Console(), a.verbose)
-    print(result_line(report))
-
-
-def _fail(a: argparse.Namespace, message: str, code: int) -> int:
-    if a.json != "-":
-        print(f"FAILED (exit code {code})" + ("" if a.output is None else f": {a.output} is as it was"))
-    return failed(message, code, a.json == "-")
-
-
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"inspect": cli_inspect.main}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "ensemble": cli_ensemble.main,
+    "inspect": cli_inspect.main,
+}
 """First argument → command; everything else is the plain command, whose first argument is a model."""
 
 
@@ -218,15 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[arguments[0]](arguments[1:])
     a = _arguments(arguments)
     start(verbose=a.debug or a.verbose)
-    progress = _Progress()
+    progress = Progress()
 
     def run() -> None:
         with progress:
             _check_files(a)
             result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
-        _present(a, result)
+        present(a, result)
 
-    return guarded(run, lambda message, code: _fail(a, message, code), a)
+    return guarded(run, lambda message, code: not_written(a, message, code), a)
 
 
 def entry() -> NoReturn:

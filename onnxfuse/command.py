@@ -7,14 +7,24 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .errors import OnnxFuseError, UsageError, one_line
+from rich.console import Console
+from rich.status import Status
+
+from .errors import OnnxFuseError, OutputError, UsageError, one_line
+from .model import check_writable
+from .pipeline import FuseResult
+from .report import print_report, result_line
 
 log = logging.getLogger("onnxfuse")
 INTERRUPTED = 130
+DELAY = 1.0
+"""Seconds before progress is shown."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,6 +78,68 @@ def start(verbose: bool) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+class Progress:
+    """A status line on a terminal's stderr, once the run has taken a second."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.start = time.perf_counter()
+        self.status: Status | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        seconds = time.perf_counter() - self.start
+        text = f"{stage} {done + 1}/{total}" if total > 1 else stage
+        log.debug("%6.2f s  %s", seconds, text)
+        if seconds > DELAY and self.console.is_terminal:
+            if self.status is None:
+                self.status = self.console.status(text)
+                self.status.start()
+            self.status.update(text)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+
+def present(a: argparse.Namespace, result: FuseResult) -> None:
+    """Write what was asked for besides the model, and print."""
+    report = result.report
+    try:
+        if a.plan is not None:
+            result.plan.save(a.plan)
+        if a.json and a.json != "-":
+            Path(a.json).write_text(dump(report.as_json()))
+    except OSError as error:
+        raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    if a.json == "-":
+        print(dump(report.as_json()), end="")
+        return
+    if not a.quiet:
+        print_report(report, Console(), a.verbose)
+    print(result_line(report))
+
+
+def not_written(a: argparse.Namespace, message: str, code: int) -> int:
+    """Say what went wrong, and that the destination `a.output` is as it was."""
+    if a.json != "-":
+        print(f"FAILED (exit code {code})" + ("" if a.output is None else f": {a.output} is as it was"))
+    return failed(message, code, a.json == "-")
+
+
+def check_own(path: Path, others: Sequence[Path]) -> None:
+    """A file that will be written must be writable, and none of the others.
+
+    Raises:
+        OutputError, UsageError: it is not.
+    """
+    check_writable(path)
+    if path.resolve() in [p.resolve() for p in others]:
+        raise UsageError(f"{path} is named for two files; give each its own")
 
 
 def guarded(run: Callable[[], None], fail: Callable[[str, int], int], a: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ OTHER        nothing of the kind is known
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 
 import numpy as np
@@ -33,7 +33,7 @@ HOMOGENEOUS = frozenset(
     GlobalLpPool ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum BatchNormalization Shape Size""".split()
 )
 PLAIN = frozenset(
-    "Atan Celu Clip Cos Elu Erf Gelu HardSigmoid HardSwish Mish Selu Sigmoid Sin Softplus Softsign Swish Tanh".split()
+    "Atan Celu Cos Elu Erf Gelu HardSigmoid HardSwish Mish Selu Sigmoid Sin Softplus Softsign Swish Tanh".split()
 )
 """Lipschitz functions of one channel."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -73,10 +73,24 @@ def _contraction(node: Node, t: Tracker, data: frozenset[int], tied: frozenset[i
     return Conduct.HOMOGENEOUS if tied and (constant or not data) and len(data) < 2 else Conduct.OTHER
 
 
+def _clip(node: Node, t: Tracker, data: frozenset[int], tied: frozenset[int]) -> Conduct:
+    """Without an upper bound, and from zero or −∞ on, as ReLU is."""
+    low, high = (_bound(node, t, i) for i in (1, 2))
+    return Conduct.HOMOGENEOUS if low in (0, -np.inf) and high == np.inf else Conduct.PLAIN
+
+
+def _bound(node: Node, t: Tracker, i: int) -> float | None:
+    """A bound of a Clip: an input, or an attribute up to opset 10; None if it is computed."""
+    if t.name(node, i):
+        return float(t.graph.array(t.name(node, i))) if t.is_constant(node, i) else None
+    return float(node.attrs.get(("min", "max")[i - 1], (-np.inf, np.inf)[i - 1]))
+
+
 JUDGES: Mapping[str, Judge] = {
     **dict.fromkeys(("Add", "Sub", "Max", "Min", "Sum", "Mean"), _shift),
     **dict.fromkeys(("Mul", "Div", "PRelu"), _factor),
     **dict.fromkeys(CONTRACTIONS, _contraction),
+    "Clip": _clip,
     "Pad": _pad,
     "Cast": _cast,
 }
@@ -84,7 +98,15 @@ JUDGES: Mapping[str, Judge] = {
 
 def conducts(channels: Channels) -> dict[ChannelGroup, Conduct]:
     """For each group the least of what the operators on its way do."""
-    t, found = channels.tracker, dict.fromkeys(channels.groups, Conduct.HOMOGENEOUS)
+    found = dict.fromkeys(channels.groups, Conduct.HOMOGENEOUS)
+    for group, _, verdict in verdicts(channels):
+        found[group] = min(found[group], verdict)
+    return found
+
+
+def verdicts(channels: Channels) -> Iterator[tuple[ChannelGroup, int, Conduct]]:
+    """What each node does to each group whose channels it touches: (group, number of the node, conduct)."""
+    t = channels.tracker
     owner = np.full(int(channels.classes.max()) + 1, -1)
     for number, group in enumerate(channels.groups):
         owner[group.classes] = number
@@ -102,10 +124,8 @@ def conducts(channels: Channels) -> dict[ChannelGroup, Conduct]:
         for number in frozenset().union(*inputs, *outputs):
             data = frozenset(i for i, groups in enumerate(inputs) if number in groups)
             follow = [s for s in slots.get(position, []) if (owner[channels.classes[s.ids]] == number).any()]
-            verdict = _judge(node, t, data, frozenset(s.edge.slot for s in follow), follow)
-            group = channels.groups[number]
-            found[group] = min(found[group], verdict)
-    return found
+            tied = frozenset(s.edge.slot for s in follow)
+            yield channels.groups[number], position, _judge(node, t, data, tied, follow)
 
 
 def _judge(node: Node, t: Tracker, data: frozenset[int], tied: frozenset[int], slots: list[RawSlot]) -> Conduct:

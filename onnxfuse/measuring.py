@@ -33,12 +33,12 @@ def refusal(
         return None
     if size[0] > LARGE:
         return f"{size[0] / 1e6:.0f} million parameters are many; ask for it with --repair"
-    if not folded and _dense_first(channels.tracker.graph):
+    if not folded and dense_first(channels.tracker.graph):
         return "the first layer has weights for each place of its input, so synthetic inputs tell nothing; give --calib"
     return None
 
 
-def _dense_first(graph: Graph) -> bool:
+def dense_first(graph: Graph) -> bool:
     """Whether a matrix reads a float input of the graph itself.
 
     A convolution reads patches, which look the same in all images and signals; what is where in them, and so what a

@@ -170,7 +170,7 @@ def fuse_with(
     if destination is not None:
         files.check_writable(destination)
     tell("load", 0, 1)
-    source = _Source(model)
+    source = ModelSource(model)
     original = source.load()
     if destination is not None and source.name is not None:
         files.check_distinct(Path(source.name), destination, source.beside)
@@ -201,7 +201,7 @@ def fuse_with(
         comparison, size = finish(small.model), small.model.ByteSize()
     else:
         external = options.external_data or bool(source.beside)
-        comparison, size = _write(small.model, destination, external, finish)
+        comparison, size = write(small.model, destination, external, finish)
     before = replace(small.before, file_bytes=source.bytes)
     report = Report(
         source.name, None if output is None else str(output), options.recorded(), before,
@@ -221,7 +221,7 @@ def _samples(
     return calibration(options.calib, options.calib_preprocess, original, reference, providers)
 
 
-def _judge(source: _Source, reference: Probe, providers: Sequence[str], options: Options) -> Judge | None:
+def _judge(source: ModelSource, reference: Probe, providers: Sequence[str], options: Options) -> Judge | None:
     """What measures results, if the options ask for more than a model of a given size."""
     if not (options.timed or options.eval or (options.floors and not options.sized)):
         return None
@@ -248,7 +248,7 @@ def analyze(
     """
     exclude = listed(exclude)
     check_patterns(exclude)
-    graph = _Source(model).load()
+    graph = ModelSource(model).load()
     check_matches("exclude", exclude, "node", _labels(graph))
     reference = probe(graph, provider_list(provider), input_shapes)
     prepare(graph, exclude)
@@ -263,7 +263,7 @@ def _labels(model: ModelProto) -> list[str]:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-class _Source:
+class ModelSource:
     """The input, which can be loaded again when a late check needs the original."""
 
     def __init__(self, model: PathLike | ModelProto) -> None:
@@ -292,7 +292,7 @@ class _Source:
         return loaded.model
 
 
-def _write(
+def write(
     small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Comparison]
 ) -> tuple[Comparison, int]:
     """Stage, verify, move into place; returns the comparison and the bytes written."""

@@ -98,7 +98,7 @@ class Plan:
 
 
 def _folded_json(folded: Folded) -> dict[str, Any]:
-    return {name: getattr(folded, name) for name in ("node", "weight", "bias", "norm", "epsilon")}
+    return {name: getattr(folded, name) for name in ("node", "weight", "bias", "source", "norm", "epsilon")}
 
 
 def _coordinates(matrix: csr_array) -> dict[str, Array]:

@@ -115,7 +115,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     )
     console.print(_size_table(report))
     merged = sum(g.after < g.before for g in report.groups)
-    console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
+    if report.groups or not report.notes:  # an ensemble that is not pruned has notes only
+        console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
     for note in (*report.notes, *latency_notes(report.latency)):
         console.print(note, soft_wrap=True, highlight=False)
     if report.free is not None:

@@ -17,7 +17,7 @@ from .graphs import build, from_text
 from .test_cli import call
 
 EXPORTED = """Analysis ChannelGroup FuseResult GroupView Locked ModelError NothingToMerge OnnxFuseError OutputError Plan
-Report Slot UsageError VerificationFailed __version__ analyze fuse""".split()
+Report Slot UsageError VerificationFailed __version__ analyze apply_plan ensemble fuse""".split()
 
 
 def test_exported_names() -> None:
