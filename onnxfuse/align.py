@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from .carry import SMALLEST, Alignment, Carrier, Matrix, from_plan
+from .carry import SMALLEST, Alignment, Carrier, Matrix, from_plan, in_place
 from .model import Array
 from .parents import float_array
 from .segments import Scaling
@@ -51,6 +51,8 @@ def align(carrier: Carrier, traces: tuple[Traces, Traces] | None) -> None:
 
 def _aligned(carrier: Carrier, number: int, traces: tuple[Traces, Traces] | None) -> Alignment:
     first, other = carrier.pairing.groups[number]
+    if first.select or other.select:
+        return in_place(first, other)
     compared = _compared(carrier, number)
     parts = [_unit(carrier, number, k, pair) for k, pair in compared.items() if first.slots[k].role in COMPARED]
     sizes = _weight_sizes(carrier, number, compared)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array, diags_array, eye_array
 
-from .channels import Channels, Slot
+from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
 from .model import Array, Graph
 from .parents import float_array
@@ -63,6 +63,19 @@ def from_plan(plan: csr_array, sizes: Mapping[int, tuple[Matrix, Matrix]]) -> Al
     return Alignment(_per_row(csr_array(clean.T)), _per_row(csr_array(clean)), sizes)
 
 
+def in_place(first: ChannelGroup, other: ChannelGroup) -> Alignment:
+    """Each channel answers to the one in its place.
+
+    Raises:
+        UsageError: there are not equally many.
+    """
+    n, m = first.channels, other.channels
+    if n != m:
+        why = f" ({first.select})" if first.select else "; align them by activations or weights"
+        raise UsageError(f"{other.name} has {m} channels and {first.name} {n}, which only answer place by place{why}")
+    return Alignment(eye_array(n, format="csr"), eye_array(n, format="csr"))
+
+
 def _per_row(plan: csr_array) -> csr_array:
     return csr_array(diags_array(1 / np.asarray(plan.sum(axis=1)).reshape(-1)) @ plan)
 
@@ -100,13 +113,7 @@ class Carrier:
 
     def keep_order(self) -> None:
         """Align every channel with the one in its place."""
-        for number, (a, b) in enumerate(self.pairing.groups):
-            if a.channels != b.channels:
-                raise UsageError(
-                    f"{b.name} has {b.channels} channels and {a.name} {a.channels}, so they cannot be averaged as they "
-                    "are; align them by activations or weights"
-                )
-            self.known[number] = Alignment(eye_array(a.channels, format="csr"), eye_array(a.channels, format="csr"))
+        self.known = {number: in_place(a, b) for number, (a, b) in enumerate(self.pairing.groups)}
 
     def misfit(self, name: str) -> str | None:
         """Why a constant of the other model cannot take the first's shape; None if it can."""

@@ -81,7 +81,7 @@ def make_plain(graph: Graph, twin: dict[str, Array]) -> None:
         graph: of the model.
         twin: constants that have other values where the network is measured; more are added.
     """
-    for i, node in enumerate(graph.model.graph.node):
+    for i, node in enumerate(graph.protos):
         known = all(name in graph.constants for name in node.input[1:])
         if node.op_type != "BatchNormalization" or attribute(node, "training_mode", 0) or not known:
             continue

@@ -55,7 +55,7 @@ class Segments:
 
 def segments(channels: Channels) -> dict[ChannelGroup, Segments]:
     """The segments of every group."""
-    nodes = channels.tracker.graph.model.graph.node
+    nodes = channels.tracker.graph.protos
     strict: dict[ChannelGroup, set[str]] = {group: set() for group in channels.groups}
     for group, position, conduct in verdicts(channels):
         if conduct is not Conduct.HOMOGENEOUS:
@@ -84,7 +84,7 @@ def _number(channels: Channels, group: ChannelGroup, raw: list[RawSlot]) -> dict
         return name
 
     apart = {s.edge.node for s in raw if s.role in (Role.PRODUCES, Role.CONSUMES) or _rescales(channels, s)}
-    for i, node in enumerate(t.graph.model.graph.node):
+    for i, node in enumerate(t.graph.protos):
         inputs, outputs = ([n for n in names if n in root] for names in (node.input, node.output))
         for side in (inputs, outputs) if i in apart else (inputs + outputs,):
             for name in side[1:]:
@@ -107,13 +107,13 @@ def _shared(raw: list[RawSlot]) -> list[list[RawSlot]]:
 
 
 def _rescales(channels: Channels, slot: RawSlot) -> bool:
-    node = channels.tracker.graph.model.graph.node[slot.edge.node]
+    node = channels.tracker.graph.protos[slot.edge.node]
     return slot.role is Role.SCALE and slot.edge.slot in RESCALING.get(node.op_type, ())
 
 
 def _ends(channels: Channels, slot: RawSlot) -> tuple[str, str]:
     """The value that a weight reads and the one that its node makes."""
-    node = channels.tracker.graph.model.graph.node[slot.edge.node]
+    node = channels.tracker.graph.protos[slot.edge.node]
     data = slot.data[0] if slot.data else int(slot.edge.slot == 0)
     return node.input[data], node.output[0]
 

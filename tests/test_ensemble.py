@@ -13,6 +13,7 @@ import onnxfuse
 
 from .copies import renamed, shuffled, with_weights
 from .graphs import Array, build, dims, from_text, gap, inputs, run, weights
+from .hard_texts import SHRINKS
 
 PLAIN = """(float[N,3,8,8] x) => (float[N,5] y)
     <float[8,3,3,3] w1, float[8] b1, float[12,8,3,3] w2, float[12] b2, float[5,12] w3, float[5] b3> {
@@ -143,6 +144,15 @@ def test_batch_normalization_stays(name: str) -> None:
     assert max_error(model, result) < 1e-4
     assert [n.op_type for n in result.graph.node] == [n.op_type for n in model.graph.node]
     assert dims(result) == dims(model)
+
+
+def test_channels_that_may_not_be_mixed_keep_their_places() -> None:
+    """Rotary angles belong to their places."""
+    model, rng = from_text(SHRINKS["rotary attention, tables in the file"]), np.random.default_rng(1)
+    values = {n: rng.standard_normal(a.shape) for n, a in weights(model).items() if n.startswith("w")}
+    result = onnxfuse.ensemble([model, with_weights(model, values)], align="weights", restore=False).model
+    for name in ("cos", "sin"):
+        np.testing.assert_array_equal(weights(result)[name], weights(model)[name])
 
 
 # --- other widths ---------------------------------------------------------------------------------------------------

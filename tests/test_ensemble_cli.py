@@ -188,5 +188,5 @@ def test_bodies_of_branches_are_the_same_or_refused() -> None:
     other.CopyFrom(model)
     branch = next(n for n in other.graph.node if n.op_type == "If")
     next(a.g for a in branch.attribute if a.name == "else_branch").node[0].op_type = "Abs"
-    with pytest.raises(onnxfuse.ModelError, match="model 2: else_branch of node"):
+    with pytest.raises(onnxfuse.ModelError, match=r"model 2: node \d+ is Abs"):
         onnxfuse.ensemble([model, other], align="weights", restore=False)

@@ -203,6 +203,12 @@ class Experiment:
         return row
 
 
+def _scales(rows: Sequence[Row]) -> str:
+    """Images and epochs of each network."""
+    nets = dict.fromkeys(r.net for r in rows)
+    return "; ".join(f"{n}: {SCALES[n].images} images, {SCALES[n].epochs} epochs" for n in nets)
+
+
 def report(fusions: Sequence[tuple[str, str, float]], rows: Sequence[Row], out: Path) -> None:
     """Write the tables and the plot."""
     write_csv(out / "split_data_fused.csv", ["net", "model", "accuracy"], [(n, w, f"{a:.2f}") for n, w, a in fusions])
@@ -224,10 +230,11 @@ def report(fusions: Sequence[tuple[str, str, float]], rows: Sequence[Row], out: 
     ways = list(dict.fromkeys(w for _, w, _ in fusions))
     found = {(n, w): f"{a:.2f}" for n, w, a in fusions}
     parts = [
-        "Test accuracy in % on Fashion-MNIST's 10,000 test images; two models trained on halves are fused, nothing is "
-        "trained afterwards:",
+        "Test accuracy in % on Fashion-MNIST's 10,000 test images; two models trained on halves are fused, and nothing "
+        "is trained afterwards:",
         markdown(["", *nets], [[w, *(found.get((n, w), "–") for n in nets)] for w in ways]),
-        "With fine-tuning:",
+        f"With fine-tuning, at the scale of `SCALES` in split_data.py ({_scales(rows)}); seconds are of the clock on a "
+        "machine that may have had other work:",
         markdown(header, cells),
         "The paper's, CIFAR-10, whole training runs, at 65, 90 and 95% weight sparsity:",
         markdown(["", "65%", "90%", "95%"], [[w, *map(str, v)] for w, *v in PAPER]),

@@ -27,7 +27,7 @@ def plot(ours: Sequence[tuple[str, str, float]], paper: Sequence[tuple[str, floa
     left.set_ylim(min(a for _, _, a in ours) - 3, max(a for _, _, a in ours) + 1.5)
     left.set_title("onnxfuse, Fashion-MNIST, 65% of weights removed, fine-tuned")
     left.set_ylabel("test accuracy, %")
-    left.legend(fontsize=8, loc="lower right")
+    left.legend(fontsize=8, loc="upper left")
     for label, *values in paper:
         net, way = label.split(", ")
         style = "-" if net.startswith("VGG") else "--"
