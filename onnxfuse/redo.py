@@ -132,7 +132,10 @@ def _merged(array: Array, slot: Slot, merge: Merge) -> Array:
 
 
 def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Mapping[str, Array]) -> None:
-    """A consumer's columns combined, its bias shifted, what it makes scaled and shifted."""
+    """A consumer's columns combined, its bias shifted, what it makes scaled and shifted.
+
+    Plans of earlier versions mark a bias in a node of its own, `bias_apart`, which the gain did not reach.
+    """
     name, bias, split = repair["initializer"], repair["bias"], repair["split"]
     array = np.array(values[name])
     slot = Slot(name, "", tuple(repair["axes"]), split, Role.CONSUMES, r["layout"])
@@ -148,7 +151,7 @@ def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Map
     view[index] = new
     if bias:
         array = scaled(array, r["gain"], repair["outputs_axis"], split)
-        values[bias] = values[bias] * (1 if repair["bias_apart"] else r["gain"]) + r["offset"]
+        values[bias] = values[bias] * (1 if repair.get("bias_apart") else r["gain"]) + r["offset"]
     values[name] = array
 
 
