@@ -145,13 +145,15 @@ def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Map
     if bias:
         parts = zip(np.split(r["shift"], split), np.split(columns, split), strict=True)
         made = [np.tensordot(shift, part, 1) for shift, part in parts]
-        values[bias] = values[bias] + np.concatenate([m.sum(axis=(0, *range(2, m.ndim))) for m in made])
+        shifted = np.concatenate([m.sum(axis=(0, *range(2, m.ndim))) for m in made])
+        values[bias] = values[bias] + shifted.reshape(values[bias].shape)
     new = np.zeros_like(columns)
     new[r["kept"]] = np.tensordot(r["expand"].T, columns, 1)
     view[index] = new
     if bias:
         array = scaled(array, r["gain"], repair["outputs_axis"], split)
-        values[bias] = values[bias] * (1 if repair.get("bias_apart") else r["gain"]) + r["offset"]
+        gain, offset = (r[part].reshape(values[bias].shape) for part in ("gain", "offset"))
+        values[bias] = values[bias] * (1 if repair.get("bias_apart") else gain) + offset
     values[name] = array
 
 
