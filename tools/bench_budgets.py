@@ -33,7 +33,13 @@ FIELDS = {"macs": "macs", "params": "parameters", "size": "file_bytes"}
 SPEED_GRAPHS = ("resnet18.ts17", "resnet50.ts17", "vgg11_bn.ts17")
 SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3)
 SPARSITIES = (0.1, 0.2, 0.3, 0.5)
-METHODS = ("fold", "intra-fusion")
+METHODS: Mapping[str, tuple[str, int]] = {
+    "fold": ("fold", 0),
+    "intra-fusion": ("intra-fusion", 0),
+    "auto": ("auto", 0),
+    "auto+calib256": ("auto", 256),
+}
+"""What is compared: a name, the method, and on how many unlabelled samples it measures."""
 
 
 def graph(name: str) -> ModelProto:
@@ -100,24 +106,31 @@ def scope(args: argparse.Namespace) -> Iterator[Row]:
         if args.models and case.name not in args.models:
             continue
         dense = round(case.score(case.model), 2)
-        for method in METHODS:
+        for name in args.methods:
             for sparsity in SPARSITIES:
-                found = []
+                found, options = [], given(name, case.calibration)
                 for where in ("local", "global"):
-                    result = fuse(onnx.load_from_string(case.model), sparsity=sparsity, scope=where, method=method)
+                    result = fuse(onnx.load_from_string(case.model), sparsity=sparsity, scope=where, **options)
                     share = result.report.after.macs / max(1, result.report.before.macs)
                     found += [round(case.score(result.model.SerializeToString()), 2), round(100 * share, 1)]
-                yield [case.name, method, sparsity, dense, *found]
+                yield [case.name, name, sparsity, dense, *found]
+
+
+def given(name: str, calibration: Callable[[int], Any]) -> dict[str, Any]:
+    """The options of one of `METHODS`."""
+    method, samples = METHODS[name]
+    return {"method": method, **({"calib": calibration(samples)} if samples else {})}
 
 
 def drop(args: argparse.Namespace) -> Iterator[Row]:
     """A row for each classifier and method: what is left within one point of accuracy."""
+    calibration = {case.name: case.calibration for case in cases(MODELS, ASSETS if args.assets else None, args.subset)}
     for name, model, data in classifiers(args.assets):
         if args.models and name not in args.models:
             continue
-        for method in METHODS:
+        for method in args.methods:
             try:
-                report = fuse(model, max_drop=0.01, eval=data, method=method).report
+                report = fuse(model, max_drop=0.01, eval=data, **given(method, calibration[name])).report
             except OnnxFuseError as error:
                 yield [name, method, "", "", "", "", str(error)]
                 continue
@@ -164,6 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", choices=METHODS, default=list(METHODS), help="only these"
+    )
     parser.add_argument("--assets", action="store_true", help="the models of ../shared/assets in place of models/")
     parser.add_argument("--subset", type=int, help="samples to measure accuracy on")
     parser.add_argument("--out", type=Path, help="CSV file")
