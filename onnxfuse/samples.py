@@ -63,7 +63,7 @@ def _vocabulary(model: ModelProto) -> dict[str, int]:
     for value in model.graph.input:
         queue = [value.name]
         while queue:
-            for edge in uses.get(queue.pop(), []):
+            for edge in [e for e in uses.get(queue.pop(), []) if e.node >= 0]:
                 node = nodes[edge.node]
                 if node.op_type == "Gather" and edge.slot == 1 and node.input[0] in constants:
                     found[value.name] = int(constants[node.input[0]].dims[0])
