@@ -447,12 +447,13 @@ def check(model: ModelProto, seed: int) -> str:
     assert list(small.graph.input) == list(model.graph.input), "inputs"
     assert list(small.graph.output) == list(model.graph.output), "outputs"
     assert small.graph.doc_string == model.graph.doc_string, "doc string"
-    assert result.report.after.parameters <= result.report.before.parameters + _folded_biases(result), "grew"
+    assert result.report.after.parameters <= result.report.before.parameters + _copied(result), "grew"
     return "merged"
 
 
-def _folded_biases(result: onnxfuse.FuseResult) -> int:
-    """A folded BatchNormalization may add a bias, and a shared constant may be copied."""
+def _copied(result: onnxfuse.FuseResult) -> int:
+    """A folded BatchNormalization may add a bias and need a weight of its own; a shared constant may be copied."""
+    copies = {*result.plan.clones, *(f.weight for f in result.plan.folded if f.weight != f.source)}
     return sum(len(f.mean) for f in result.plan.folded) + sum(
-        int(np.prod(t.dims)) for t in result.model.graph.initializer if t.name in result.plan.clones
+        int(np.prod(t.dims)) for t in result.model.graph.initializer if t.name in copies
     )
