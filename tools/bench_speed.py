@@ -1,6 +1,6 @@
 """Time and peak memory of onnxfuse against a floor that any tool has: load, check, run once, save.
 
-python tools/bench_speed.py MODEL [--sparsity 0.4] [--runs 5]
+python tools/bench_speed.py MODEL [--sparsity 0.4] [--runs 5] [--method NAME] [--calib FILE.npz]
 python tools/bench_speed.py --floor MODEL OUT                    the floor alone, once
 
 Both run in fresh processes, in turn, after one run of each that is not counted. A graph of the zoo without weights
@@ -157,11 +157,11 @@ def interleaved(a: Sequence[str], b: Sequence[str], runs: int) -> tuple[list[Run
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def commands(subject: Subject, sparsity: float, directory: Path) -> tuple[list[str], list[str]]:
-    """onnxfuse's command line, and the floor's."""
+def commands(subject: Subject, options: Sequence[str], directory: Path) -> tuple[list[str], list[str]]:
+    """onnxfuse's command line with these options, and the floor's."""
     given = [f"--input-shape={name}:{','.join(map(str, dims))}" for name, dims in subject.shapes.items()]
     model, out = str(subject.path.resolve()), str(directory / "out.onnx")
-    fuse = [sys.executable, "-m", "onnxfuse", model, out, "--sparsity", str(sparsity), "--quiet", *given]
+    fuse = [sys.executable, "-m", "onnxfuse", model, out, "--quiet", *options, *given]
     return fuse, [sys.executable, __file__, "--floor", model, out, *given]
 
 
@@ -208,6 +208,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", help="where the floor writes")
     parser.add_argument("--floor", action="store_true", help="only load, check, run once and save")
     parser.add_argument("--sparsity", type=float, default=0.4, help="default: %(default)s")
+    parser.add_argument("--method", default="auto", help="default: %(default)s")
+    parser.add_argument("--calib", type=Path, help="samples to measure on")
     parser.add_argument("--runs", type=int, default=5, help="of each program (default: %(default)s)")
     parser.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open ones")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder with refill.py")
@@ -221,7 +223,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         subject = apart(args.model, shapes, directory, args.zoo)
-        fuse, base = interleaved(*commands(subject, args.sparsity, directory), args.runs)
+        options = [f"--sparsity={args.sparsity}", f"--method={args.method}"]
+        options += [f"--calib={args.calib.resolve()}"] if args.calib else []
+        fuse, base = interleaved(*commands(subject, options, directory), args.runs)
         print(summary(subject, fuse, base))
 
 
