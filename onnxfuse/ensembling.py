@@ -196,7 +196,8 @@ def _fused(
     if small:
         return _small(blended.model, small[0], Plan(options.prune.recorded()), notes)
     count = sum(g.channels for g in blended.channels.groups)
-    size = macs(blended.model, parents[0].probe.shapes)
+    made = probe(blended.model, providers, prune.input_shapes, prune.seed)  # put back, its norms name new values
+    size = macs(blended.model, made.shapes)
     return _Fused(blended.model, (), (), count, count, size, Plan(options.prune.recorded()), notes)
 
 

@@ -146,6 +146,13 @@ def test_batch_normalization_stays(name: str) -> None:
     assert dims(result) == dims(model)
 
 
+def test_the_report_counts_the_work_of_the_result() -> None:
+    """Also where a normalization that was put back gave values other names."""
+    model = build("conv_bn")
+    report = onnxfuse.ensemble([model, renamed(model)]).report
+    assert report.after.macs == report.before.macs > 0
+
+
 def test_channels_that_may_not_be_mixed_keep_their_places() -> None:
     """Rotary angles belong to their places."""
     model, rng = from_text(SHRINKS["rotary attention, tables in the file"]), np.random.default_rng(1)
