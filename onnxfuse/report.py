@@ -128,6 +128,16 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.locked:
         console.print(locked_table(report.locked) if verbose else _reason_table(report))
     console.print(verification_line(report.comparison), soft_wrap=True, highlight=False)
+    if report.comparison.cosine < DOUBTFUL:
+        console.print(DOUBT, style="bold yellow", soft_wrap=True, highlight=False)
+
+
+DOUBTFUL = 0.9
+"""Cosine similarity below which a result that is sound need not be good."""
+DOUBT = (
+    "its outputs hardly resemble the original's on random input: measure it on your own test set; less --sparsity, "
+    "--scope global and --calib keep more, --min-cosine refuses such a result"
+)
 
 
 def table(*headings: str, title: str = "") -> Table:

@@ -52,6 +52,16 @@ def test_table_and_result_line(model: Path, capfd: pytest.CaptureFixture[str]) -
     assert dims(onnx.load(target))["w1"] == (4, 3, 3, 3)
 
 
+def test_a_result_that_is_sound_but_hardly_alike_is_called_so(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    target = model.with_name("out.onnx")
+    doubt = "hardly resemble the original's"
+    code, out, _ = call(capfd, model, target, "--sparsity", 0.9, "--method", "drop")
+    assert code == 0
+    assert doubt in out
+    assert last(out).startswith("PASSED")
+    assert doubt not in call(capfd, model, target, "--sparsity", 0)[1]
+
+
 def test_quiet_is_one_line(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capfd, model, model.with_name("out.onnx"), "--sparsity", 0.5, "--quiet")
     assert (code, err, len(out.splitlines())) == (0, "", 1)
