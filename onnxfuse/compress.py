@@ -87,7 +87,12 @@ def compress(
     graph, lowered = lowered_graph(model)
     if options.lossless:
         return _lossless(graph, reference, options, before, folded, lowered)
-    look = partial(_look, folded=folded, options=options, batches=batches, size=before, lowered=lowered, tell=tell)
+
+    def look(channels: Channels) -> Study | None:
+        tell("measure", 0, 1)
+        with blas_for_one_of_two():
+            return survey(channels, folded, options, batches, before, lowered)
+
     channels, keep, measured = settle(graph, reference, options, room, look)
     salience = None if given is None else Salience(given, folded, graph.clones)
     energies = _measured(channels, options, batches, tell)
@@ -164,20 +169,6 @@ def settle(
 
     channels, keep = follow(graph, reference, options.exclude, choose_some, options.permit)
     return channels, keep, seen[0] if seen else look(channels)
-
-
-def _look(
-    channels: Channels,
-    folded: Sequence[Folded],
-    options: Options,
-    batches: Batches | None,
-    size: tuple[int, int],
-    lowered: Lowered,
-    tell: Progress,
-) -> Study | None:
-    tell("measure", 0, 1)
-    with blas_for_one_of_two():
-        return survey(channels, folded, options, batches, size, lowered)
 
 
 def kept_channels(
