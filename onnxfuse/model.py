@@ -40,6 +40,9 @@ MAPPED = 1 << 20
 """External tensors of at least this many bytes are mapped instead of read."""
 BESIDE, ALIGNMENT = 1024, 4096
 """Bytes from which on a tensor goes into the data file, and a page, of which its place there is a multiple."""
+PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+"""Bits of an element of the types of which a byte holds several."""
+TYPED = "float_data int32_data int64_data double_data uint64_data string_data".split()
 VALUES = "raw_data float_data int32_data int64_data double_data uint64_data external_data data_location".split()
 
 
@@ -143,8 +146,9 @@ def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None
 
 def byte_size(tensor: TensorProto) -> int:
     """Bytes of a tensor's values, from its shape and type."""
-    size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return (size + 1) // 2 if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else int(size)
+    name = TensorProto.DataType.Name(tensor.data_type)
+    bits = PACKED.get(name) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(math.prod(tensor.dims) * bits + 7) // 8
 
 
 def values_of(tensor: TensorProto) -> Array:
@@ -154,6 +158,22 @@ def values_of(tensor: TensorProto) -> Array:
     info, dtype = ExternalDataInfo(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
     flat = np.memmap(info.location, np.uint8, "r", info.offset or 0, (byte_size(tensor),))
     return np.asarray(flat).view(dtype).reshape(tuple(tensor.dims))
+
+
+def check_values(model: ModelProto) -> None:
+    """Every initializer holds as many values as its shape says.
+
+    Raises:
+        ModelError: one does not: its weights were stripped, say.
+    """
+    for tensor in (
+        t for t in model.graph.initializer if t.data_type not in (TensorProto.UNDEFINED, TensorProto.STRING)
+    ):
+        if tensor.HasField("raw_data") or not any(len(getattr(tensor, field)) for field in TYPED):
+            held = byte_size(tensor) if tensor.data_location == TensorProto.EXTERNAL else len(tensor.raw_data)
+            if held != byte_size(tensor):
+                count = f"{held} of its {byte_size(tensor)} bytes"
+                raise ModelError(f"initializer {tensor.name!r} holds {count}; export the model anew, with its weights")
 
 
 def read_in(model: ModelProto) -> None:

@@ -274,7 +274,9 @@ class ModelSource:
 
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
-        return inline(self.as_it_is())
+        model = self.as_it_is()
+        files.check_values(model)
+        return inline(model)
 
     def as_it_is(self) -> ModelProto:
         """A copy of the model that may be changed."""

@@ -30,7 +30,7 @@ def fold_sizes(model: ModelProto) -> bool:
     graph = model.graph
     if not any(node.op_type == "Shape" for node in graph.node):
         return False
-    known, outputs = _known_sizes(model), {o.name for o in graph.output}
+    known, outputs = known_sizes(model), {o.name for o in graph.output}
     constants = {name: numpy_helper.to_array(t) for name, t in constant_tensors(graph).items() if len(t.dims) < 2}
     vectors: dict[str, Sizes] = {}
     gone = []
@@ -48,7 +48,7 @@ def fold_sizes(model: ModelProto) -> bool:
     return bool(gone)
 
 
-def _known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
+def known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
     """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing."""
     skeleton = without_weights(model)[0]
     skeleton.graph.ClearField("value_info")

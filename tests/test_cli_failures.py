@@ -79,6 +79,12 @@ def without_its_data(folder: Path) -> Path:
     return folder / "bad.onnx"
 
 
+def stripped() -> ModelProto:
+    model = build("mlp")
+    model.graph.initializer[0].ClearField("raw_data")
+    return model
+
+
 def directory(folder: Path) -> Path:
     (folder / "directory").mkdir()
     return folder / "directory"
@@ -130,6 +136,7 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "ort format": (junk(b"\x00\x00\x00\x00ORTM" + bytes(50)), "is an ORT-format model"),
     "empty graph": (saved(empty_graph()), "empty graph"),
     "external data missing": (without_its_data, "external data is missing"),
+    "weights stripped": (saved(stripped()), "holds 0 of its 192 bytes"),
     "unknown operator": (saved(foreign_operator()), "registered function/op; repair the model first"),
     "shapes do not fit": (saved(from_text(WRONG_SHAPE)), "onnxruntime cannot run the model"),
     "strings": (saved(with_text_input()), "is not a numeric tensor"),

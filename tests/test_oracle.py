@@ -43,6 +43,8 @@ HALVED: dict[str, dict[str, tuple[int, ...]]] = {
     "slice": {"w1": (6, 3, 1, 1), "w2": (3, 6, 1, 1)},
     "gather": {"w1": (4, 3, 1, 1), "order": (4,), "w2": (3, 4, 1, 1)},
     "channel_shuffle": {"w1": (4, 3, 1, 1), "w2": (4, 2, 1, 1), "w3": (4, 2, 3, 3), "w4": (3, 4, 1, 1)},
+    # halves of what the shuffle mixes pass by or are read: int(3 · 0.5) = 1 of each three, 3 of the six that are read
+    "shuffle_units": {"w1": (5, 3, 1, 1), "w2": (2, 3, 3, 3), "w3": (3, 2, 3, 3), "w4": (3, 5, 1, 1)},
     "depth_to_space_dcr": {"w1": (8, 3, 3, 3), "w2": (2, 2, 1, 1)},
     "depth_to_space_crd": {"w1": (8, 3, 3, 3), "w2": (2, 2, 1, 1)},
     "pixel_shuffle": {"w1": (8, 3, 3, 3), "w2": (2, 2, 1, 1)},

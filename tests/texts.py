@@ -256,6 +256,23 @@ CONVOLUTIONAL = {
         r3 = Relu(c3)
         y = Conv(r3, w4)
     }""",
+    "shuffle_units": """(float[N,3,6,6] x) => (float[N,3,6,6] y)
+        <float[12,3,1,1] w1, float[6,6,3,3] w2, float[6,6,3,3] w3, float[3,12,1,1] w4,
+         int64[5] blocks = {0, 2, 6, 6, 6}, int64[4] flat = {0, 12, 6, 6}, int64[2] sizes = {6, 6}> {
+        c1 = Conv(x, w1)
+        a1, b1 = Split<axis=1>(c1, sizes)
+        c2 = Conv<pads=[1,1,1,1]>(b1, w2)
+        r2 = Relu(c2)
+        j1 = Concat<axis=1>(a1, r2)
+        s0 = Reshape(j1, blocks)
+        s1 = Transpose<perm=[0,2,1,3,4]>(s0)
+        s2 = Reshape(s1, flat)
+        a2, b2 = Split<axis=1>(s2, sizes)
+        c3 = Conv<pads=[1,1,1,1]>(b2, w3)
+        r3 = Relu(c3)
+        j2 = Concat<axis=1>(a2, r3)
+        y = Conv(j2, w4)
+    }""",
     "depth_to_space_dcr": """(float[N,3,4,4] x) => (float[N,2,8,8] y) <float[16,3,3,3] w1, float[2,4,1,1] w2> {
         c1 = Conv<pads=[1,1,1,1]>(x, w1)
         d = DepthToSpace<blocksize=2, mode="DCR">(c1)
