@@ -135,7 +135,8 @@ def study(
     found, twin = readers(channels, [re.compile(p) for p in exclude]), dict[str, Array]()
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Moments]()
     anchors = dict(_anchors(graph, folded)) if anchored else {}
-    synthetic = Source.ANCHORED if 2 * len(anchors) >= len(found) else Source.SYNTHETIC
+    norms = sum(1 for node in graph.model.graph.node if _free_norm(graph, node)) if anchored else 0
+    synthetic = Source.ANCHORED if 2 * (len(anchors) + norms) >= len(found) else Source.SYNTHETIC
     source = synthetic if anchored else Source.DATA
     at: dict[int, list[Reader]] = {}
     for reader in found:
@@ -145,7 +146,7 @@ def study(
             moments += [measure(reader, walk.value(reader.value)) for reader in at.get(position, [])]
         if position in anchors:
             _anchor_producer(graph, twin, walk, node, anchors[position])
-        elif anchored and node.op_type == "BatchNormalization":
+        elif anchored and _free_norm(graph, node):
             _anchor_norm(graph, twin, walk, node)
     return Study(batches, twin, tuple(found), tuple(moments), source)
 
@@ -337,9 +338,14 @@ def _anchor_producer(graph: Graph, twin: dict[str, Array], walk: Walk, node: Nod
     walk.replace(norm.output, scaled_and_shifted(chunks, scale, shift))
 
 
+def _free_norm(graph: Graph, node: NodeProto) -> bool:
+    """A BatchNormalization that could not be folded, whose statistics are its own."""
+    own = (n in graph.constants and len(graph.edges[n]) == 1 for n in node.input[3:5])
+    return node.op_type == "BatchNormalization" and all(own)
+
+
 def _anchor_norm(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto) -> None:
     """Give a BatchNormalization that could not be folded the batch's own statistics."""
     mean, variance = node.input[3:5]
-    if all(n in graph.constants and len(graph.edges[n]) == 1 for n in (mean, variance)):
-        measured, deviation = statistics(walk.value(node.input[0]))
-        twin[mean], twin[variance] = measured, np.maximum(deviation**2, TINY)
+    measured, deviation = statistics(walk.value(node.input[0]))
+    twin[mean], twin[variance] = measured, np.maximum(deviation**2, TINY)

@@ -8,9 +8,10 @@ cover each other, whose statistics are close to those of photographs.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from .calibdata import Batches
 from .model import Array, constant_tensors, consumers
@@ -27,6 +28,14 @@ FEWEST, MOST = 8, 256
 """Samples, whatever they cost."""
 SHAPES = (3, 60)
 """Leaves in an image, at least and at most."""
+HIGHEST, HARMONICS = 0.12, 60
+"""Of a signal: its tone's frequency in cycles for each value at most, and how many multiples of that it has."""
+NOISE = (0.01, 0.5)
+"""Its noise in units of the tone's deviation, at least and at most."""
+STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+"""Inputs of recurrent operators that are states before the first step."""
+MOVING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Split", "Gather")
+"""Operators through which an input is followed to what reads it."""
 
 
 def sample_count(macs: int) -> int:
@@ -38,15 +47,18 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
     Images are dead leaves, signals harmonics in noise; tokens are drawn from the rows of the embedding that they index;
-    other inputs are normal, or what the probe used if they are not floats.
+    a recurrent network starts from zero, as on its first call; other inputs are normal, or what the probe used if they
+    are not floats.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(_open_batch(v) for v in inputs)
     size = min(CHUNK, count) if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
-    vocabulary = _vocabulary(model)
+    vocabulary = {v.name: _vocabulary(model, v.name) for v in inputs}
+    states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if _is_state(model, v.name)}
+    drawn = [v.name for v in inputs if v.name not in states]
     return [
-        {v.name: _sample(probe.inputs[v.name], shapes[v.name], vocabulary.get(v.name), rng) for v in inputs}
+        {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], rng) for n in drawn} | states
         for _ in range(math.ceil(count / size))
     ]
 
@@ -56,20 +68,32 @@ def _open_batch(value: ValueInfoProto) -> bool:
     return bool(dims) and dims[0].dim_value <= 0
 
 
-def _vocabulary(model: ModelProto) -> dict[str, int]:
-    """Input → rows of the constant that it indexes."""
-    constants, uses, nodes = constant_tensors(model.graph), consumers(model.graph), model.graph.node
-    found = {}
-    for value in model.graph.input:
-        queue = [value.name]
-        while queue:
-            for edge in [e for e in uses.get(queue.pop(), []) if e.node >= 0]:
-                node = nodes[edge.node]
-                if node.op_type == "Gather" and edge.slot == 1 and node.input[0] in constants:
-                    found[value.name] = int(constants[node.input[0]].dims[0])
-                elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze") and edge.slot == 0:
-                    queue.append(node.output[0])
-    return found
+def _readers(model: ModelProto, name: str) -> Iterator[tuple[NodeProto, int]]:
+    """(node, which input of it) for what reads an input as it is, or moved about."""
+    uses, queue, seen = consumers(model.graph), [name], {name}
+    while queue:
+        for edge in [e for e in uses.get(queue.pop(), []) if e.node >= 0]:
+            node = model.graph.node[edge.node]
+            yield node, edge.slot
+            if node.op_type in MOVING and edge.slot == 0:
+                queue += set(node.output) - seen
+                seen |= set(node.output)
+
+
+def _vocabulary(model: ModelProto, name: str) -> int | None:
+    """Rows of the constant that an input indexes."""
+    constants = constant_tensors(model.graph)
+    rows = [
+        int(constants[node.input[0]].dims[0])
+        for node, slot in _readers(model, name)
+        if node.op_type == "Gather" and slot == 1 and node.input[0] in constants
+    ]
+    return min(rows, default=None)
+
+
+def _is_state(model: ModelProto, name: str) -> bool:
+    """Whether an input is the state in which a recurrent operator starts."""
+    return any(slot in STATES.get(node.op_type, ()) for node, slot in _readers(model, name))
 
 
 def _sample(like: Array, shape: tuple[int, ...], vocabulary: int | None, rng: np.random.Generator) -> Array:
@@ -96,12 +120,12 @@ def _floats(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < LINE // 2:  # an image, flattened
         return _floats((shape[0], 1, side, side), rng).reshape(shape)
     if len(shape) in (2, 3) and shape[-1] >= LINE:
-        return _standard(np.stack([_signal(shape[1:], rng) for _ in range(shape[0])]))
+        return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])])
     return rng.standard_normal(shape)
 
 
 def _standard(samples: Array) -> Array:
-    """Mean 0 and deviation 1 over all samples."""
+    """Mean 0 and deviation 1 over all values."""
     return np.asarray((samples - samples.mean()) / max(samples.std(), 1e-12))
 
 
@@ -141,13 +165,22 @@ def _leaf(image: Array, radius: float, rng: np.random.Generator) -> None:
 
 
 def _signal(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """(…, T) a tone with harmonics of falling strength, in noise of falling spectrum."""
-    t = np.arange(shape[-1])
-    base = np.exp(rng.uniform(np.log(2 / shape[-1]), np.log(0.1)))
-    tones = range(1, max(2, min(12, int(0.5 / base))))
-    wave = sum(rng.exponential() / k * np.sin(2 * np.pi * (base * k * t + rng.uniform())) for k in tones)
-    noise = np.cumsum(rng.standard_normal(shape), axis=-1)
-    noise -= noise.mean(axis=-1, keepdims=True)
-    noise /= np.maximum(noise.std(axis=-1, keepdims=True), 1e-12)
-    level = rng.uniform(0.05, 1, (*shape[:-1], 1))
-    return np.asarray(wave * np.exp(0.5 * rng.standard_normal()) + level * noise)
+    """(…, T) a tone as voices and instruments make it, in noise; mean 0 and deviation 1.
+
+    Harmonics of falling strength, some of them raised by two resonances; noise whose spectrum falls by a random power.
+    """
+    length = shape[-1]
+    base = np.exp(rng.uniform(*np.log((2 / length, HIGHEST))))
+    k = np.arange(1, min(int(0.5 / base), HARMONICS) + 1)
+    centre, width, height = (
+        rng.uniform(0.01, 0.3, (2, 1)),
+        rng.uniform(0.01, 0.06, (2, 1)),
+        rng.exponential(size=(2, 1)),
+    )
+    raised = np.exp((height * np.exp(-(((k * base - centre) / width) ** 2))).sum(axis=0))
+    strength = rng.exponential(size=len(k)) / k ** rng.uniform(0.3, 2) * raised
+    wave = strength @ np.sin(2 * np.pi * (np.outer(k * base, np.arange(length)) + rng.uniform(size=(len(k), 1))))
+    spectrum = np.fft.rfft(rng.standard_normal(shape), axis=-1)
+    fall = np.maximum(np.arange(spectrum.shape[-1]), 1) ** -rng.uniform(0, 1.5)
+    level = np.exp(rng.uniform(*np.log(NOISE)))
+    return _standard(_standard(wave) + level * _standard(np.fft.irfft(spectrum * fall, length, axis=-1)))
