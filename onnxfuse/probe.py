@@ -352,13 +352,22 @@ def _free(value: ValueInfoProto) -> list[int]:
 def _feeds(
     inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int, size: int, seed: int
 ) -> dict[str, Array]:
-    rng = np.random.default_rng(seed)
-    feeds = {}
+    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, batch), {}
     for value in inputs:
-        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        guess = [d if d > 0 else (batch if i == 0 else size) for i, d in enumerate(dims)]
+        dims = value.type.tensor_type.shape.dim
+        open_sizes = [named.get(d.dim_param, size if i else batch) for i, d in enumerate(dims)]
+        guess = [d.dim_value if d.dim_value > 0 else n for d, n in zip(dims, open_sizes, strict=True)]
         feeds[value.name] = make_input(value, tuple(given.get(value.name, guess)), rng)
     return feeds
+
+
+def _named(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int) -> dict[str, int]:
+    """Sizes of open dimensions that have a name: `batch` where it leads an input, what is given where it is given."""
+    dims = {v.name: v.type.tensor_type.shape.dim for v in inputs}
+    named = {d[0].dim_param: batch for d in dims.values() if d and d[0].dim_param}
+    for name in given:
+        named |= {d.dim_param: size for d, size in zip(dims.get(name, ()), given[name], strict=False) if d.dim_param}
+    return named
 
 
 def make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from .calibdata import Batches
-from .model import Array, constant_tensors, consumers
+from .model import Array, constant_tensors, consumers, values_of
 from .probe import Probe
 
 LINE = 64
@@ -32,9 +32,11 @@ HIGHEST, HARMONICS = 0.12, 60
 """Of a signal: its tone's frequency in cycles for each value at most, and how many multiples of that it has."""
 NOISE = (0.01, 0.5)
 """Its noise in units of the tone's deviation, at least and at most."""
+REPEATED = 0.5
+"""Of a text: the share that is copied from elsewhere in it."""
 STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """Inputs of recurrent operators that are states before the first step."""
-MOVING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Split", "Gather")
+MOVING = ("Cast", "Identity", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Split", "Gather")
 """Operators through which an input is followed to what reads it."""
 
 
@@ -81,14 +83,18 @@ def _readers(model: ModelProto, name: str) -> Iterator[tuple[NodeProto, int]]:
 
 
 def _vocabulary(model: ModelProto, name: str) -> int | None:
-    """Rows of the constant that an input indexes."""
+    """Rows of the constant that an input indexes, or the length of its one-hot code."""
     constants = constant_tensors(model.graph)
-    rows = [
-        int(constants[node.input[0]].dims[0])
-        for node, slot in _readers(model, name)
-        if node.op_type == "Gather" and slot == 1 and node.input[0] in constants
-    ]
-    return min(rows, default=None)
+    sizes = []
+    for node, slot in _readers(model, name):
+        other = constants.get(node.input[1 - slot]) if len(node.input) > 1 and slot < 2 else None
+        if other is not None and node.op_type == "Gather" and slot == 1:
+            sizes.append(int(other.dims[0]))
+        elif other is not None and node.op_type == "Equal" and math.prod(other.dims) > 1:
+            sizes.append(math.prod(other.dims))
+        elif other is not None and node.op_type == "OneHot" and slot == 0:
+            sizes.append(int(values_of(other).ravel()[0]))
+    return min(sizes, default=None)
 
 
 def _is_state(model: ModelProto, name: str) -> bool:
@@ -98,10 +104,25 @@ def _is_state(model: ModelProto, name: str) -> bool:
 
 def _sample(like: Array, shape: tuple[int, ...], vocabulary: int | None, rng: np.random.Generator) -> Array:
     if vocabulary is not None and like.dtype.kind in "iu":
-        return rng.integers(0, vocabulary, shape).astype(like.dtype)
+        return np.stack([_text(shape[1:], vocabulary, rng) for _ in range(shape[0])]).astype(like.dtype)
     if like.dtype not in FLOATING:
         return np.resize(like, shape)
     return _floats(shape, rng).astype(like.dtype)
+
+
+def _text(shape: tuple[int, ...], vocabulary: int, rng: np.random.Generator) -> Array:
+    """Tokens of which few are frequent (Zipf's law), other ones in each sample, and of which whole runs come again."""
+    count, order = math.prod(shape), rng.permutation(vocabulary)
+    chances = 1 / np.arange(1, vocabulary + 1) ** rng.uniform(0, 2)
+    tokens = order[rng.choice(vocabulary, count, p=chances / chances.sum())]
+    at = 0
+    while count > 8 and at < count:
+        length = int(min(np.exp(rng.uniform(0, np.log(64))), count - at, count // 2))
+        if rng.random() < REPEATED:
+            source = rng.integers(0, count - length + 1)
+            tokens[at : at + length] = tokens[source : source + length].copy()
+        at += max(length, 1)
+    return tokens.reshape(shape)
 
 
 FLOATING = tuple(

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from onnxfuse.prepare import prepare
 
 Array = NDArray[Any]
+EVERY = 1 << 20
+"""More calibration samples than any asset has."""
 FOLDED = ("resnet20_fmnist", "vgg11_bn_cifar10")
 """Assets measured with their BatchNormalization folded, too: their own NAME_folded.onnx, or what onnxfuse folds."""
 
@@ -95,12 +97,12 @@ def _shipped(path: Path, subset: int | None) -> Case:
 
     def calibration(count: int) -> dict[str, Array]:
         images = load_images(path.with_name(f"{data}_calib.npz"))
-        return {session(path).get_inputs()[0].name: images.batch(np.arange(min(count, len(images.x))))}
+        return {session(path).get_inputs()[0].name: images.batch(spread(len(images.x), count))}
 
     return _case(
         path.stem,
         path.read_bytes(),
-        _version([test, path.with_name(f"{data}_calib.npz")], subset),
+        _version([test, path.with_name(f"{data}_calib.npz")], subset) + ":spread",
         measure,
         calibration,
     )
@@ -126,7 +128,14 @@ def _asset(shared: Any, name: str, key: str, model: bytes, data: str) -> Case:
     def measure(small: bytes) -> float:
         return 100 * float(next(iter(shared.evaluate(key, small).values())))  # the first metric is the one to report
 
-    return _case(name, model, f"{key}:{data}", measure, functools.partial(shared.calibration, key))
+    def calibration(count: int) -> dict[str, Array]:
+        """Evenly spaced: some files are sorted by class."""
+        arrays = shared.calibration(key, EVERY)
+        if len(arrays) > 1:  # a signal cut into steps, with a state: one sequence
+            return dict(arrays)
+        return {n: v[spread(len(v), count)] for n, v in arrays.items()}
+
+    return _case(name, model, f"{key}:{data}:spread", measure, calibration)
 
 
 def _folded(path: Path) -> bytes:
