@@ -7,6 +7,7 @@
     Constant value_float(s), value_int(s)     → value
     what is computed from constants only    → an initializer
     what Shape tells of sizes that never change   → an initializer (sizes.py)
+    Reshape → Gather by computed indices that changes no order   → Reshape (strided.py)
     Reshape → Transpose → Reshape that permutes channels   → Gather (shuffles.py)
     Conv/ConvTranspose/Gemm → BatchNormalization   → one node with other weights
 
@@ -46,6 +47,7 @@ from .model import (
 from .probe import without_weights
 from .shuffles import fold_shuffles
 from .sizes import fold_sizes
+from .strided import fold_strided
 
 EVALUATED = frozenset(
     """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather
@@ -93,6 +95,7 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
     _fold_constants(model)
     while fold_sizes(model) or choose_branches(model):  # what one round finds lets shape inference prove more
         _fold_constants(model)
+    fold_strided(model)
     fold_shuffles(model)
     folded = _fold_batch_norms(model, [re.compile(p) for p in exclude])
     _drop_unused(model, idle)
