@@ -23,7 +23,7 @@ from .importance import GroupView, Scores, importance
 from .lossless import Free, find_free
 from .measuring import repair_notes, survey
 from .merge import Merge, Task, TransportOptions, drop, strategy
-from .model import Array, Graph, set_values
+from .model import Array, Edge, Graph, set_values
 from .options import Options
 from .plan import Plan
 from .prepare import Folded, densify, prepare
@@ -42,6 +42,8 @@ from .wishes import families
 
 LARGE = 1 << 28
 """Bytes of weights from which on a group is merged alone, with as few copies as can be."""
+Studies = dict[tuple[tuple[Edge, str], ...], Study | None]
+"""What was measured, by the constants that it tells of: a lock may leave a shared one whole that was cloned before."""
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how many of its steps are done, and how many there are."""
 
@@ -73,11 +75,14 @@ def compress(
     tell: Progress,
     room: float | None = None,
     batches: Batches | None = None,
+    studies: Studies | None = None,
 ) -> Small:
     """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place.
 
-    `room` is how much of the multiply-accumulates that could go may stay, 0 to 1, for a search.
+    `room` is how much of the multiply-accumulates that could go may stay, 0 to 1, for a search. Its trials share
+    `studies`: what the first has measured of the whole model is not measured again.
     """
+    studies = {} if studies is None else studies
     densify(model)
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
@@ -89,9 +94,12 @@ def compress(
         return _lossless(graph, reference, options, before, folded, lowered)
 
     def look(channels: Channels) -> Study | None:
-        tell("measure", 0, 1)
-        with blas_for_one_of_two():
-            return survey(channels, folded, options, batches, before, lowered)
+        constants = tuple((s.edge, s.tensor) for s in channels.slots)
+        if constants not in studies:
+            tell("measure", 0, 1)
+            with blas_for_one_of_two():
+                studies[constants] = survey(channels, folded, options, batches, before, lowered)
+        return studies[constants]
 
     channels, keep, measured = settle(graph, reference, options, room, look)
     salience = None if given is None else Salience(given, folded, graph.clones)

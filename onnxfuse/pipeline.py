@@ -14,7 +14,7 @@ from onnx.external_data_helper import uses_external_data
 
 from . import model as files
 from .calibdata import Batches, calibration
-from .compress import Progress, Small, compress, follow, kept_channels, untouched
+from .compress import Progress, Small, Studies, compress, follow, kept_channels, untouched
 from .errors import ModelError
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
@@ -178,10 +178,12 @@ def fuse_with(
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
     judge = _judge(source, reference, providers, options)
-    batches = _samples(original, reference, providers, options, tell)
+    batches, studies = _samples(original, reference, providers, options, tell), Studies()
 
     def make(room: float | None) -> Small:
-        return compress(source.load() if judge else original, reference, options, transport, tell, room, batches)
+        return compress(
+            source.load() if judge else original, reference, options, transport, tell, room, batches, studies
+        )
 
     if options.sparsity == 0:
         small = replace(untouched(original, reference, options), model=source.as_it_is())
