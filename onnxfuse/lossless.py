@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, helper
 from scipy.sparse import csr_array
-from scipy.spatial.distance import cdist
 
 from .absorb import bias_of, columns, makes
 from .channels import ChannelGroup, Channels, Slot
@@ -217,6 +216,8 @@ def duplicates(rows: Mapping[Slot, Array], alive: Ids, scaled: bool) -> dict[int
 
 def _near(features: Array, alive: Ids, scaled: bool) -> list[tuple[int, int]]:
     """Pairs i < j of channels that may be equal, by random projections of their weights."""
+    from scipy.spatial.distance import cdist  # dear to import, and only needed here
+
     sketch = features[alive] @ np.random.default_rng(0).standard_normal((features.shape[1], SKETCH))
     norms = np.linalg.norm(sketch, axis=1, keepdims=True)
     sketch = sketch / np.where(norms == 0, 1, norms) if scaled else sketch / (norms.max(initial=0) or 1)

