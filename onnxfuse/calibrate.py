@@ -23,7 +23,7 @@ from .model import Array, Graph, attribute, proto_label
 from .prepare import Folded, scaled_rows
 from .surgeon import Source, View
 from .tracker import Ids, RawSlot, Role
-from .walk import Chunks, Walk
+from .walk import Chunks, Walk, reads
 
 Moment = NDArray[np.floating[Any]]
 WIDEST = 4096
@@ -34,6 +34,8 @@ FEWEST = 4096
 PLACES = 8192
 """Values from which a channel's mean and deviation are taken, at most: these need fewer than a covariance does."""
 TINY = 1e-6
+PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"))
+"""Operators that pick, and order, by value."""
 MEASURED = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types of weights that are refitted."""
 
@@ -164,17 +166,31 @@ def _view(reader: Reader, moments: Moments, slot: Slot, weights: Array) -> View:
 
 # --- readers --------------------------------------------------------------------------------------------------------
 def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Reader]:
-    """Every weight that reads channels, at its only use, in graph order, but for those of excluded nodes."""
+    """Every weight that reads channels, at its only use, in graph order, but for those of excluded nodes.
+
+    Nor those behind an operator that picks by value: what the original and the result see there are other things.
+    """
     graph, found = channels.tracker.graph, []
+    picked = _behind(graph, PICKING)
     for s in channels.slots:
         own = len(graph.edges[s.tensor]) == 1 and graph.constants[s.tensor].data_type in MEASURED
         if s.role is Role.CONSUMES and s.data and own:
             node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids])
             if any(p.search(proto_label(node)) for p in exclude):
                 continue
-            if len(layout) <= WIDEST and node.input[s.data[0]] not in graph.constants:
-                found.append(Reader(s, node.input[s.data[0]], s.data[1], *_bias(graph, node), layout))
+            value = node.input[s.data[0]]
+            if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
+                found.append(Reader(s, value, s.data[1], *_bias(graph, node), layout))
     return sorted(found, key=lambda r: r.slot.edge.node)
+
+
+def _behind(graph: Graph, operators: Container[str]) -> set[str]:
+    """Values that depend on what such an operator makes."""
+    found: set[str] = set()
+    for node in graph.model.graph.node:
+        if node.op_type in operators or not found.isdisjoint(reads(node)):
+            found.update(name for name in node.output if name)
+    return found
 
 
 def _layout(classes: Classes) -> Ids:

@@ -39,7 +39,7 @@ class Walk:
         self.known: dict[str, Chunks] = {name: [np.asarray(b[name]) for b in batches] for name in batches[0]}
         self.batches = len(batches)
         self.maker = {o: i for i, node in enumerate(self.nodes) for o in node.output if o and o not in self.constants}
-        self.waiting = Counter(name for i in self.maker.values() for name in _reads(self.nodes[i]))
+        self.waiting = Counter(name for i in self.maker.values() for name in reads(self.nodes[i]))
         self.done: set[int] = set()
 
     def value(self, name: str) -> Chunks:
@@ -60,19 +60,19 @@ class Walk:
             position = self.maker.get(stack.pop())
             if position is not None and position not in found and position not in self.done:
                 found.add(position)
-                stack += [n for n in _reads(self.nodes[position]) if n not in self.known]
+                stack += [n for n in reads(self.nodes[position]) if n not in self.known]
         return found
 
     def _run(self, positions: Sequence[int], target: str) -> None:
         nodes = [self.nodes[i] for i in positions]
-        reads = Counter(n for i in positions for n in _reads(self.nodes[i]))
+        wanted = Counter(n for i in positions for n in reads(self.nodes[i]))
         made = {o for node in nodes for o in node.output if o}
-        inputs = [n for n in reads if n in self.known and n not in made]
-        outputs = [n for n in sorted(made) if n == target or self.waiting[n] > reads[n]]
-        run = self._session(nodes, inputs, outputs, list(reads))
+        inputs = [n for n in wanted if n in self.known and n not in made]
+        outputs = [n for n in sorted(made) if n == target or self.waiting[n] > wanted[n]]
+        run = self._session(nodes, inputs, outputs, list(wanted))
         results = [run.run(outputs, {n: self.known[n][b] for n in inputs}) for b in range(self.batches)]
         self.done.update(positions)
-        self.waiting -= reads
+        self.waiting -= wanted
         self.known |= {name: [r[i] for r in results] for i, name in enumerate(outputs)}
         for name in inputs:
             if not self.waiting[name]:
@@ -113,7 +113,7 @@ class Walk:
         return external
 
 
-def _reads(node: NodeProto) -> set[str]:
+def reads(node: NodeProto) -> set[str]:
     """Names of all values that a node reads, its subgraphs included."""
     inner = {name for graph in subgraphs(node) for name in outer_names(graph)}
     return {name for name in node.input if name} | inner

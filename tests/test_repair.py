@@ -172,6 +172,29 @@ def test_synthetic_inputs_tell_nothing_of_a_matrix_on_the_input(caplog: pytest.L
     assert onnxfuse.fuse(build("mlp"), sparsity=0.5, repair=True).plan.repairs
 
 
+def test_what_picks_by_value_is_not_compared() -> None:
+    """The result keeps other boxes than the original, and another number of them: there is nothing to fit."""
+    text = """(float[N,3,8,8] x) => (float[M,4] y) <float[12,3,3,3] w1, float[8,12,1,1] w2, float[8,6] w3,
+         float[6,4] w4, float half = {0.5}> {
+        c1 = Conv<pads=[1,1,1,1]>(x, w1)
+        r1 = Relu(c1)
+        c2 = Conv(r1, w2)
+        t = Transpose<perm=[0,2,3,1]>(c2)
+        s = ReduceMax<axes=[3], keepdims=0>(t)
+        g = Greater(s, half)
+        n = NonZero(g)
+        places = Transpose(n)
+        p = GatherND(t, places)
+        h = MatMul(p, w3)
+        r = Relu(h)
+        y = MatMul(r, w4)
+    }"""
+    model = from_text(text)
+    result = onnxfuse.fuse(model, sparsity=0.5, repair=True)
+    assert [r.reader.slot.tensor for r in result.plan.repairs] == ["w2"]
+    assert result.report.after.macs < 0.6 * result.report.before.macs
+
+
 def test_auto_without_repair_is_only_the_merge() -> None:
     folded = onnxfuse.fuse(build("mlp"), sparsity=0.5, method="fold-variance").model
     auto = onnxfuse.fuse(build("mlp"), sparsity=0.5, method="auto", repair=False).model

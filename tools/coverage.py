@@ -212,7 +212,7 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, help="of .onnx files, searched to any depth; or one file")
     p.add_argument("--sparsity", type=float, default=0.5)
-    p.add_argument("--method", default="intra-fusion")
+    p.add_argument("--method", default="auto")
     p.add_argument(
         "--option", action="append", default=[], metavar="NAME[=VALUE]", help="of fuse, such as allow-norm, round-to=1"
     )
