@@ -20,10 +20,11 @@ from onnx import NodeProto, TensorProto
 from .calibdata import Batches
 from .channels import Channels, Classes, Slot
 from .model import Array, Graph, attribute, proto_label
+from .picking import behind_picks
 from .prepare import Folded, scaled_rows
 from .surgeon import Source, View
 from .tracker import Ids, RawSlot, Role
-from .walk import Chunks, Walk, reads
+from .walk import Chunks, Walk
 
 Moment = NDArray[np.floating[Any]]
 WIDEST = 4096
@@ -34,8 +35,6 @@ FEWEST = 4096
 PLACES = 8192
 """Values from which a channel's mean and deviation are taken, at most: these need fewer than a covariance does."""
 TINY = 1e-6
-PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"))
-"""Operators that pick, and order, by value."""
 MEASURED = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types of weights that are refitted."""
 
@@ -171,7 +170,7 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
     Nor those behind an operator that picks by value: what the original and the result see there are other things.
     """
     graph, found = channels.tracker.graph, []
-    picked = _behind(graph, PICKING)
+    picked = behind_picks(graph.model.graph)
     for s in channels.slots:
         own = len(graph.edges[s.tensor]) == 1 and graph.constants[s.tensor].data_type in MEASURED
         if s.role is Role.CONSUMES and s.data and own:
@@ -182,15 +181,6 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
             if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
                 found.append(Reader(s, value, s.data[1], *_bias(graph, node), layout))
     return sorted(found, key=lambda r: r.slot.edge.node)
-
-
-def _behind(graph: Graph, operators: Container[str]) -> set[str]:
-    """Values that depend on what such an operator makes."""
-    found: set[str] = set()
-    for node in graph.model.graph.node:
-        if node.op_type in operators or not found.isdisjoint(reads(node)):
-            found.update(name for name in node.output if name)
-    return found
 
 
 def _layout(classes: Classes) -> Ids:

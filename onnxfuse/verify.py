@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto
 
 from .errors import VerificationFailed, one_line
 from .model import Array, file_bytes, too_large
+from .picking import before_picks
 from .probe import Probe, session, session_options
 from .standin import in_float32
 
@@ -147,7 +148,7 @@ def verify(
         source = original()
         fused = run(in_float32(source) if reference.stand_in else source, reference.inputs, providers, optimized=True)
         own = max((e.relative for e in compare(reference.outputs, fused)), default=0.0)
-        if not agreement <= own * SLACK:
+        if not agreement <= own * SLACK and not _same_before_picks(runs, reference.inputs, providers):
             raise VerificationFailed(
                 f"outputs with optimizations off and on differ by {agreement:.2g} (the original's by {own:.2g})"
             )
@@ -163,6 +164,15 @@ def verify(
             f"output {furthest.name!r} has an absolute error of {furthest.max_abs:.3g}, above the maximum {max_error}"
         )
     return result
+
+
+def _same_before_picks(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str]) -> bool:
+    """Whether optimizations change only what is picked: in noise a rounding decides which of two boxes is found."""
+    part = before_picks(model if isinstance(model, ModelProto) else onnx.load(model))
+    if part is None:
+        return False
+    plain, fast = (run(part, feeds, providers, optimized) for optimized in (False, True))
+    return all(e.relative <= AGREEMENT for e in compare(plain, fast))
 
 
 def check_lossless(comparison: Comparison, types: Set[int]) -> Comparison:

@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from .model import Array, Graph, constant_tensors, outer_names, subgraphs, values_of
+from .model import Array, Graph, constant_tensors, values_of
+from .picking import reads
 from .probe import INLINE, memory_stub, session_options
 from .standin import in_float32
 
@@ -79,7 +80,7 @@ class Walk:
                 del self.known[name]
 
     def _session(
-        self, nodes: Sequence[NodeProto], inputs: Sequence[str], outputs: Sequence[str], reads: Sequence[str]
+        self, nodes: Sequence[NodeProto], inputs: Sequence[str], outputs: Sequence[str], names: Sequence[str]
     ) -> ort.InferenceSession:
         values = [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(self.known[n][0].dtype), None)
@@ -89,7 +90,7 @@ class Walk:
         part = helper.make_graph(nodes, "part", values, results)
         options = session_options(optimized=True)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        external = self._constants(part, reads)
+        external = self._constants(part, names)
         options.add_external_initializers(list(external), list(external.values()))
         model = ModelProto(ir_version=max(self.model.ir_version, 4), graph=part)
         model.opset_import.extend(self.model.opset_import)
@@ -111,9 +112,3 @@ class Walk:
                 part.initializer.append(tensor)
                 part.initializer[-1].name = name
         return external
-
-
-def reads(node: NodeProto) -> set[str]:
-    """Names of all values that a node reads, its subgraphs included."""
-    inner = {name for graph in subgraphs(node) for name in outer_names(graph)}
-    return {name for name in node.input if name} | inner
