@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FIELDS = """graph options status macs_removed parameters_removed oracle prepared agreement strict groups locked seconds
 peak_mb reasons""".split()
 TOLERANCE = 1e-4
-"""Relative L2 error above which the oracle's verdict is `wrong`."""
+"""Relative L2 error above which the oracle's verdict is `wrong`, unless onnxruntime's optimizations alone make more."""
 Row = dict[str, str]
 
 
@@ -93,8 +93,9 @@ def judged(model: ModelProto, feeds: Mapping[str, Any], result: FuseResult) -> R
     inputs = feeds or probe(model, provider_list("cpu"), seed=7).inputs
     error, report, changed = oracle_error(model, result, inputs), result.report, preparation_error(model, inputs)
     before, after = report.before, report.after
+    rounding = report.comparison.agreement  # by optimizations that change nothing but roundings
     return {
-        "status": "ok" if max(error, changed) < TOLERANCE else "wrong",
+        "status": "ok" if max(error, changed) < max(TOLERANCE, rounding) else "wrong",
         "macs_removed": _percent(before.macs, after.macs),
         "parameters_removed": _percent(before.parameters, after.parameters),
         "oracle": f"{error:.1e}",
