@@ -9,8 +9,9 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from .model import outer_names, subgraphs
 
 PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"))
-
+"""Operators whose result's size or order depends on values."""
 COMPARING = frozenset(("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"))
+"""What stands between real numbers and the truth values that are picked by."""
 
 
 def reads(node: NodeProto) -> set[str]:

@@ -90,11 +90,16 @@ def _vocabulary(model: ModelProto, name: str) -> int | None:
         other = constants.get(node.input[1 - slot]) if len(node.input) > 1 and slot < 2 else None
         if other is not None and node.op_type == "Gather" and slot == 1:
             sizes.append(int(other.dims[0]))
-        elif other is not None and node.op_type == "Equal" and math.prod(other.dims) > 1:
-            sizes.append(math.prod(other.dims))
+        elif other is not None and node.op_type == "Equal" and _is_code(codes := values_of(other)):
+            sizes.append(codes.size)
         elif other is not None and node.op_type == "OneHot" and slot == 0:
             sizes.append(int(values_of(other).ravel()[0]))
     return min(sizes, default=None)
+
+
+def _is_code(values: Array) -> bool:
+    """Whether a constant is 0, 1, …, what a one-hot code is compared with."""
+    return values.size > 1 and np.array_equal(values.ravel(), np.arange(values.size))
 
 
 def _is_state(model: ModelProto, name: str) -> bool:
@@ -104,7 +109,8 @@ def _is_state(model: ModelProto, name: str) -> bool:
 
 def _sample(like: Array, shape: tuple[int, ...], vocabulary: int | None, rng: np.random.Generator) -> Array:
     if vocabulary is not None and like.dtype.kind in "iu":
-        return np.stack([_text(shape[1:], vocabulary, rng) for _ in range(shape[0])]).astype(like.dtype)
+        texts = [_text(shape[1:], vocabulary, rng) for _ in range(math.prod(shape[:1]))]
+        return np.stack(texts).reshape(shape).astype(like.dtype)
     if like.dtype not in FLOATING:
         return np.resize(like, shape)
     return _floats(shape, rng).astype(like.dtype)

@@ -19,6 +19,13 @@ TEXTS = {
         h = Cast<to=1>(e)
         y = MatMul(h, w1)
     }""",
+    "one token": "(int64 x) => (float[4] y) <float[7,4] w1> { y = Gather(w1, x) }",
+    "masked": """(int64[N,40] x) => (float[N,40,4] y, bool[N,40,2] m) <int64[1,1,2] special = {0, 6}, float[7,4] w1,
+         int64[1] last = {-1}> {
+        u = Unsqueeze(x, last)
+        m = Equal(u, special)
+        y = Gather(w1, x)
+    }""",
     "embedding": "(int64[N,40] x) => (float[N,40,4] y) <float[7,4] w1> { y = Gather(w1, x) }",
     "recurrent": """(float[3,N,6] x, float[1,N,5] h, float[N,5] c) => (float[3,1,N,5] y, float[1,N,5] hn)
         <float[1,20,6] w1, float[1,20,5] r1, int64[1] zero = {0}> {
@@ -35,11 +42,18 @@ def drawn(case: str, count: int = 32) -> dict[str, Array]:
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 
-@pytest.mark.parametrize("case", ["one-hot", "embedding"])
+@pytest.mark.parametrize("case", ["one-hot", "embedding", "masked"])
 def test_tokens(case: str) -> None:
     x = drawn(case)["x"]
     assert set(np.unique(x)) == set(range(7))
     assert len(np.unique(x, axis=0)) == len(x)
+
+
+def test_one_token_alone() -> None:
+    model = from_text(TEXTS["one token"])
+    batches = synthetic(model, probe(model, provider_list("cpu")), 4, seed=1)
+    assert {b["x"].shape for b in batches} == {()}
+    assert all(0 <= int(b["x"]) < 7 for b in batches)
 
 
 def test_a_state_is_zero_at_first() -> None:
