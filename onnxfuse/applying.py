@@ -23,7 +23,7 @@ from onnx import ModelProto
 from .errors import UsageError
 from .matching import Match, NormKeys, by_name, by_product, by_value, complain, orders, same
 from .model import Array, attribute, constant_tensors, values_of
-from .pipeline import ModelSource, PathLike
+from .origin import ModelSource, PathLike
 from .plan import Plan
 from .prepare import out_axis, prepare
 from .redo import Mask, Record, record, redo, scaled

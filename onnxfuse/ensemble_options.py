@@ -14,7 +14,7 @@ from . import model as files
 from .errors import UsageError
 from .fusion import ALIGNMENTS
 from .options import Options, check_options
-from .pipeline import PathLike
+from .origin import PathLike
 
 ORDERS = ("fap", "paf")
 """Fuse and prune, prune and fuse."""

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from . import model as files
+from .attempt import write
 from .calibdata import Batches, calibration
 from .channels import Locked
 from .compress import Progress
@@ -19,8 +20,9 @@ from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
 from .model import Array
 from .options import Options, listed
+from .origin import ModelSource, PathLike
 from .parents import Parent, parent
-from .pipeline import FuseResult, ModelSource, PathLike, fuse_with, write
+from .pipeline import FuseResult, fuse_with
 from .plan import Plan
 from .probe import Probe, probe, provider_list
 from .report import GroupRow, Report, Size

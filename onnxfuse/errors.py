@@ -43,6 +43,10 @@ class VerificationFailed(OnnxFuseError):
     exit_code = 3
 
 
+class Unsound(VerificationFailed):
+    """The result does not run, or not the same way twice, whatever was asked of its quality."""
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of any exception as a single line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

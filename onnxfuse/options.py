@@ -135,6 +135,11 @@ class Options:
         given = self.calib is not None and feature_of(self.importance) is None  # not for the metric alone
         return self.method in MEASURING or given
 
+    @property
+    def may_go_without_repair(self) -> bool:
+        """Whether consumers are repaired only because the method does so, on samples that are not the user's."""
+        return self.repair is None and self.repairs and self.calib is None
+
     def recorded(self) -> dict[str, Any]:
         """The options as JSON values: a function by its name, arrays only as such."""
         return {f.name: _recorded(getattr(self, f.name)) for f in fields(self)}

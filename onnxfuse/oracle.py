@@ -6,7 +6,9 @@ the *original* graph with these weights must give the small graph's outputs to r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from .compress import settle, settle_lossless
 from .model import Array, Graph, every_constant, set_values, values_of
 from .options import Options
 from .oracle_norms import mask_norms
-from .picking import before_picks
+from .picking import feeds_of, numeric, picked, with_outputs, with_picks
 from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import Probe, probe, provider_list
@@ -119,18 +121,33 @@ def unshrink(small: Array, slot: Slot, mask: NDArray[np.bool_]) -> Array:
 def oracle_error(original: ModelProto, result: FuseResult, inputs: Mapping[str, Array]) -> float:
     """Largest relative L2 error of any output between the padded and the small model, on `inputs`.
 
-    Where values are picked, a rounding can decide which: if the outputs differ, what the picks read is compared.
+    Where values are picked, a rounding can decide which: if the outputs differ, both are given the original's picks.
     """
     providers, (model, reference) = provider_list("cpu"), _padded(original, result)
     pair, feeds = [model, result.model], dict(inputs)
     if reference.stand_in:
         pair = [in_float32(m) for m in pair]
         feeds = {name: a.astype(reference.inputs[name].dtype) for name, a in inputs.items()}
-    large, small = (run(m, feeds, providers, optimized=False) for m in pair)
-    error = max((e.relative for e in compare(large, small)), default=0.0)
-    parts = [part for m in pair if error > PICKED and (part := before_picks(m)) is not None]
-    if len(parts) < len(pair):
+    error = _furthest(pair, feeds, providers)
+    names = picked(original.graph)
+    if error <= PICKED or not names:
         return error
-    large, small = (run(m, feeds, providers, optimized=False) for m in parts)
-    read = {name: large[name] for name in large if name in small}
-    return max((e.relative for e in compare(read, small)), default=error)
+    source = in_float32(original) if reference.stand_in else original
+    given = numeric(run(with_outputs(source, names), feeds, providers, optimized=False))
+    return _furthest([with_picks(m, given) for m in pair], feeds, providers, given)
+
+
+def _furthest(
+    pair: Sequence[ModelProto],
+    feeds: Mapping[str, Array],
+    providers: Sequence[str],
+    given: Mapping[str, Array] = MappingProxyType({}),
+) -> float:
+    """Largest relative error of any output that both have; infinite if a model that picks has nothing to go on with."""
+    try:
+        large, small = (run(m, feeds_of(m, feeds, given), providers, optimized=False) for m in pair)
+    except Exception:  # onnxruntime has no base class for what it raises
+        if given or not picked(pair[0].graph):
+            raise
+        return math.inf
+    return max((e.relative for e in compare({n: a for n, a in large.items() if n in small}, small)), default=0.0)

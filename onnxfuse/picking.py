@@ -1,12 +1,17 @@
-"""Operators that pick, and order, by value: behind them a rounding, or a merge, can change what is there at all."""
+"""Operators that pick, and order, by value: behind them a rounding, or a merge, can change what is there at all.
+
+So two models that pick are compared with the same picks: those that the original makes are *given* to both, as inputs.
+What is left to compare is then of one shape everywhere, and what the picks read is compared beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from .model import outer_names, subgraphs
+from .model import Array, outer_names, subgraphs
 
 PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"))
 """Operators whose result's size or order depends on values."""
@@ -20,38 +25,76 @@ def reads(node: NodeProto) -> set[str]:
     return {name for name in node.input if name} | inner
 
 
+def picks(node: NodeProto) -> bool:
+    """Whether a node, or one of its subgraphs, picks by value."""
+    return node.op_type in PICKING or any(picks(inner) for graph in subgraphs(node) for inner in graph.node)
+
+
 def behind_picks(graph: GraphProto) -> set[str]:
-    """Values that depend on what such an operator makes."""
+    """Values that depend on what such a node makes."""
     found: set[str] = set()
     for node in graph.node:
-        if node.op_type in PICKING or not found.isdisjoint(reads(node)):
+        if picks(node) or not found.isdisjoint(reads(node)):
             found.update(name for name in node.output if name)
     return found
 
 
-def before_picks(model: ModelProto) -> ModelProto | None:
-    """The part of a model up to the first picks: its outputs are what they read, and the outputs that none is behind.
+def picked(graph: GraphProto) -> list[str]:
+    """The values that such nodes make."""
+    return [name for node in graph.node if picks(node) for name in node.output if name]
 
-    None if the model has no such operator.
-    """
-    graph, picked = model.graph, behind_picks(model.graph)
-    if not picked:
-        return None
+
+def with_outputs(model: ModelProto, names: list[str]) -> ModelProto:
+    """A copy that has these values as its outputs."""
     part = ModelProto()
     part.CopyFrom(model)
-    wanted = [name for name in dict.fromkeys(_read_by_picks(graph)) if name not in picked]
-    outputs = [o for o in graph.output if o.name not in picked]
-    have = {o.name for o in outputs}
     del part.graph.output[:]
-    part.graph.output.extend([*outputs, *(helper.make_empty_tensor_value_info(n) for n in wanted if n not in have)])
+    part.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     _drop_unread(part.graph)
     return part
 
 
+def with_picks(model: ModelProto, given: Mapping[str, Array]) -> ModelProto:
+    """A copy that takes what it picks as inputs; what the picks would have read are outputs beside its own.
+
+    Outputs that are picks themselves go: there is nothing to compare. What is read is what was compared, in place of a
+    comparison's result.
+    """
+    own = [o.name for o in model.graph.output if o.name not in given]
+    wanted = list(dict.fromkeys([*own, *(n for n in _read_by_picks(model.graph) if n not in given)]))
+    part = ModelProto()
+    part.CopyFrom(model)
+    graph, mine = part.graph, [name for name in picked(model.graph) if name in given]
+    for node in graph.node:
+        for i, name in enumerate(node.output):
+            if name in given:
+                node.output[i] = f"{name}__unused"
+    noted = [v for v in graph.value_info if v.name not in given]
+    del graph.value_info[:], graph.output[:]
+    graph.value_info.extend(noted)
+    for name in mine:
+        kind = helper.np_dtype_to_tensor_dtype(given[name].dtype)
+        graph.input.append(helper.make_tensor_value_info(name, kind, [None] * given[name].ndim))
+    typed = {o.name: o for o in model.graph.output}
+    graph.output.extend(typed.get(name) or helper.make_empty_tensor_value_info(name) for name in wanted)
+    _drop_unread(graph)
+    return part
+
+
+def feeds_of(part: ModelProto, inputs: Mapping[str, Array], given: Mapping[str, Array]) -> dict[str, Array]:
+    """What `with_picks` takes."""
+    return {**inputs, **{v.name: given[v.name] for v in part.graph.input if v.name in given}}
+
+
+def numeric(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that are tensors of numbers or truth values."""
+    return {n: a for n, a in values.items() if isinstance(a, np.ndarray) and a.dtype.kind in "fiub"}
+
+
 def _read_by_picks(graph: GraphProto) -> Iterator[str]:
-    """What the operators read that some node makes; what is compared, in place of a comparison."""
+    """What the nodes read that some node makes; what is compared, in place of a comparison."""
     makers = {name: node for node in graph.node for name in node.output}
-    queue = [name for node in graph.node if node.op_type in PICKING for name in node.input]
+    queue = [name for node in graph.node if picks(node) for name in sorted(reads(node))]
     while queue:
         maker = makers.get(name := queue.pop(0))
         if maker is not None and maker.op_type in COMPARING:

@@ -5,32 +5,29 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
-from onnx.external_data_helper import uses_external_data
 
 from . import model as files
+from .attempt import Setting, attempt
 from .calibdata import Batches, calibration
-from .compress import Progress, Small, Studies, compress, follow, kept_channels, untouched
-from .errors import ModelError
+from .compress import Progress, Studies, follow, kept_channels
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .model import proto_label
 from .options import Options, check_matches, check_options, check_patterns, listed
+from .origin import ModelSource, PathLike
 from .plan import Plan
-from .prepare import inline, prepare
+from .prepare import prepare
 from .probe import Probe, probe, provider_list
 from .quantized import lowered_graph
 from .report import Report
 from .scores import Importance
-from .search import Judge, find
+from .search import Judge
 from .sources import Source
-from .verify import Comparison, check_lossless, verify
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,36 +176,13 @@ def fuse_with(
     reference = probe(original, providers, options.input_shapes, options.seed)
     judge = _judge(source, reference, providers, options)
     batches, studies = _samples(original, reference, providers, options, tell), Studies()
-
-    def make(room: float | None) -> Small:
-        return compress(
-            source.load() if judge else original, reference, options, transport, tell, room, batches, studies
-        )
-
-    if options.sparsity == 0:
-        small = replace(untouched(original, reference, options), model=source.as_it_is())
-    else:
-        small = find(make, judge, options, tell) if judge else make(None)
-    files.read_in(small.model)  # before the file that it is mapped from is replaced
-    tell("verify", 0, 1)
-    latency, quality = judge.verdict(small.model) if judge else (None, None)
-
-    types = {t.data_type for t in small.model.graph.initializer}
-
-    def finish(candidate: Path | ModelProto) -> Comparison:
-        comparison = verify(candidate, reference, providers, options.min_cosine, options.max_error, source.load)
-        return check_lossless(comparison, types) if options.lossless else comparison
-
-    if destination is None:
-        comparison, size = finish(small.model), small.model.ByteSize()
-    else:
-        external = options.external_data or bool(source.beside)
-        comparison, size = write(small.model, destination, external, finish)
-    before = replace(small.before, file_bytes=source.bytes)
+    setting = Setting(source, destination, reference, providers, transport, judge, batches, studies, tell)
+    options, done = attempt(setting, original, options)
+    small = done.small
     report = Report(
-        source.name, None if output is None else str(output), options.recorded(), before,
-        replace(small.after, file_bytes=size), small.groups, small.locked, comparison, time.perf_counter() - start,
-        latency, quality, small.notes, small.free,
+        source.name, None if output is None else str(output), options.recorded(),
+        replace(small.before, file_bytes=source.bytes), replace(small.after, file_bytes=done.size), small.groups,
+        small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality, small.notes, small.free,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
 
@@ -262,51 +236,6 @@ def analyze(
 
 def _labels(model: ModelProto) -> list[str]:
     return [proto_label(node) for graph in files.graphs(model) for node in graph.node]
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-class ModelSource:
-    """The input, which can be loaded again when a late check needs the original."""
-
-    def __init__(self, model: PathLike | ModelProto) -> None:
-        self.given = model
-        self.name = None if isinstance(model, ModelProto) else str(model)
-        self.beside: tuple[Path, ...] = ()
-        self.bytes = 0
-
-    def load(self) -> ModelProto:
-        """A copy of the model that may be changed, its functions inlined."""
-        model = self.as_it_is()
-        files.check_values(model)
-        return inline(model)
-
-    def as_it_is(self) -> ModelProto:
-        """A copy of the model that may be changed."""
-        if isinstance(self.given, ModelProto):
-            if any(uses_external_data(t) for t in self.given.graph.initializer):
-                raise ModelError(
-                    "the model's external data is not loaded; load it with onnx.load(path), or give the path"
-                )
-            copy = ModelProto()
-            copy.CopyFrom(self.given)
-            self.bytes = copy.ByteSize()
-            return copy
-        loaded = files.load(Path(self.given))
-        self.beside, self.bytes = loaded.beside, loaded.file_bytes
-        return loaded.model
-
-
-def write(
-    small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Comparison]
-) -> tuple[Comparison, int]:
-    """Stage, verify, move into place; returns the comparison and the bytes written."""
-    with files.staged(destination) as directory:
-        staged = directory / destination.name
-        files.save(small, staged, external)
-        comparison = finish(staged)
-        size = sum(f.stat().st_size for f in directory.iterdir())
-        files.move(staged, destination)
-    return comparison, size
 
 
 __all__ = ["FuseResult", "analyze", "fuse", "fuse_with"]

@@ -1,19 +1,25 @@
-"""Operators that pick by value: a rounding decides what is there, so the result is judged by what they read."""
+"""Operators that pick by value: a rounding decides what is there, so results are judged with the original's picks."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from onnx import numpy_helper
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
 
 import onnxfuse
-from onnxfuse.picking import before_picks
+from onnxfuse.oracle import oracle_error
+from onnxfuse.picking import feeds_of, picked, with_outputs, with_picks
 from onnxfuse.probe import probe, provider_list
 from onnxfuse.verify import run
 
 from .graphs import from_text
 
+CPU = provider_list("cpu")
 TEXT = """(float[1,3,16,16] x) => (int64[2,M] y, float[1,16,16,16] z)
-    <float[32,3,3,3] w1, float[16,32,3,3] w2, float[8,16] w3, float level = {0.1}> {
+    <float[32,3,3,3] w1, float[16,32,3,3] w2, float level = {0.1}> {
     c1 = Conv<pads=[1,1,1,1]>(x, w1)
     r1 = Relu(c1)
     z = Conv<pads=[1,1,1,1]>(r1, w2)
@@ -21,31 +27,88 @@ TEXT = """(float[1,3,16,16] x) => (int64[2,M] y, float[1,16,16,16] z)
     g = Greater(s, level)
     y = NonZero(g)
 }"""
+BEHIND = """(float[1,3,16,16] x) => (float[M,8] y)
+    <float[32,3,3,3] w1, float[8,32,3,3] w2, float level = {0.1}, float[8,8] w3, int64[2] shape = {0, -1}> {
+    c1 = Conv<pads=[1,1,1,1]>(x, w1)
+    r1 = Relu(c1)
+    z = Conv<pads=[1,1,1,1]>(r1, w2)
+    t = Transpose<perm=[0, 2, 3, 1]>(z)
+    s = ReduceMax<axes=[3], keepdims=0>(t)
+    g = Greater(s, level)
+    n = NonZero(g)
+    places = Transpose(n)
+    p = GatherND(t, places)
+    q = Reshape(p, shape)
+    y = MatMul(q, w3)
+}"""
 
 
-def test_the_part_before_picks() -> None:
-    part = before_picks(from_text(TEXT))
-    assert part is not None
-    assert [o.name for o in part.graph.output] == ["z", "s"]
+def fused(model: ModelProto) -> onnxfuse.FuseResult:
+    return onnxfuse.fuse(model, sparsity=0.5, method="drop", input_shapes={"x": (1, 3, 16, 16)})
+
+
+def level(model: ModelProto, value: NDArray[Any]) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "level")
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), "level"))
+
+
+def test_what_is_picked_is_given() -> None:
+    model = from_text(TEXT)
+    assert picked(model.graph) == ["y"]
+    part = with_picks(model, {"y": np.zeros((2, 3), np.int64)})
+    assert [o.name for o in part.graph.output] == ["z", "s"]  # y is given; what is compared with the level is read
     assert [n.op_type for n in part.graph.node] == ["Conv", "Relu", "Conv", "ReduceMax"]
-    assert before_picks(from_text("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")) is None
+    assert picked(from_text("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }").graph) == []
+
+
+def test_what_is_behind_a_pick_runs_on_what_is_given() -> None:
+    model = from_text(BEHIND)
+    feeds = probe(model, CPU).inputs
+    given = {"n": np.array([[0, 0], [3, 5], [7, 2]])}
+    part = with_picks(model, given)
+    found = run(part, feeds_of(part, feeds, given), CPU, optimized=False)
+    assert found["y"].shape == (2, 8)
+    whole = run(with_outputs(model, ["t"]), feeds, CPU, optimized=False)["t"]
+    w3 = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "w3"))
+    np.testing.assert_allclose(found["y"], whole[0, [3, 5], [7, 2]] @ w3, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pick_inside_an_if_is_one() -> None:
+    text = """(float[8] x, bool c) => (int64[1,M] y) {
+        y = If (c) <then_branch = a () => (int64[1,K] p) { p = NonZero(x) },
+                    else_branch = b () => (int64[1,L] q) { m = Neg(x) q = NonZero(m) }>
+    }"""
+    assert picked(from_text(text).graph) == ["y"]
 
 
 def test_a_rounding_that_picks_is_no_fault() -> None:
     """The threshold lies between what the result has with optimizations and without."""
     model = from_text(TEXT)
-
-    def fused() -> onnxfuse.FuseResult:
-        return onnxfuse.fuse(model, sparsity=0.5, method="drop", input_shapes={"x": (1, 3, 16, 16)})
-
-    part = before_picks(fused().model)
-    assert part is not None
-    reference = probe(model, provider_list("cpu"))
-    plain, fast = (run(part, reference.inputs, provider_list("cpu"), optimized)["s"] for optimized in (False, True))
+    part, feeds = with_outputs(fused(model).model, ["s"]), probe(model, CPU).inputs
+    plain, fast = (run(part, feeds, CPU, optimized)["s"] for optimized in (False, True))
     apart = plain != fast
     assert apart.any()
-    level = next(t for t in model.graph.initializer if t.name == "level")
-    level.CopyFrom(numpy_helper.from_array(np.minimum(plain, fast)[apart].max(), "level"))
-    result = fused()
-    assert result.report.comparison.agreement > 1e-3  # another number of places
-    assert result.report.after.parameters < result.report.before.parameters
+    level(model, np.minimum(plain, fast)[apart].max())
+    result = fused(model)
+    found = [run(result.model, feeds, CPU, optimized)["y"].shape for optimized in (False, True)]
+    assert found[0] != found[1]
+    assert result.report.comparison.agreement < 1e-3
+    assert [o.name for o in result.report.comparison.outputs] == ["z"]
+
+
+def test_a_result_that_picks_nothing_is_run_with_the_originals_picks(caplog: pytest.LogCaptureFixture) -> None:
+    """Such an exported graph cannot reshape no box at all, which says nothing of the merge."""
+    model = from_text(BEHIND)
+    feeds = probe(model, CPU).inputs
+    before, after = (run(with_outputs(m, ["s"]), feeds, CPU, optimized=False)["s"] for m in (model, fused(model).model))
+    assert before.max() > after.max()
+    level(model, (before.max() + after.max()) / 2)
+    with pytest.raises(Exception, match="Reshape"):
+        run(fused(model).model, feeds, CPU, optimized=False)
+    with caplog.at_level("WARNING", "onnxfuse"):
+        result = fused(model)
+    assert "but not with its own picks" in caplog.text
+    (y,) = result.report.comparison.outputs
+    assert y.name == "y"
+    assert 0.3 < y.cosine < 1
+    assert oracle_error(model, result, feeds) < 1e-5

@@ -11,8 +11,11 @@ import pytest
 from onnx import ModelProto
 
 import onnxfuse
+from onnxfuse import attempt
 from onnxfuse.cli import main
+from onnxfuse.errors import Unsound
 from onnxfuse.oracle import oracle_error
+from onnxfuse.verify import Comparison, verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
 
@@ -255,3 +258,29 @@ def test_global_scope_takes_channels_where_others_make_up_for_them() -> None:
     first, second = kept("surgeon")
     assert second < first
     assert kept("drop") != [first, second]
+
+
+def test_a_repair_that_spoils_the_model_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Also when a file is written: the first attempt leaves nothing behind."""
+    seen, sound = [], verify
+
+    def spoiled_once(*args: Any) -> Comparison:
+        seen.append(args)
+        if len(seen) % 2:
+            raise Unsound("outputs with optimizations off and on differ by 0.24")
+        return sound(*args)
+
+    plain = onnxfuse.fuse(build("residual"), sparsity=0.5, repair=False)
+    monkeypatch.setattr(attempt, "verify", spoiled_once)
+    with caplog.at_level("WARNING", "onnxfuse"):
+        result = onnxfuse.fuse(build("residual"), tmp_path / "out.onnx", sparsity=0.5)
+    assert "differ by 0.24); it is made without repair" in caplog.text
+    assert result.plan.repairs == ()
+    assert result.report.options["repair"] is False
+    assert result.model == plain.model
+    assert onnx.load(tmp_path / "out.onnx") == plain.model
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(onnxfuse.VerificationFailed, match=r"differ by 0\.24"):
+        onnxfuse.fuse(build("residual"), sparsity=0.5, repair=True)

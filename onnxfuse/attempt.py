@@ -1,0 +1,111 @@
+"""Make a result, prove it, and move it into place; once more without repair if the repaired one is not sound."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnx import ModelProto
+
+from . import model as files
+from .calibdata import Batches
+from .compress import Progress, Small, Studies, compress, untouched
+from .errors import Unsound
+from .latency import Latency
+from .merge import TransportOptions
+from .options import Options
+from .origin import ModelSource
+from .probe import Probe
+from .report import Quality
+from .search import Judge, find
+from .verify import Comparison, check_lossless, verify
+
+log = logging.getLogger("onnxfuse")
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A result that passed every check, and is where it should be.
+
+    Attributes:
+        small: the model, and what was done.
+        latency, quality: what was measured of it, if that was asked for.
+        comparison: with the original.
+        size: bytes of its files, or that they would have.
+    """
+
+    small: Small
+    latency: Latency | None
+    quality: Quality | None
+    comparison: Comparison
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all attempts at one result share: where it comes from and goes to, and what it is measured on."""
+
+    source: ModelSource
+    destination: Path | None
+    reference: Probe
+    providers: Sequence[str]
+    transport: TransportOptions
+    judge: Judge | None
+    batches: Batches | None
+    studies: Studies
+    tell: Progress
+
+    def make(self, original: ModelProto, options: Options) -> Small:
+        """The smaller model; `original` is used up."""
+        if options.sparsity == 0:
+            return replace(untouched(original, self.reference, options), model=self.source.as_it_is())
+
+        def at(room: float | None) -> Small:
+            model = self.source.load() if self.judge else original
+            return compress(model, self.reference, options, self.transport, self.tell, room, self.batches, self.studies)
+
+        return find(at, self.judge, options, self.tell) if self.judge else at(None)
+
+    def finish(self, small: Small, options: Options) -> Finished:
+        """Prove it, and write it."""
+        files.read_in(small.model)  # before the file that it is mapped from is replaced
+        self.tell("verify", 0, 1)
+        latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
+        types = {t.data_type for t in small.model.graph.initializer}
+
+        def prove(model: Path | ModelProto) -> Comparison:
+            floors = options.min_cosine, options.max_error
+            comparison = verify(model, self.reference, self.providers, *floors, self.source.load)
+            return check_lossless(comparison, types) if options.lossless else comparison
+
+        if self.destination is None:
+            return Finished(small, latency, quality, prove(small.model), small.model.ByteSize())
+        external = options.external_data or bool(self.source.beside)
+        return Finished(small, latency, quality, *write(small.model, self.destination, external, prove))
+
+
+def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:
+    """The result, and the options it was made with: without repair if that, on samples of our own, spoils the model."""
+    try:
+        return options, setting.finish(setting.make(original, options), options)
+    except Unsound as error:
+        if setting.judge or not options.may_go_without_repair:
+            raise
+        log.warning("refitted on synthetic samples the result is not sound (%s); it is made without repair", error)
+    plain = replace(options, repair=False)
+    return plain, setting.finish(setting.make(setting.source.load(), plain), plain)
+
+
+def write(
+    small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Comparison]
+) -> tuple[Comparison, int]:
+    """Stage, verify, move into place; returns the comparison and the bytes written."""
+    with files.staged(destination) as directory:
+        staged = directory / destination.name
+        files.save(small, staged, external)
+        comparison = finish(staged)
+        size = sum(f.stat().st_size for f in directory.iterdir())
+        files.move(staged, destination)
+    return comparison, size
