@@ -194,7 +194,8 @@ def ridge(square: Moment, count: int, least: float) -> Matrix:
 def oas(square: Moment, count: int) -> float:
     """ρ / (1 − ρ), with ρ the oracle-approximating shrinkage of the correlations towards none (Chen et al., eq. 23)."""
     p = len(square)
-    deviation = np.sqrt(np.maximum(square.diagonal(), np.finfo(np.float32).tiny))
+    size = square.diagonal()
+    deviation = np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))  # a dead channel correlates with none
     trace = float(np.square(square / np.outer(deviation, deviation)).sum())
     rho = ((1 - 2 / p) * trace + p * p) / ((count + 1 - 2 / p) * max(trace - p, 1e-12))
     return rho / (1 - rho) if rho < 0.999 else 1e3
