@@ -125,12 +125,10 @@ def given(name: str, calibration: Callable[[int], Any]) -> dict[str, Any]:
 def drop(args: argparse.Namespace) -> Iterator[Row]:
     """A row for each classifier and method: what is left within one point of accuracy."""
     calibration = {case.name: case.calibration for case in cases(MODELS, ASSETS if args.assets else None, args.subset)}
-    for name, model, data in classifiers(args.assets):
-        if args.models and name not in args.models:
-            continue
+    for name, model, data, metric in classifiers(args.assets, args.models):
         for method in args.methods:
             try:
-                report = fuse(model, max_drop=0.01, eval=data, **given(method, calibration[name])).report
+                report = fuse(model, max_drop=0.01, eval=data, metric=metric, **given(method, calibration[name])).report
             except OnnxFuseError as error:
                 yield [name, method, "", "", "", "", str(error)]
                 continue
@@ -140,22 +138,32 @@ def drop(args: argparse.Namespace) -> Iterator[Row]:
             yield [name, method, *accuracy, *(round(x, 1) for x in left), ""]
 
 
-def classifiers(assets: bool) -> Iterator[tuple[str, ModelProto, Path]]:
-    """Models with data files for --eval: the shipped ones and, with `assets`, the top-1 classifiers there."""
+def classifiers(assets: bool, names: list[str] | None) -> Iterator[tuple[str, ModelProto, Path, str | None]]:
+    """Models, data files for --eval and metrics: of the shipped models and, with `assets`, the classifiers there."""
     for path in sorted(MODELS.glob("*.onnx")):
-        yield path.stem, onnx.load(path), MODELS / f"{path.stem.rpartition('_')[2]}_test.npz"
+        if not names or path.stem in names:
+            yield path.stem, onnx.load(path), MODELS / f"{path.stem.rpartition('_')[2]}_test.npz", None
     if not assets:
         return
     shared = module(ASSETS / "evaluate.py")
-    makers: Mapping[str, Callable[[Any], tuple[Any, Any]]] = {
-        "vgg11_bn_cifar10": lambda d: (shared.cifar(d["x"])["input"], d["y"]),
-        "magika": lambda d: (d["x"].astype(np.int32), d["y"]),
+    makers: Mapping[str, tuple[str, Callable[[Any], tuple[Any, Any]], str | None]] = {
+        "vgg11_bn_cifar10": ("cifar10_test", lambda d: (shared.cifar(d["x"])["input"], d["y"]), None),
+        "magika": ("magika_test", lambda d: (d["x"].astype(np.int32), d["y"]), None),
+        "ppocr_cls": ("ppocr_cls_test", lambda d: _turned(shared.text_lines(d["x"], d["w"])), None),
+        "crepe_tiny": ("crepe_test", lambda d: (d["x"], d["midi"]), "metrics:pitch"),
+        "effnet_tux": ("effnet_tux_test", lambda d: (shared.jpegs(d), d["y"]), "metrics:any_of"),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for key, make in makers.items():
-            x, y = make(shared.data({"vgg11_bn_cifar10": "cifar10_test", "magika": "magika_test"}[key]))
-            np.savez(Path(folder) / f"{key}.npz", x=x, y=y)
-            yield key, onnx.load(ASSETS / "models" / f"{key}.onnx"), Path(folder) / f"{key}.npz"
+        for key, (data, make, metric) in makers.items():
+            if not names or key in names:
+                x, y = make(shared.data(data))
+                np.savez(Path(folder) / f"{key}.npz", x=x, y=y)
+                yield key, onnx.load(shared.model_path(key)), Path(folder) / f"{key}.npz", metric
+
+
+def _turned(lines: Any) -> tuple[Any, Any]:
+    """Text lines, each upright and turned, and which they are."""
+    return lines, np.tile([0, 1], len(lines) // 2)
 
 
 BUDGET_COLUMNS = ("model", "budget", "asked", "left", "off by %", "error")
