@@ -20,6 +20,7 @@ from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
 from .gradients import Salience, products
 from .importance import GroupView, Scores, importance
+from .linear import linear
 from .lossless import Free, find_free
 from .measuring import repair_notes, survey
 from .merge import Merge, Task, TransportOptions, drop, strategy
@@ -36,6 +37,7 @@ from .rewrite import Removal, conflicts, record_constants, removed_mask, rewrite
 from .rounding import rounding_notes
 from .schedule import blas_for_one_of_two, in_order
 from .scores import feature_of, function_of
+from .surgeon import Source, View
 from .tracker import Lock, Permit, Role
 from .weights import Weights, gather, side_by_side
 from .wishes import families
@@ -234,17 +236,16 @@ def _merge_all(
     merged is shortened at once, if nothing will ask for its old size.
     """
     weights = Weights(channels.tracker.graph, keep=measured is not None)
-    method = strategy(options.method)
-    score = function_of(options.importance, channels)
+    method, score = strategy(options.method), function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
     waiting = Counter(tensor for group, _ in todo for tensor in {s.tensor for s in group.slots})
     merged: dict[int, Removal] = {}
+    mixing = set() if measured is None else linear(channels)
 
     def finish(number: int, result: Merge) -> None:
         group = todo[number][0]
         merged[number] = Removal(group, result.kept)
-        tensors = {s.tensor for s in group.slots}
-        waiting.subtract(tensors)
+        waiting.subtract(tensors := {s.tensor for s in group.slots})
         if not weights.keep:
             whole = [tensor for tensor in sorted(tensors) if not waiting[tensor]]
             shorten(weights.graph, weights, [merged[i] for i in sorted(merged)], whole)
@@ -256,7 +257,7 @@ def _merge_all(
         rng = np.random.default_rng([options.seed, number])
         products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
         scores = importance(score, GroupView(group, rows, rng, products, energies.get(group)))
-        seen = () if measured is None else (measured.views(rows), measured.source)
+        seen = _seen(measured, rows, group in mixing)
         joined = side_by_side(list(rows.values()))
         if joined.nbytes > LARGE:
             rows.clear()  # gathered again when they are needed
@@ -266,9 +267,17 @@ def _merge_all(
         finish(number, result)
         return result
 
-    before = _shared_tensors([g for g, _ in todo], weights.graph)
-    merges = in_order(merge, before, lambda done: tell("merge", done, len(todo)))
+    wait = _shared_tensors([g for g, _ in todo], weights.graph)
+    merges = in_order(merge, wait, lambda done: tell("merge", done, len(todo)))
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)], weights
+
+
+def _seen(measured: Study | None, rows: Mapping[Slot, Array], mixes: bool) -> tuple[list[View], Source, bool]:
+    """What a strategy knows of a group's consumers; its channels are mixed only if all of these will be repaired."""
+    if measured is None:
+        return [], Source.SYNTHETIC, False
+    views = measured.views(rows)
+    return views, measured.source, mixes and len(views) == sum(s.role is Role.CONSUMES for s in rows)
 
 
 def _check_finite(rows: Mapping[Slot, Array]) -> None:

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array, csr_array, diags_array
 from . import transport
 from .errors import UsageError
 from .importance import Scores
-from .surgeon import Source, View, error, survivors
+from .surgeon import Source, View, basis, error, survivors
 
 Ids = NDArray[np.int64]
 
@@ -57,6 +57,7 @@ class Task:
         options: of the transport.
         views: of the group's consumers, as far as they were measured.
         source: what they were measured on.
+        mixes: whether new channels may be any mixtures of the old ones, and all consumers were measured.
     """
 
     rows: NDArray[np.floating]
@@ -65,6 +66,7 @@ class Task:
     options: TransportOptions
     views: Sequence[View] = ()
     source: Source = Source.SYNTHETIC
+    mixes: bool = False
 
 
 Strategy = Callable[[Task], Merge]
@@ -95,16 +97,22 @@ def auto(task: Task) -> Merge:
     """What keeps most with the moments there are (README, "What it does to accuracy").
 
     Without moments, or on synthetic inputs alone, `fold-variance`, which does not depend on them; on anchored ones
-    `surgeon`; on the user's data `fold` or `surgeon`, the one that leaves less error after repair.
+    `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates, `mixture`: the one that
+    leaves least error after repair.
     """
     if not task.views or task.source is Source.SYNTHETIC:
         return fold_variance(task)
     selected = surgeon(task)
     if task.source is Source.ANCHORED:
         return selected
-    folded = fold(task)
-    errors = [sum(error(v, m.compress) for v in task.views) for m in (folded, selected)]
-    return folded if errors[0] <= errors[1] else selected
+    found = [fold(task), selected, *([mixture(task)] if task.mixes else [])]
+    return min(found, key=lambda m: sum(error(v, m.compress) for v in task.views))
+
+
+def mixture(task: Task) -> Merge:
+    """New channels are the k mixtures of all from which consumers can best make up what they read."""
+    mix, back = basis(task.views, task.keep)
+    return Merge(np.arange(task.keep), csr_array(mix), csr_array(back))
 
 
 def intra_fusion(task: Task) -> Merge:

@@ -88,6 +88,25 @@ def _rounds(views: Sequence[View], keep: int) -> Iterator[tuple[Ids, float]]:
         yield alive, float(np.mean(added))
 
 
+def basis(views: Sequence[View], keep: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(keep, n) mixtures of channels from which consumers' outputs can be had best, and (n, keep) the way back.
+
+    With the views' mean covariance C and mean gram G, each relative to what its consumer makes, the error
+    tr G(C − C Pᵀ (P C Pᵀ)⁻¹ P C) is least for P = Vᵀ C^(−½), V the first eigenvectors of C^½ G C^½ (reduced-rank
+    regression: Izenman, J. Multivariate Analysis 1975, eq. 2.8). Mixtures vary as much as the channels do on average.
+    """
+    sizes = [max(float(np.sum(v.gram * v.moments)), 1e-30) for v in views]
+    gram = np.sum([np.asarray(v.gram, np.float64) / s for v, s in zip(views, sizes, strict=True)], axis=0)
+    c = np.asarray(np.mean([v.moments for v in views], axis=0), np.float64)
+    c[np.diag_indices_from(c)] += FLOOR * (c.diagonal().mean() or 1)
+    values, vectors = np.linalg.eigh(c)
+    root = np.sqrt(np.maximum(values, FLOOR * values.max()))
+    half = (vectors * root) @ vectors.T
+    best = np.linalg.eigh(half @ gram @ half)[1][:, ::-1][:, :keep]
+    scale = np.sqrt(c.diagonal().mean())
+    return scale * best.T @ ((vectors / root) @ vectors.T), half @ best / scale
+
+
 def error(view: View, compress: csr_array) -> float:
     """Relative error of what a consumer makes if it gets its channels from (k, n) `compress` @ x by least squares."""
     c = np.asarray(view.moments, np.float64)

@@ -12,9 +12,14 @@ from onnx import ModelProto
 
 import onnxfuse
 from onnxfuse import attempt
+from onnxfuse.channels import find_channels
 from onnxfuse.cli import main
 from onnxfuse.errors import Unsound
+from onnxfuse.linear import linear
 from onnxfuse.oracle import oracle_error
+from onnxfuse.prepare import prepare
+from onnxfuse.probe import probe, provider_list
+from onnxfuse.quantized import lowered_graph
 from onnxfuse.verify import Comparison, verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
@@ -284,3 +289,56 @@ def test_a_repair_that_spoils_the_model_is_left_out(
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(onnxfuse.VerificationFailed, match=r"differ by 0\.24"):
         onnxfuse.fuse(build("residual"), sparsity=0.5, repair=True)
+
+
+STREAM = """(float[N,6,5,5] x) => (float[N,3,5,5] y)
+    <float[16,6,3,3] w0, float[16] b0, float[16,16,1,1] w1, float[16] b1, float[3,16,1,1] w2, float[3] b2> {
+    s = Conv<pads=[1,1,1,1]>(x, w0, b0)
+    d = Conv(s, w1, b1)
+    t = Add(s, d)
+    y = Conv(t, w2, b2)
+}"""
+"""A residual stream without a function on it: s, and what is added to it, may be written in any basis."""
+
+
+def test_channels_that_are_mere_coordinates_are_mixed() -> None:
+    """Three outputs depend on three mixtures of 16 channels, which no four channels of them hold."""
+    one = STREAM.replace("d = Conv(s, w1, b1)", "").replace("Add(s, d)", "Identity(s)")
+    data = {"x": np.random.default_rng(0).standard_normal((64, 6, 5, 5)).astype(np.float32)}
+
+    def lost(text: str, method: str) -> float:
+        before = run(model := from_text(text), data)[0]
+        small = onnxfuse.fuse(model, sparsity=0.75, round_to=1, method=method, calib=data).model
+        return float(np.linalg.norm(run(small, data)[0] - before) / np.linalg.norm(before))
+
+    assert lost(one, "auto") < 0.02  # a ridge is all
+    assert lost(one, "surgeon") > 0.3
+    assert lost(STREAM, "auto") < 0.8 * lost(STREAM, "surgeon")
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        (("t = Add(s, d)", "t = Add(s, d)"), 1),
+        (("t = Add(s, d)", "r = Relu(d) t = Add(s, r)"), 0),  # a function of each channel
+        (("t = Add(s, d)", "u = Add(s, d) t = Add(u, one)"), 0),  # shifts every channel, which no mixture is
+        (("t = Add(s, d)", "u = Add(s, d) t = Mul(u, u)"), 0),
+        (("t = Add(s, d)", "u = Add(s, d) t = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(u)"), 1),
+    ],
+)
+def test_what_may_be_mixed(change: tuple[str, str], count: int) -> None:
+    model = from_text(STREAM.replace("float[3] b2>", "float[3] b2, float one = {1}>").replace(*change))
+    prepare(model)
+    graph = lowered_graph(model)[0]
+    channels = find_channels(graph, probe(model, provider_list("cpu")))
+    assert len(linear(channels)) == count
+    assert len(channels.groups) == 1
+
+
+def test_a_product_of_two_values_is_not_mixed() -> None:
+    """A query's channels are read by the keys."""
+    channels = find_channels(
+        lowered_graph(build("attention_fused"))[0], probe(build("attention_fused"), provider_list("cpu"))
+    )
+    assert channels.groups
+    assert not linear(channels)
