@@ -71,15 +71,13 @@ def provider_list(name: str) -> list[str]:
         raise UsageError(f"provider {name!r} is not in this onnxruntime; choose from {', '.join(short)}")
     if full == PROVIDERS["cpu"]:
         return [full]
-    if not _starts(full):
-        raise UsageError(
-            f"provider {name!r} cannot start here (its libraries or device are missing); use --provider cpu"
-        )
+    if (reason := _refuses(full)) is not None:
+        raise UsageError(f"provider {name!r} cannot start here ({reason}); use --provider cpu")
     return [full, PROVIDERS["cpu"]]
 
 
-def _starts(provider: str) -> bool:
-    """Whether a session really gets the provider: onnxruntime falls back to the CPU, and only logs why."""
+def _refuses(provider: str) -> str | None:
+    """Why a session does not get the provider, if it does not: onnxruntime falls back to the CPU, and only logs it."""
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "trial", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -87,11 +85,11 @@ def _starts(provider: str) -> bool:
     try:
         options = session_options(optimized=True)
         trial = ort.InferenceSession(model.SerializeToString(), options, providers=[provider], enable_fallback=0)
-    except Exception:  # onnxruntime has no base class for what it raises
-        return False
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        return one_line(error, 160)
     finally:
         ort.set_default_logger_severity(2)  # onnxruntime's own default
-    return bool(trial.get_providers()[0] == provider)
+    return None if trial.get_providers()[0] == provider else "its libraries or device are missing"
 
 
 def session_options(optimized: bool, large: bool = False) -> ort.SessionOptions:
