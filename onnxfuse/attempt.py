@@ -12,7 +12,8 @@ from onnx import ModelProto
 from . import model as files
 from .calibdata import Batches
 from .compress import Progress, Small, Studies, compress, untouched
-from .errors import Unsound
+from .errors import Unsound, VerificationFailed, one_line
+from .fidelity import Fidelity, fidelity
 from .latency import Latency
 from .merge import TransportOptions
 from .options import Options
@@ -20,6 +21,7 @@ from .origin import ModelSource
 from .probe import Probe
 from .report import Quality
 from .search import Judge, find
+from .standin import in_float32
 from .verify import Comparison, check_lossless, verify
 
 log = logging.getLogger("onnxfuse")
@@ -33,6 +35,7 @@ class Finished:
         small: the model, and what was done.
         latency, quality: what was measured of it, if that was asked for.
         comparison: with the original.
+        fidelity: to the original on the user's samples, if there are any.
         size: bytes of its files, or that they would have.
     """
 
@@ -40,6 +43,7 @@ class Finished:
     latency: Latency | None
     quality: Quality | None
     comparison: Comparison
+    fidelity: Fidelity | None
     size: int
 
 
@@ -80,10 +84,27 @@ class Setting:
             comparison = verify(model, self.reference, self.providers, *floors, self.source.load)
             return check_lossless(comparison, types) if options.lossless else comparison
 
+        like = self._fidelity(small.model)
         if self.destination is None:
-            return Finished(small, latency, quality, prove(small.model), small.model.ByteSize())
-        external = options.external_data or bool(self.source.beside)
-        return Finished(small, latency, quality, *write(small.model, self.destination, external, prove))
+            comparison, size = prove(small.model), small.model.ByteSize()
+        else:
+            external = options.external_data or bool(self.source.beside)
+            comparison, size = write(small.model, self.destination, external, prove)
+        return Finished(small, latency, quality, comparison, like, size)
+
+    def _fidelity(self, result: ModelProto) -> Fidelity | None:
+        if self.batches is None:
+            return None
+        self.tell("compare on the samples", 0, 1)
+        models = [self.source.load(), result]
+        if self.reference.stand_in:
+            models = [in_float32(m) for m in models]
+        try:
+            return fidelity(models[0], models[1], self.batches, self.providers)
+        except Exception as error:  # onnxruntime has no base class for what it raises
+            raise VerificationFailed(
+                f"the result does not run on the calibration samples: {one_line(error)}"
+            ) from error
 
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:

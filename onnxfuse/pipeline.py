@@ -183,6 +183,7 @@ def fuse_with(
         source.name, None if output is None else str(output), options.recorded(),
         replace(small.before, file_bytes=source.bytes), replace(small.after, file_bytes=done.size), small.groups,
         small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality, small.notes, small.free,
+        done.fidelity,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .channels import Locked
+from .fidelity import Fidelity
 from .latency import Latency
 from .verify import Comparison
 
@@ -69,6 +70,7 @@ class Report:
         quality: on labelled data, if there are any.
         notes: what else was decided, a sentence each.
         free: how many channels were dead, constant, duplicate, if only these went.
+        fidelity: to the original on the user's samples, if there are any.
     """
 
     source: str | None
@@ -84,6 +86,14 @@ class Report:
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
     free: Mapping[str, int] | None = None
+    fidelity: Fidelity | None = None
+
+    @property
+    def likeness(self) -> tuple[float, str]:
+        """Cosine similarity to the original's outputs, and on what: the user's samples, if there are any."""
+        if self.fidelity is not None:
+            return self.fidelity.cosine, "on your samples"
+        return self.comparison.cosine, "on random input"
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -128,14 +138,17 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.locked:
         console.print(locked_table(report.locked) if verbose else _reason_table(report))
     console.print(verification_line(report.comparison), soft_wrap=True, highlight=False)
-    if report.comparison.cosine < DOUBTFUL:
-        console.print(DOUBT, style="bold yellow", soft_wrap=True, highlight=False)
+    if report.fidelity is not None:
+        console.print(fidelity_line(report.fidelity), soft_wrap=True, highlight=False)
+    likeness, where = report.likeness
+    if likeness < DOUBTFUL:
+        console.print(DOUBT.format(where), style="bold yellow", soft_wrap=True, highlight=False)
 
 
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
 DOUBT = (
-    "its outputs hardly resemble the original's on random input: measure it on your own test set; less --sparsity, "
+    "its outputs hardly resemble the original's {}: measure it on your own test set; less --sparsity, "
     "--scope global and --calib keep more, --min-cosine refuses such a result"
 )
 
@@ -201,13 +214,20 @@ def verification_line(c: Comparison) -> str:
     )
 
 
+def fidelity_line(f: Fidelity) -> str:
+    """One line: what the user's samples show."""
+    top = "" if f.same_top is None else f", the same class on top for {100 * f.same_top:.1f}%"
+    return f"on {f.samples} of your samples: cosine {f.cosine:.4f} to the original's outputs{top}"
+
+
 def result_line(report: Report) -> str:
     """What a pipeline greps: PASSED, and the three numbers that matter."""
     b, a = report.before, report.after
+    likeness, where = report.likeness
     share = f"{100 * a.macs / b.macs:.1f}% of the MACs" if b.macs else "no MACs"
     return (
         f"PASSED {report.destination or '(nothing written)'}: {share}, {_bytes(a.file_bytes)}, "
-        f"cosine {report.comparison.cosine:.4f}, {report.seconds:.1f} s"
+        f"cosine {likeness:.4f}{f' {where}' if report.fidelity else ''}, {report.seconds:.1f} s"
     )
 
 

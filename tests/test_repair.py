@@ -342,3 +342,27 @@ def test_a_product_of_two_values_is_not_mixed() -> None:
     )
     assert channels.groups
     assert not linear(channels)
+
+
+def test_likeness_on_the_users_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Random input says little of what a network does to images; the report has both."""
+    data, source = images(192)["input"], MODELS / "resnet20_fmnist.onnx"
+    result = onnxfuse.fuse(source, sparsity=0.7, calib={"input": data})
+    found = result.report.fidelity
+    assert found is not None
+    assert found.samples == 64
+    at = np.concatenate([np.arange(16 * i, 16 * i + 16) for i in (0, 4, 7, 11)])  # 4 of 12 runs
+    before, after = (run(m, {"input": data[at]})[0].astype(np.float64) for m in (onnx.load(source), result.model))
+    norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    assert found.cosine == pytest.approx(float(np.mean(np.sum(before * after, axis=1) / norms)), abs=1e-4)
+    assert found.same_top == np.mean(before.argmax(axis=1) == after.argmax(axis=1))
+    assert found.cosine > result.report.comparison.cosine
+    np.savez(tmp_path / "calib.npz", input=data)
+    assert (
+        main([str(source), str(tmp_path / "o.onnx"), "--sparsity", "0.7", "--calib", str(tmp_path / "calib.npz")]) == 0
+    )
+    text = capsys.readouterr().out
+    assert f"of your samples: cosine {found.cosine:.4f} to the original's outputs, the same class on top for" in text
+    assert text.rstrip().splitlines()[-1].startswith("PASSED")
+    assert f"cosine {found.cosine:.4f} on your samples" in text.rstrip().splitlines()[-1]
+    assert onnxfuse.fuse(source, sparsity=0.2, method="drop").report.fidelity is None
