@@ -6,6 +6,7 @@ and the tensors are shortened once, at the end.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,10 +63,11 @@ class Weights:
     def apply(self, slots: Sequence[Slot], merge: Merge, rows: Mapping[Slot, Array]) -> None:
         """Merge the channels of a group in these slots; `rows` has what was gathered of some of them already."""
         uses = Counter(slot.tensor for slot in slots)
+        factor = functools.cache(functools.partial(matrix, merge))  # a dense block's channels have many readers
         for slot in slots:
             fresh = uses[slot.tensor] > 1 or slot not in rows  # another slot's merge changes a shared tensor
             values = self.gather(slot) if fresh else rows[slot]
-            self.scatter(slot, merge.kept, matrix(merge, slot.role, values.dtype) @ values)
+            self.scatter(slot, merge.kept, factor(slot.role, values.dtype) @ values)
 
 
 def side_by_side(rows: Sequence[Array]) -> Array:
