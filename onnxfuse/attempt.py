@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from onnx import ModelProto
 
 from . import model as files
 from .calibdata import Batches
 from .compress import Progress, Small, Studies, compress, untouched
-from .errors import Unsound, VerificationFailed, one_line
+from .errors import Unsound
 from .fidelity import Fidelity, fidelity
 from .latency import Latency
 from .merge import TransportOptions
@@ -25,6 +26,7 @@ from .standin import in_float32
 from .verify import Comparison, check_lossless, verify
 
 log = logging.getLogger("onnxfuse")
+Proof = TypeVar("Proof")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +79,23 @@ class Setting:
         files.read_in(small.model)  # before the file that it is mapped from is replaced
         self.tell("verify", 0, 1)
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
-        types = {t.data_type for t in small.model.graph.initializer}
 
-        def prove(model: Path | ModelProto) -> Comparison:
-            floors = options.min_cosine, options.max_error
-            comparison = verify(model, self.reference, self.providers, *floors, self.source.load)
-            return check_lossless(comparison, types) if options.lossless else comparison
+        def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None]:
+            return self._compared(model, small.model, options), self._fidelity(small.model)
 
-        like = self._fidelity(small.model)
         if self.destination is None:
-            comparison, size = prove(small.model), small.model.ByteSize()
+            proof, size = prove(small.model), small.model.ByteSize()
         else:
             external = options.external_data or bool(self.source.beside)
-            comparison, size = write(small.model, self.destination, external, prove)
-        return Finished(small, latency, quality, comparison, like, size)
+            proof, size = write(small.model, self.destination, external, prove)
+        return Finished(small, latency, quality, *proof, size)
+
+    def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options) -> Comparison:
+        floors = options.min_cosine, options.max_error
+        wary = options.may_go_without_repair
+        comparison = verify(model, self.reference, self.providers, *floors, self.source.load, wary)
+        types = {t.data_type for t in small.graph.initializer}
+        return check_lossless(comparison, types) if options.lossless else comparison
 
     def _fidelity(self, result: ModelProto) -> Fidelity | None:
         if self.batches is None:
@@ -99,12 +104,7 @@ class Setting:
         models = [self.source.load(), result]
         if self.reference.stand_in:
             models = [in_float32(m) for m in models]
-        try:
-            return fidelity(models[0], models[1], self.batches, self.providers)
-        except Exception as error:  # onnxruntime has no base class for what it raises
-            raise VerificationFailed(
-                f"the result does not run on the calibration samples: {one_line(error)}"
-            ) from error
+        return fidelity(models[0], models[1], self.batches, self.providers)
 
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:
@@ -112,21 +112,19 @@ def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[O
     try:
         return options, setting.finish(setting.make(original, options), options)
     except Unsound as error:
-        if setting.judge or not options.may_go_without_repair:
+        if not options.may_go_without_repair:
             raise
         log.warning("refitted on synthetic samples the result is not sound (%s); it is made without repair", error)
     plain = replace(options, repair=False)
     return plain, setting.finish(setting.make(setting.source.load(), plain), plain)
 
 
-def write(
-    small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Comparison]
-) -> tuple[Comparison, int]:
-    """Stage, verify, move into place; returns the comparison and the bytes written."""
+def write(small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Proof]) -> tuple[Proof, int]:
+    """Stage, verify, move into place; returns what `finish` does and the bytes written."""
     with files.staged(destination) as directory:
         staged = directory / destination.name
         files.save(small, staged, external)
-        comparison = finish(staged)
+        proof = finish(staged)
         size = sum(f.stat().st_size for f in directory.iterdir())
         files.move(staged, destination)
-    return comparison, size
+    return proof, size

@@ -5,14 +5,16 @@ These are samples that the repair was fitted to, so the figures flatter a little
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .calibdata import Batches, evenly
+from .errors import Unsound, one_line
 from .model import Array
 from .picking import numeric
 from .probe import session
@@ -40,7 +42,11 @@ class Fidelity:
 
 
 def fidelity(original: ModelProto, result: ModelProto, batches: Batches, providers: Sequence[str]) -> Fidelity:
-    """Run both models on some of the samples."""
+    """Run both models on some of the samples.
+
+    Raises:
+        Unsound: the result does not run on them.
+    """
     chosen = _some(batches)
     sessions = [session(model, providers) for model in (original, result)]
     names = [o.name for o in sessions[0].get_outputs()]
@@ -49,7 +55,8 @@ def fidelity(original: ModelProto, result: ModelProto, batches: Batches, provide
     count = 0
     for feeds in chosen:
         n = max((len(v) for v in feeds.values() if v.ndim), default=1)
-        before, after = (numeric(dict(zip(names, s.run(names, feeds), strict=True))) for s in sessions)
+        before = numeric(dict(zip(names, sessions[0].run(names, feeds), strict=True)))
+        after = numeric(dict(zip(names, _run(sessions[1], names, feeds), strict=True)))
         count += n
         for name, a in before.items():
             if a.shape == after[name].shape:
@@ -57,6 +64,13 @@ def fidelity(original: ModelProto, result: ModelProto, batches: Batches, provide
         tops += _same_top(before.get(names[0]), after.get(names[0]), n)
     means = [float(np.concatenate(c).mean()) for c in cosines.values()]
     return Fidelity(count, min(means, default=float("nan")), float(np.concatenate(tops).mean()) if tops else None)
+
+
+def _run(result: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    try:
+        return list(result.run(names, dict(feeds)))
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        raise Unsound(f"the result does not run on the calibration samples: {one_line(error)}") from error
 
 
 def _some(batches: Batches) -> Batches:

@@ -19,7 +19,7 @@ from .latency import Latency, measure
 from .options import Options
 from .probe import Probe
 from .report import Quality
-from .verify import compare, run
+from .verify import verify
 
 Make = Callable[[float | None], Small]
 """The model at a point of the line; None: where the other options put it."""
@@ -54,10 +54,9 @@ class Judge:
         """Whether the model is as good as every floor says."""
         o = self.options
         if o.min_cosine is not None or o.max_error is not None:
-            errors = compare(self.reference.outputs, run(model, self.reference.inputs, self.providers, optimized=False))
-            if o.min_cosine is not None and not min((e.cosine for e in errors), default=1.0) >= o.min_cosine:
-                return False
-            if o.max_error is not None and not max((e.max_abs for e in errors), default=0.0) <= o.max_error:
+            try:
+                verify(model, self.reference, self.providers, o.min_cosine, o.max_error, lambda: self.original)
+            except VerificationFailed:
                 return False
         quality = self.quality(model)
         return quality is None or o.max_drop is None or within(quality, o.max_drop)

@@ -23,6 +23,10 @@ from .standin import in_float32
 log = logging.getLogger("onnxfuse")
 AGREEMENT = 1e-3
 """Relative difference allowed between a result's outputs with onnxruntime's optimizations off and on."""
+WARY = 1e-4
+"""The same where another way to make the result is left: no trained model's outputs are made of roundings."""
+FAR = 10.0
+"""And there, how far outputs may be from the original's, where zeros would be 1: some random weights explode."""
 LARGE = 1 << 30
 """Bytes of a model from which on onnxruntime must not copy its weights into another layout for one run."""
 SLACK = 10.0
@@ -144,6 +148,7 @@ def verify(
     min_cosine: float | None,
     max_error: float | None,
     original: Callable[[], ModelProto],
+    wary: bool = False,
 ) -> Comparison:
     """Check a result and compare it with the original.
 
@@ -157,25 +162,29 @@ def verify(
         min_cosine: smallest cosine similarity allowed for any output, or None.
         max_error: largest absolute difference allowed in any output, or None.
         original: loads the original again; called only if the result fails a check that the original may fail, too.
+        wary: whether there is another way to make the result, so that doubts are enough to refuse it (`WARY`, `FAR`).
 
     Raises:
         VerificationFailed: invalid, outputs of another type, or beyond `min_cosine` or `max_error`.
-        Unsound: does not run, outputs that are not finite, or not the same with optimizations off and on.
+        Unsound: does not run, outputs that are not finite, not the same with optimizations off and on, or far off.
     """
     _check_as_well_as(model, original)
     opened = _stand_in(model) if reference.stand_in else model
     again = cache(lambda: _source(original(), reference))
     runs = _run_both(opened, reference, providers, again)
     _same_interface(runs.original, runs.plain)
-    if not runs.agreement <= AGREEMENT or any(math.isnan(e.cosine) for e in compare(runs.original, runs.plain)):
+    agreement = WARY if wary else AGREEMENT
+    if not runs.agreement <= agreement or any(math.isnan(e.cosine) for e in compare(runs.original, runs.plain)):
         runs = _with_picks(opened, reference, providers, again()) or runs
-    if not runs.agreement <= AGREEMENT:
+    if not runs.agreement <= agreement:
         own = _own_agreement(reference, providers, again())
         if not runs.agreement <= own * SLACK:
             raise Unsound(
                 f"outputs with optimizations off and on differ by {runs.agreement:.2g} (the original's by {own:.2g})"
             )
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
+    if wary:
+        _refuse_exploded(result)
     _hold_floors(result, min_cosine, max_error)
     return result
 
@@ -188,6 +197,12 @@ def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
     """How the model's outputs differ; what its picks read, if all of its outputs are picks."""
     errors = compare(runs.original, runs.plain)
     return tuple(e for e in errors if e.name in reference.outputs) or errors
+
+
+def _refuse_exploded(result: Comparison) -> None:
+    for output in result.outputs:
+        if math.isfinite(output.relative) and output.relative > FAR:
+            raise Unsound(f"output {output.name!r} is {output.relative:.2g} times as far off as zeros would be")
 
 
 def _hold_floors(result: Comparison, min_cosine: float | None, max_error: float | None) -> None:

@@ -282,6 +282,7 @@ def test_a_repair_that_spoils_the_model_is_left_out(
     with caplog.at_level("WARNING", "onnxfuse"):
         result = onnxfuse.fuse(build("residual"), tmp_path / "out.onnx", sparsity=0.5)
     assert "differ by 0.24); it is made without repair" in caplog.text
+    assert [args[-1] for args in seen] == [True, False]  # wary only while there is another way
     assert result.plan.repairs == ()
     assert result.report.options["repair"] is False
     assert result.model == plain.model
@@ -289,6 +290,20 @@ def test_a_repair_that_spoils_the_model_is_left_out(
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(onnxfuse.VerificationFailed, match=r"differ by 0\.24"):
         onnxfuse.fuse(build("residual"), sparsity=0.5, repair=True)
+
+
+def test_a_model_that_explodes_is_refused_where_there_is_another_way() -> None:
+    model, louder = build("residual"), build("residual")
+    reference = probe(model, provider_list("cpu"), seed=0)
+    last = next(n for n in louder.graph.node if louder.graph.output[0].name in n.output)
+    last.output[0] = "quiet"
+    factor = onnx.numpy_helper.from_array(np.array(100, np.float32), "factor")
+    louder.graph.initializer.append(factor)
+    louder.graph.node.append(onnx.helper.make_node("Mul", ["quiet", "factor"], [louder.graph.output[0].name]))
+    sound = verify(louder, reference, provider_list("cpu"), None, None, lambda: model)
+    assert sound.outputs[0].relative == pytest.approx(99, rel=1e-3)
+    with pytest.raises(Unsound, match="is 99 times as far off as zeros would be"):
+        verify(louder, reference, provider_list("cpu"), None, None, lambda: model, wary=True)
 
 
 STREAM = """(float[N,6,5,5] x) => (float[N,3,5,5] y)
