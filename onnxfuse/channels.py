@@ -242,8 +242,8 @@ class _Refiner:
 
     def __call__(self, row: Classes) -> None:
         present, counts = np.unique(row, return_counts=True)
-        pairs = np.stack([self.labels[present], counts])
-        _, inverse = np.unique(pairs, axis=1, return_inverse=True)
+        pairs = self.labels[present] * (len(row) + 1) + counts  # as one number, which sorts faster than two
+        _, inverse = np.unique(pairs, return_inverse=True)
         new = inverse.reshape(-1) + self.next
         self.next = int(new.max()) + 1
         self.labels[present] = np.where(self.labels[present] == 1, 1, new)

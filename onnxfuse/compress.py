@@ -238,7 +238,8 @@ def _merge_all(
     weights = Weights(channels.tracker.graph, keep=measured is not None)
     method, score = strategy(options.method), function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
-    waiting = Counter(tensor for group, _ in todo for tensor in {s.tensor for s in group.slots})
+    holders = _holders([g for g, _ in todo])
+    waiting = Counter({tensor: len(numbers) for tensor, numbers in holders.items()})
     merged: dict[int, Removal] = {}
     mixing = set() if measured is None else linear(channels)
 
@@ -248,7 +249,8 @@ def _merge_all(
         waiting.subtract(tensors := {s.tensor for s in group.slots})
         if not weights.keep:
             whole = [tensor for tensor in sorted(tensors) if not waiting[tensor]]
-            shorten(weights.graph, weights, [merged[i] for i in sorted(merged)], whole)
+            concerned = sorted({i for tensor in whole for i in holders[tensor]})
+            shorten(weights.graph, weights, [merged[i] for i in concerned], whole)
 
     def merge(number: int) -> Merge:
         group, k = todo[number]
@@ -270,6 +272,15 @@ def _merge_all(
     wait = _shared_tensors([g for g, _ in todo], weights.graph)
     merges = in_order(merge, wait, lambda done: tell("merge", done, len(todo)))
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)], weights
+
+
+def _holders(groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
+    """Constant → the numbers of the groups that have channels in it, ascending."""
+    found: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        for tensor in {s.tensor for s in group.slots}:
+            found.setdefault(tensor, []).append(number)
+    return found
 
 
 def _seen(measured: Study | None, rows: Mapping[Slot, Array], mixes: bool) -> tuple[list[View], Source, bool]:

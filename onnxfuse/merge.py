@@ -118,21 +118,21 @@ def mixture(task: Task) -> Merge:
 def intra_fusion(task: Task) -> Merge:
     """The paper's §3: F is the transposed plan with every source's column divided by its sum; consumers get Fᵀ."""
     kept, plan = _plan(task)
-    fuse = csr_array(_per_row(plan).T)
-    return Merge(kept, fuse, csr_array(fuse.T))
+    share = per_row(plan)
+    return Merge(kept, csr_array(share.T), share)
 
 
 def barycentric(task: Task) -> Merge:
     """New channels are plan-weighted means of what flows into them; consumers read plan-weighted shares."""
     kept, plan = _plan(task)
-    return Merge(kept, _per_row(csr_array(plan.T)), _per_row(plan))
+    return Merge(kept, per_row(csr_array(plan.T)), per_row(plan))
 
 
 def fold(task: Task) -> Merge:
     """Model Folding (ICLR 2025): k-means; producers take a cluster's mean, consumers the sum of its columns."""
     labels = transport.clusters(task.rows, task.keep)
     kept, member = _places(labels, task.scores)
-    return Merge(kept, _per_row(csr_array(member.T)), member)
+    return Merge(kept, per_row(csr_array(member.T)), member)
 
 
 def fold_variance(task: Task) -> Merge:
@@ -180,7 +180,7 @@ def _plan(task: Task) -> tuple[Ids, csr_array]:
     n, k = len(features), task.keep
     if o.target == "cluster":
         kept, member = _places(transport.clusters(features, k), task.scores)
-        targets = np.asarray(_per_row(csr_array(member.T)).astype(features.dtype) @ features)
+        targets = np.asarray(per_row(csr_array(member.T)).astype(features.dtype) @ features)
     else:
         kept = most_important(task)
         member = csr_array((np.ones(k), (kept, np.arange(k))), shape=(n, k))
@@ -195,6 +195,8 @@ def _plan(task: Task) -> tuple[Ids, csr_array]:
         source = _mass(o.source_mass, task.scores)[alive]
         mass = _target_mass(o, task.scores, member)
         plan = transport.full_plan(living, targets, source, mass, o.cost_norm)
+    if len(living) == n:
+        return kept, plan
     found = coo_array(plan)
     return kept, csr_array((found.data, (np.flatnonzero(alive)[found.row], found.col)), shape=(n, k))
 
@@ -217,12 +219,12 @@ def _places(labels: Ids, scores: Scores) -> tuple[Ids, csr_array]:
     return np.sort(first), member
 
 
-def _per_row(plan: csr_array) -> csr_array:
+def per_row(plan: csr_array) -> csr_array:
     """Rows divided by their sums; a row of zeros stays."""
     rows = csr_array(plan)
     total = np.asarray(rows.sum(axis=1)).ravel()
-    rows.data = rows.data / np.repeat(np.where(total == 0, 1, total), np.diff(rows.indptr))
-    return rows
+    data = rows.data / np.repeat(np.where(total == 0, 1, total), np.diff(rows.indptr))
+    return csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
 
 
 def strategy(method: str) -> Strategy:

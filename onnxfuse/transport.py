@@ -49,9 +49,10 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     larger = np.empty((len(sources), len(targets)), np.float64)
     repeats = LONG_LOOP // sources.shape[1] + 1
     copies = np.concatenate([sources] * repeats, axis=1) if repeats > 1 else sources
-    cuts = [len(sources) * i // WORKERS for i in range(WORKERS + 1)]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(lambda rows: _sum_of_larger(copies, targets, rows, larger), map(range, cuts, cuts[1:])))
+    parts = WORKERS if larger.size * sources.shape[1] > BLOCK * BATCH else 1
+    cuts = [len(sources) * i // parts for i in range(parts + 1)]
+    each = map if parts == 1 else ThreadPoolExecutor(parts).map
+    list(each(lambda rows: _sum_of_larger(copies, targets, rows, larger), map(range, cuts, cuts[1:])))
     larger *= 2
     larger -= np.einsum("sd->s", sources)[:, None] + np.einsum("td->t", targets)
     return np.maximum(larger, 0, out=larger)
@@ -105,13 +106,13 @@ def kept_plan(features: NDArray[np.floating], kept: NDArray[np.int64], p: int = 
     """
     n, m = len(features), len(kept)
     gone = np.setdiff1d(np.arange(n), kept)
-    stay = coo_array((np.full(m, 1 / n), (kept, np.arange(m))), shape=(n, m))
-    if not len(gone):
-        return csr_array(stay)
-    masses = np.full(len(gone), 1 / n), np.full(m, 1 / m - 1 / n)
-    flow = coo_array(_flow(features[gone], features[kept], *masses, p))
-    moved = coo_array((flow.data, (gone[flow.row], flow.col)), shape=(n, m))
-    return csr_array(stay + moved)
+    mass, rows, columns = np.full(m, 1 / n), kept, np.arange(m)
+    if len(gone):
+        masses = np.full(len(gone), 1 / n), np.full(m, 1 / m - 1 / n)
+        flow = coo_array(_flow(features[gone], features[kept], *masses, p))
+        mass, rows = np.append(mass, flow.data), np.append(rows, gone[flow.row])
+        columns = np.append(columns, flow.col)
+    return csr_array((mass, (rows, columns)), shape=(n, m))
 
 
 def full_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -223,7 +224,7 @@ def _run_both(
 ) -> Runs:
     """The result as it is; with the original's picks, if it makes too few of its own to run to its end."""
     try:
-        plain, fast = (run(model, reference.inputs, providers, optimized) for optimized in (False, True))
+        plain, fast = _plain_and_fast(model, reference.inputs, providers)
     except Exception as error:  # onnxruntime has no base class for what it raises
         runs = _with_picks(model, reference, providers, original())
         if runs is None:
@@ -235,6 +236,16 @@ def _run_both(
         )
         return runs
     return Runs(reference.outputs, plain, fast)
+
+
+def _plain_and_fast(
+    model: Path | ModelProto, feeds: Outputs, providers: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Outputs with optimizations off and on; at the same time, unless the weights are many."""
+    size = model.ByteSize() if isinstance(model, ModelProto) else file_bytes(model)
+    with ThreadPoolExecutor(1 if size > LARGE else 2) as pool:
+        plain, fast = pool.map(lambda optimized: run(model, feeds, providers, optimized), (False, True))
+    return plain, fast
 
 
 def _with_picks(
@@ -250,7 +261,7 @@ def _with_picks(
     feeds = [feeds_of(part, reference.inputs, given) for part in parts]
     before = run(parts[0], feeds[0], providers, optimized=False)
     try:
-        plain, fast = (run(parts[1], feeds[1], providers, optimized) for optimized in (False, True))
+        plain, fast = _plain_and_fast(parts[1], feeds[1], providers)
     except Exception as error:  # onnxruntime has no base class for what it raises
         log.debug("nor does the result run with the original's picks: %s", one_line(error))
         return None

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 
 from .channels import Slot
-from .merge import Merge
+from .merge import Merge, per_row
 from .model import Array, Graph
 from .tracker import Ids, RawSlot, Role
 
@@ -52,10 +52,9 @@ class Weights:
         """(n, q·rest) what each channel of the group has in this slot."""
         return gather(self[slot.tensor], slot)
 
-    def scatter(self, slot: Slot, kept: Ids, values: Array) -> None:
-        """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to the others."""
+    def scatter(self, slot: Slot, kept: Ids, gone: Ids, values: Array) -> None:
+        """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to those of the others."""
         view, index = _view(self[slot.tensor], slot)
-        gone = others(kept, len(slot.positions))
         view[tuple(i[gone] for i in index)] = 0
         shape = (len(kept), slot.positions.shape[1], *view.shape[len(index) :])
         view[tuple(i[kept] for i in index)] = values.reshape(shape)
@@ -64,10 +63,11 @@ class Weights:
         """Merge the channels of a group in these slots; `rows` has what was gathered of some of them already."""
         uses = Counter(slot.tensor for slot in slots)
         factor = functools.cache(functools.partial(matrix, merge))  # a dense block's channels have many readers
+        gone = others(merge.kept, merge.compress.shape[1])
         for slot in slots:
             fresh = uses[slot.tensor] > 1 or slot not in rows  # another slot's merge changes a shared tensor
             values = self.gather(slot) if fresh else rows[slot]
-            self.scatter(slot, merge.kept, factor(slot.role, values.dtype) @ values)
+            self.scatter(slot, merge.kept, gone, factor(slot.role, values.dtype) @ values)
 
 
 def side_by_side(rows: Sequence[Array]) -> Array:
@@ -96,13 +96,21 @@ def gather(array: Array, slot: Slot) -> Array:
 def _view(array: Array, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
     """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""
     moved = front(array, slot)
+    if len(slot.axes) == 1:
+        return moved, (slot.positions,)
     return moved, np.unravel_index(slot.positions, moved.shape[: len(slot.axes)])
 
 
 def front(array: Array, slot: Slot | RawSlot) -> Array:
     """A view of `array`, axis 0 split into (split, −1), with the slot's axes moved to the front."""
     split = array.reshape(slot.split, -1, *array.shape[1:]) if slot.split > 1 else array
-    return np.moveaxis(split, slot.axes, range(len(slot.axes)))
+    return split.transpose(_to_front(slot.axes, split.ndim))
+
+
+@functools.cache
+def _to_front(axes: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The order of `count` axes that has these first: what `np.moveaxis` finds, which a dense block asks often."""
+    return *axes, *(a for a in range(count) if a not in axes)
 
 
 def matrix(merge: Merge, role: Role, dtype: np.dtype[Any]) -> csr_array:
@@ -110,6 +118,5 @@ def matrix(merge: Merge, role: Role, dtype: np.dtype[Any]) -> csr_array:
     if role is Role.CONSUMES:
         return csr_array(merge.expand.T).astype(dtype)
     if role is Role.SCALE:
-        total = merge.compress.sum(axis=1)
-        return csr_array(diags_array(1 / np.where(total == 0, 1, total)) @ merge.compress).astype(dtype)
+        return per_row(merge.compress).astype(dtype)
     return merge.compress.astype(dtype)
