@@ -16,8 +16,10 @@ from .calibrate import Study
 from .channels import Channels
 from .curves import CURVES, GroupWeights, cost_curve
 from .errors import UsageError
+from .linear import linear
 from .options import Options
 from .resources import RESOURCES, Resource, Widths
+from .surgeon import Source
 from .tracker import Role
 
 Quantity = str | float
@@ -148,12 +150,15 @@ def _limits(channels: Channels, families: Families, options: Options) -> list[Li
 
 def _costs(channels: Channels, families: Families, measured: Study | None) -> list[NDArray[np.float64]]:
     """For each family the costs of its widths 0 … unit, summed over its groups."""
+    mixing = linear(channels) if measured is not None and measured.source is Source.DATA else set()
     costs = [np.zeros(unit + 1) for unit in families.units.tolist()]
     for group in channels.groups:
         weights = GroupWeights(channels.tracker.graph, group)
         if measured is not None:
             rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}
-            weights = replace(weights, views=measured.views(rows))
+            views = measured.views(rows)
+            mixes = group in mixing and len(views) == len(rows)
+            weights = replace(weights, views=views, mixes=mixes)
         curve = cost_curve(CURVES["measured"], weights)
         costs[families.places[group.family]] += curve[:: group.channels // group.unit]
     return costs

@@ -22,6 +22,7 @@ from .channels import Channels, Classes, Slot
 from .model import Array, Graph, attribute, proto_label
 from .picking import behind_picks
 from .prepare import Folded, scaled_rows
+from .shrinkage import oas
 from .surgeon import Source, View
 from .tracker import Ids, RawSlot, Role
 from .walk import Chunks, Walk
@@ -160,7 +161,7 @@ def _view(reader: Reader, moments: Moments, slot: Slot, weights: Array) -> View:
     if slot.split > 1:  # a block's weights do not read the others
         block = slot.positions[:, 0] // (reader.layout.size // slot.split)
         gram *= block[:, None] == block
-    return View(moments.square[np.ix_(own, own)], gram)
+    return View(moments.square[np.ix_(own, own)], gram, oas(moments.square, moments.count))
 
 
 # --- readers --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .channels import ChannelGroup, Slot
 from .model import Array, Graph
-from .surgeon import View, losses
+from .surgeon import View, losses, mixture_losses
 from .tracker import Role
 from .weights import front, gather
 
@@ -21,11 +21,15 @@ MOST = 1 - 1e-9
 
 @dataclass(frozen=True, eq=False)
 class GroupWeights:
-    """One group, the weights it has before anything is merged, and how its consumers read it, as far as measured."""
+    """One group, the weights it has before anything is merged, and how its consumers read it, as far as measured.
+
+    `mixes`: its channels may become mixtures of all of them.
+    """
 
     graph: Graph
     group: ChannelGroup
     views: Sequence[View] = ()
+    mixes: bool = False
 
     def rows(self, slot: Slot) -> Array:
         """(n, d) what each channel has in a slot."""
@@ -62,7 +66,9 @@ def energy(weights: GroupWeights) -> Vector:
 
 def measured(weights: GroupWeights) -> Vector:
     """What the best channels cannot make up of what consumers make, in measured covariances; `energy` without any."""
-    return losses(weights.views) if weights.views else energy(weights)
+    if not weights.views:
+        return energy(weights)
+    return (mixture_losses if weights.mixes else losses)(weights.views)
 
 
 CURVES: Mapping[str, Curve] = {"energy": energy, "measured": measured}

@@ -35,6 +35,7 @@ from .model import Array
 from .prepare import out_axis, scaled_rows
 from .rewrite import Removal, removed_mask
 from .schedule import ahead
+from .shrinkage import ridge
 from .surgeon import Source
 from .tracker import Role
 from .walk import Walk
@@ -44,8 +45,6 @@ Matrix = NDArray[np.floating]
 Merges = Sequence[tuple[ChannelGroup, Merge]]
 RIDGE: Mapping[Source, float] = {Source.DATA: 1e-2, Source.ANCHORED: 1e-2, Source.SYNTHETIC: 1.0}
 """The least λ, by what was measured on: moments of synthetic inputs alone only correct the merge half-way."""
-FLOOR = 1e-5
-"""Of the mean variance: the least that is added to each channel's, so that dead ones can be solved for."""
 GAIN = 3.0
 """No output is made larger or smaller by more than this factor."""
 SILENT = 1e-3
@@ -182,23 +181,6 @@ def solve(
         factor = cho_factor(square, overwrite_a=True, check_finite=False)
         expand[np.ix_(block, own)] = cho_solve(factor, wanted.T, overwrite_b=True, check_finite=False).T
     return expand, moments.mean - expand @ moments.after.mean
-
-
-def ridge(square: Moment, count: int, least: float) -> Matrix:
-    """(n,) what is added to the diagonal of a covariance of `count` samples before it is inverted."""
-    size = np.maximum(square.diagonal(), 0)
-    shrinkage = max(least, oas(square, count))
-    return np.asarray(shrinkage * size + FLOOR * (size.mean() or 1))
-
-
-def oas(square: Moment, count: int) -> float:
-    """ρ / (1 − ρ), with ρ the oracle-approximating shrinkage of the correlations towards none (Chen et al., eq. 23)."""
-    p = len(square)
-    size = square.diagonal()
-    deviation = np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))  # a dead channel correlates with none
-    trace = float(np.square(square / np.outer(deviation, deviation)).sum())
-    rho = ((1 - 2 / p) * trace + p * p) / ((count + 1 - 2 / p) * max(trace - p, 1e-12))
-    return rho / (1 - rho) if rho < 0.999 else 1e3
 
 
 def _read(weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Matrix, shift: Matrix) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 Matrix = NDArray[np.float32]
+Matrix64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
@@ -35,10 +36,17 @@ class View:
     Attributes:
         moments: (n, n) covariance of the channels, as measured.
         gram: (n, n) inner products of the weights that read them.
+        shrinkage: share of each variance that no channel is to make up for another, as these were few samples.
     """
 
     moments: NDArray[np.floating]
     gram: NDArray[np.floating]
+    shrinkage: float = 0
+
+    @property
+    def ridge(self) -> float:
+        """What is added to variances, as a share of them: what the repair will add, too."""
+        return max(RIDGE, self.shrinkage)
 
 
 RIDGE = 1e-2
@@ -88,23 +96,38 @@ def _rounds(views: Sequence[View], keep: int) -> Iterator[tuple[Ids, float]]:
         yield alive, float(np.mean(added))
 
 
-def basis(views: Sequence[View], keep: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def basis(views: Sequence[View], keep: int) -> tuple[Matrix64, Matrix64]:
     """(keep, n) mixtures of channels from which consumers' outputs can be had best, and (n, keep) the way back.
 
     With the views' mean covariance C and mean gram G, each relative to what its consumer makes, the error
     tr G(C − C Pᵀ (P C Pᵀ)⁻¹ P C) is least for P = Vᵀ C^(−½), V the first eigenvectors of C^½ G C^½ (reduced-rank
     regression: Izenman, J. Multivariate Analysis 1975, eq. 2.8). Mixtures vary as much as the channels do on average.
     """
+    c, values, vectors, gram = _whitened(views)
+    root = np.sqrt(values)
+    half = (vectors * root) @ vectors.T
+    best = np.linalg.eigh(half @ gram @ half)[1][:, ::-1][:, :keep]
+    scale = np.sqrt(c.diagonal().mean())
+    return scale * best.T @ ((vectors / root) @ vectors.T), half @ best / scale
+
+
+def mixture_losses(views: Sequence[View]) -> NDArray[np.float64]:
+    """`losses`, if the k channels may be mixtures of all: what the other eigenvectors of `basis` would carry."""
+    _, values, vectors, gram = _whitened(views)
+    half = vectors * np.sqrt(values)
+    carried = np.maximum(np.linalg.eigvalsh(half.T @ gram @ half)[::-1], 0)
+    lost = np.append(np.cumsum(carried[::-1])[::-1], 0)
+    return np.asarray(lost / max(lost[0], 1e-30))
+
+
+def _whitened(views: Sequence[View]) -> tuple[Matrix64, Matrix64, Matrix64, Matrix64]:
+    """(n, n) mean covariance, its eigenvalues and eigenvectors, and the views' mean gram, relative to their signal."""
     sizes = [max(float(np.sum(v.gram * v.moments)), 1e-30) for v in views]
     gram = np.sum([np.asarray(v.gram, np.float64) / s for v, s in zip(views, sizes, strict=True)], axis=0)
     c = np.asarray(np.mean([v.moments for v in views], axis=0), np.float64)
     c[np.diag_indices_from(c)] += FLOOR * (c.diagonal().mean() or 1)
     values, vectors = np.linalg.eigh(c)
-    root = np.sqrt(np.maximum(values, FLOOR * values.max()))
-    half = (vectors * root) @ vectors.T
-    best = np.linalg.eigh(half @ gram @ half)[1][:, ::-1][:, :keep]
-    scale = np.sqrt(c.diagonal().mean())
-    return scale * best.T @ ((vectors / root) @ vectors.T), half @ best / scale
+    return c, np.maximum(values, FLOOR * values.max()), vectors, gram
 
 
 def error(view: View, compress: csr_array) -> float:
@@ -112,7 +135,7 @@ def error(view: View, compress: csr_array) -> float:
     c = np.asarray(view.moments, np.float64)
     mixed = compress @ c
     square = mixed @ compress.T.toarray()
-    square += np.diag(RIDGE * square.diagonal() + FLOOR * (square.diagonal().mean() or 1))
+    square += np.diag(view.ridge * square.diagonal() + FLOOR * (square.diagonal().mean() or 1))
     left = c - mixed.T @ np.linalg.solve(square, mixed)
     return float(np.sum(view.gram * left) / max(np.sum(view.gram * c), 1e-30))
 
@@ -120,8 +143,9 @@ def error(view: View, compress: csr_array) -> float:
 def _state(view: View) -> _State:
     c = np.array(view.moments, np.float32)
     size, gram = c.diagonal().copy(), np.array(view.gram, np.float32)
-    total = max(float(np.vdot(gram, c)), 1e-30)
-    c[np.diag_indices_from(c)] += RIDGE * size + FLOOR * (size.mean() or 1)
+    scatter = (view.ridge - RIDGE) * float(gram.diagonal() @ size)  # of few samples: it counts as signal, too
+    total = max(float(np.vdot(gram, c)) + scatter, 1e-30)
+    c[np.diag_indices_from(c)] += view.ridge * size + FLOOR * (size.mean() or 1)
     return _State(np.linalg.inv(c), gram, total)
 
 
