@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 import onnxfuse
 from onnxfuse import attempt
+from onnxfuse import verify as verification
 from onnxfuse.channels import find_channels
 from onnxfuse.cli import main
 from onnxfuse.errors import Unsound
@@ -304,6 +305,19 @@ def test_a_model_that_explodes_is_refused_where_there_is_another_way() -> None:
     assert sound.outputs[0].relative == pytest.approx(99, rel=1e-3)
     with pytest.raises(Unsound, match="is 99 times as far off as zeros would be"):
         verify(louder, reference, provider_list("cpu"), None, None, lambda: model, wary=True)
+
+
+def test_a_score_that_saturates_may_be_made_of_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is next to nothing then, and so is what optimizations change of it."""
+    model, reference = build("residual"), probe(build("residual"), provider_list("cpu"), seed=0)
+    name, value = next(iter(reference.outputs.items()))
+    rest = {n: a for n, a in reference.outputs.items() if n != name}
+    pair = [{**rest, name: np.full_like(value, x)} for x in (1e-7, 1.2e-7)]
+    monkeypatch.setattr(verification, "_plain_and_fast", lambda *_: pair)
+    assert verify(model, reference, provider_list("cpu"), None, None, lambda: model).agreement == pytest.approx(0.2)
+    pair[:] = [{**rest, name: np.full_like(value, x)} for x in (1.0, 1.2)]
+    with pytest.raises(Unsound, match=r"differ by 0\.2"):
+        verify(model, reference, provider_list("cpu"), None, None, lambda: model)
 
 
 STREAM = """(float[N,6,5,5] x) => (float[N,3,5,5] y)
