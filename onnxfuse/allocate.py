@@ -81,10 +81,19 @@ class Families:
 
 @dataclass(frozen=True)
 class Limit:
-    """A resource, and how much of it may be used."""
+    """A resource, and how much of it may be used.
+
+    `saved_by` counts what a step saves where that is not the resource itself: among the ways to keep a limit on
+    multiply-accumulates the one that takes least time is wanted.
+    """
 
     resource: Resource
     most: float
+    saved_by: Resource | None = None
+
+    def gradient(self, widths: Widths) -> Vector:
+        """(families,) what one unit less of each family saves."""
+        return (self.saved_by or self.resource).gradient(widths)
 
     def holds(self, widths: Widths) -> bool:
         """Whether these widths keep it; float rounding forgiven."""
@@ -125,7 +134,7 @@ def cheapest(families: Families, costs: Sequence[Vector], limits: Sequence[Limit
     start, widths = families.widest, families.widest
     while unmet := [x for x in limits if not x.holds(widths)]:
         after = np.maximum(position - strides, 0)
-        saved = sum(x.resource.gradient(widths) / max(x.resource(start) - x.most, 1) for x in unmet)
+        saved = sum(x.gradient(widths) / max(x.resource(start) - x.most, 1) for x in unmet)
         found = _least(families, costs, position, after, np.asarray(saved))
         if found is None:
             break

@@ -28,6 +28,8 @@ COUNTS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "size": {**BYTES, "": 1.0}}
 """Resource → the units it is given in; `resources.RESOURCES` says how much a model uses of it."""
+SAVED_BY: Mapping[str, str] = {"macs": "time"}
+"""Resource → what a channel is valued by that goes for it, where that is another: what takes long goes first."""
 CLOSE = 0.98
 """Of a budget must be used: where rounded widths leave more, one family of groups gets an exact width."""
 SHARES = {"x": 1.0, "%": 0.01}
@@ -106,8 +108,8 @@ def choose(
     costs = _costs(channels, families, measured)
     if exact is not None:
         main = _main(channels, families)
-        near = cheapest(families.around(exact), costs, [Limit(main, main(exact))])
-        return near if local else cheapest(families, costs, [Limit(main, main(near))])
+        near = cheapest(families.around(exact), costs, [main.at(exact)])
+        return near if local else cheapest(families, costs, [main.at(near)])
     limits = _limits(channels, families.unrounded(), options)
     if not all(limit.holds(families.narrowest) for limit in limits):
         families = families.unrounded()  # blocks are too coarse for such a budget
@@ -121,25 +123,44 @@ def choose(
     return widths
 
 
-def _main(channels: Channels, families: Families) -> Resource:
+@dataclass(frozen=True, eq=False)
+class _Kind:
+    """A resource, and what counts as saving it."""
+
+    resource: Resource
+    saved_by: Resource | None
+
+    def limit(self, most: float) -> Limit:
+        return Limit(self.resource, most, self.saved_by)
+
+    def at(self, widths: Widths) -> Limit:
+        return self.limit(self.resource(widths))
+
+
+def _kind(name: str, channels: Channels, families: Families) -> _Kind:
+    by = SAVED_BY.get(name)
+    made = RESOURCES[name](channels, families.places)
+    return _Kind(made, RESOURCES[by](channels, families.places) if by else None)
+
+
+def _main(channels: Channels, families: Families) -> _Kind:
     """Multiply-accumulates; parameters where no channels are multiplied."""
-    macs = RESOURCES["macs"](channels, families.places)
-    return macs if macs.gradient(families.units).any() else RESOURCES["params"](channels, families.places)
+    macs = _kind("macs", channels, families)
+    return macs if macs.resource.gradient(families.units).any() else _kind("params", channels, families)
 
 
 def _part_of(channels: Channels, families: Families, room: float) -> Limit:
     main = _main(channels, families)
-    least, most = main(families.narrowest), main(families.widest)
-    return Limit(main, least + room * (most - least))
+    least, most = main.resource(families.narrowest), main.resource(families.widest)
+    return main.limit(least + room * (most - least))
 
 
 def _limits(channels: Channels, families: Families, options: Options) -> list[Limit]:
     limits = []
     for name, budget in targets(options).items():
-        resource = RESOURCES[name](channels, families.places)
-        limit = Limit(resource, budget.value)
+        limit = _kind(name, channels, families).limit(budget.value)
         if not limit.holds(families.narrowest):
-            least, most = (resource(w) for w in (families.narrowest, families.units))
+            least, most = (limit.resource(w) for w in (families.narrowest, families.units))
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
                 f"{math.ceil(least)}, {least / most:.3f} of the original's"

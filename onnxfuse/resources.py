@@ -6,6 +6,7 @@ of extents. So what any allocation costs is known before anything is merged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from .counts import WEIGHTS, file_bytes, mac_products
 from .model import every_constant
 
 Vector = NDArray[np.float64]
+BALANCE = 12.0
+"""Multiply-accumulates that one core does in the time of reading a float32 from memory: 32 and more, to 10 GB/s."""
 Widths = NDArray[np.int64]
 """(families,) units kept of each family: a group keeps channels / unit times as many channels."""
 
@@ -105,6 +108,25 @@ def _macs(channels: Channels, families: Mapping[int, int]) -> Resource:
     return total.resource()
 
 
+def _time(channels: Channels, families: Mapping[int, int]) -> Resource:
+    """Multiply-accumulates, where a weight takes as long to fetch as `BALANCE` of them (the roofline model).
+
+    Williams et al., CACM 2009. What a large Gemm reads from memory once for each sample is not had for its
+    multiply-accumulates alone.
+    """
+    t, total = channels.tracker, _Sum(len(families))
+    model, tensors = t.graph.model, every_constant(t.graph.model)
+    dims = {name: tuple(tensor.dims) for name, tensor in tensors.items()}
+    now = mac_products(model, {**t.probe.shapes, **dims})
+    after = mac_products(model, {**_value_extents(channels, families), **_dims(channels, families)})
+    for (node, counts), (_, products) in zip(now, after, strict=True):
+        fetched = sum(math.prod(dims[name]) for name in node.input if len(dims.get(name, ())) > 1)
+        done = sum(math.prod(count) for count in counts)
+        for extents in products:
+            total.add(extents, max(1.0, BALANCE * fetched / done) if done else 1.0)
+    return total.resource()
+
+
 def _params(channels: Channels, families: Mapping[int, int]) -> Resource:
     total, tensors = _Sum(len(families)), every_constant(channels.tracker.graph.model)
     for name, extents in _dims(channels, families).items():
@@ -126,6 +148,7 @@ def _size(channels: Channels, families: Mapping[int, int]) -> Resource:
 
 RESOURCES: Mapping[str, Callable[[Channels, Mapping[int, int]], Resource]] = {
     "macs": _macs,
+    "time": _time,
     "params": _params,
     "size": _size,
 }

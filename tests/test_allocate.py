@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within
 from onnxfuse.budget import COUNTS, UNITS, amount
+from onnxfuse.channels import find_channels
 from onnxfuse.oracle import oracle_error
-from onnxfuse.resources import Resource
+from onnxfuse.probe import probe, provider_list
+from onnxfuse.quantized import lowered_graph
+from onnxfuse.resources import RESOURCES, Resource
 
-from .graphs import NAMES, build, inputs
+from .graphs import NAMES, build, from_text, inputs
 from .test_cli import call
 
 Problem = tuple[Families, list[Any], Resource]
@@ -194,3 +197,45 @@ def test_bad_wishes(flags: list[str], message: str, tmp_path: Path, capfd: pytes
     assert message in err
     assert json.loads(out)["exit_code"] == 2
     assert not (tmp_path / "out.onnx").exists()
+
+
+READ_ONCE = """(float[1,2,8,8] x) => (float[1,4] y)
+    <float[16,2,3,3] w0, float[16,16,3,3] w1, float[32,256] w2, float[4,32] w3> {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    b = Conv<strides=[2,2], pads=[1,1,1,1]>(a, w1)
+    p = MaxPool<kernel_shape=[1,1]>(b)
+    f = Flatten(p)
+    g = Gemm<transB=1>(f, w2)
+    y = Gemm<transB=1>(g, w3)
+}"""
+
+
+def test_time_counts_weights_that_are_read_once() -> None:
+    """Multiply-accumulates of the convolutions, 12 for each weight of a Gemm; at half the width of its 32 channels."""
+    model = from_text(READ_ONCE)
+    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    places = {f: i for i, f in enumerate(sorted({g.family for g in channels.groups}))}
+    widths = np.zeros(len(places), np.int64)
+    for group in channels.groups:
+        widths[places[group.family]] = group.unit
+    time = RESOURCES["time"](channels, places)
+    conv, gemm = 64 * 16 * 2 * 9 + 16 * 16 * 16 * 9, 256 * 32 + 32 * 4
+    assert time(widths) == conv + 12 * gemm
+    dense = next(g for g in channels.groups if g.channels == 32)
+    widths[places[dense.family]] //= 2
+    assert time(widths) == conv + 12 * gemm // 2
+
+
+def test_what_takes_long_goes_first() -> None:
+    """Both resources shrink with either family; the second saves more of the time that is to be saved."""
+    every = tuple(np.arange(1, 9) for _ in range(2))
+    families = Families({0: 0, 1: 1}, np.array([8, 8]), every, every)
+    costs = [np.arange(8.0, -1, -1)] * 2
+
+    def linear(*slope: float) -> Resource:
+        rows = np.array([[0.0, 0.0], [slope[0], 0.0], [0.0, slope[1]]])
+        return Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
+
+    macs, time = linear(2, 1), linear(2, 9)
+    assert cheapest(families, costs, [Limit(macs, 20)]).tolist() == [6, 8]
+    assert cheapest(families, costs, [Limit(macs, 20, time)]).tolist() == [8, 4]
