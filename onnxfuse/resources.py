@@ -21,6 +21,8 @@ from .model import every_constant
 Vector = NDArray[np.float64]
 BALANCE = 12.0
 """Multiply-accumulates that one core does in the time of reading a float32 from memory: 32 and more, to 10 GB/s."""
+CACHED = 1 << 20
+"""Elements of weights, 4 MB, up to which they stay in a core's cache from one run to the next."""
 Widths = NDArray[np.int64]
 """(families,) units kept of each family: a group keeps channels / unit times as many channels."""
 
@@ -112,7 +114,7 @@ def _time(channels: Channels, families: Mapping[int, int]) -> Resource:
     """Multiply-accumulates, where a weight takes as long to fetch as `BALANCE` of them (the roofline model).
 
     Williams et al., CACM 2009. What a large Gemm reads from memory once for each sample is not had for its
-    multiply-accumulates alone.
+    multiply-accumulates alone. Smaller weights are in a cache.
     """
     t, total = channels.tracker, _Sum(len(families))
     model, tensors = t.graph.model, every_constant(t.graph.model)
@@ -123,7 +125,7 @@ def _time(channels: Channels, families: Mapping[int, int]) -> Resource:
         fetched = sum(math.prod(dims[name]) for name in node.input if len(dims.get(name, ())) > 1)
         done = sum(math.prod(count) for count in counts)
         for extents in products:
-            total.add(extents, max(1.0, BALANCE * fetched / done) if done else 1.0)
+            total.add(extents, max(1.0, BALANCE * fetched / done) if done and fetched > CACHED else 1.0)
     return total.resource()
 
 

@@ -200,7 +200,7 @@ def test_bad_wishes(flags: list[str], message: str, tmp_path: Path, capfd: pytes
 
 
 READ_ONCE = """(float[1,2,8,8] x) => (float[1,4] y)
-    <float[16,2,3,3] w0, float[16,16,3,3] w1, float[32,256] w2, float[4,32] w3> {
+    <float[16,2,3,3] w0, float[16,16,3,3] w1, float[4200,256] w2, float[4,4200] w3> {
     a = Conv<pads=[1,1,1,1]>(x, w0)
     b = Conv<strides=[2,2], pads=[1,1,1,1]>(a, w1)
     p = MaxPool<kernel_shape=[1,1]>(b)
@@ -211,7 +211,7 @@ READ_ONCE = """(float[1,2,8,8] x) => (float[1,4] y)
 
 
 def test_time_counts_weights_that_are_read_once() -> None:
-    """Multiply-accumulates of the convolutions, 12 for each weight of a Gemm; at half the width of its 32 channels."""
+    """Multiply-accumulates, but 12 for each weight of the Gemm that no cache holds; also at half its channels."""
     model = from_text(READ_ONCE)
     channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
     places = {f: i for i, f in enumerate(sorted({g.family for g in channels.groups}))}
@@ -219,11 +219,11 @@ def test_time_counts_weights_that_are_read_once() -> None:
     for group in channels.groups:
         widths[places[group.family]] = group.unit
     time = RESOURCES["time"](channels, places)
-    conv, gemm = 64 * 16 * 2 * 9 + 16 * 16 * 16 * 9, 256 * 32 + 32 * 4
-    assert time(widths) == conv + 12 * gemm
-    dense = next(g for g in channels.groups if g.channels == 32)
+    conv, large, small = 64 * 16 * 2 * 9 + 16 * 16 * 16 * 9, 256 * 4200, 4200 * 4
+    assert time(widths) == conv + 12 * large + small
+    dense = next(g for g in channels.groups if g.channels == 4200)
     widths[places[dense.family]] //= 2
-    assert time(widths) == conv + 12 * gemm // 2
+    assert time(widths) == conv + (12 * large + small) // 2
 
 
 def test_what_takes_long_goes_first() -> None:
