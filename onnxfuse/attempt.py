@@ -74,14 +74,14 @@ class Setting:
 
         return find(at, self.judge, options, self.tell) if self.judge else at(None)
 
-    def finish(self, small: Small, options: Options) -> Finished:
-        """Prove it, and write it."""
+    def finish(self, small: Small, options: Options, wary: bool = False) -> Finished:
+        """Prove it, and write it; `wary` if there is another way to make it."""
         files.read_in(small.model)  # before the file that it is mapped from is replaced
         self.tell("verify", 0, 1)
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
 
         def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None]:
-            return self._compared(model, small.model, options), self._fidelity(small.model)
+            return self._compared(model, small.model, options, wary), self._fidelity(small.model)
 
         if self.destination is None:
             proof, size = prove(small.model), small.model.ByteSize()
@@ -90,9 +90,8 @@ class Setting:
             proof, size = write(small.model, self.destination, external, prove)
         return Finished(small, latency, quality, *proof, size)
 
-    def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options) -> Comparison:
+    def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options, wary: bool) -> Comparison:
         floors = options.min_cosine, options.max_error
-        wary = options.may_go_without_repair
         comparison = verify(model, self.reference, self.providers, *floors, self.source.load, wary)
         types = {t.data_type for t in small.graph.initializer}
         return check_lossless(comparison, types) if options.lossless else comparison
@@ -109,10 +108,12 @@ class Setting:
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:
     """The result, and the options it was made with: without repair if that, on samples of our own, spoils the model."""
+    small = setting.make(original, options)
+    wary = options.may_go_without_repair and bool(small.plan.repairs)
     try:
-        return options, setting.finish(setting.make(original, options), options)
+        return options, setting.finish(small, options, wary)
     except Unsound as error:
-        if not options.may_go_without_repair:
+        if not wary:
             raise
         log.warning("refitted on synthetic samples the result is not sound (%s); it is made without repair", error)
     plain = replace(options, repair=False)

@@ -17,9 +17,9 @@ from .channels import Channels
 from .curves import CURVES, GroupWeights, cost_curve
 from .errors import UsageError
 from .linear import linear
+from .merge import MIXING
 from .options import Options
 from .resources import RESOURCES, Resource, Widths
-from .surgeon import Source
 from .tracker import Role
 
 Quantity = str | float
@@ -105,7 +105,7 @@ def choose(
     exact = None if options.sparsity is None else uniform(families, options.sparsity)
     if local and exact is not None and families.allow(exact):
         return exact
-    costs = _costs(channels, families, measured)
+    costs = _costs(channels, families, measured, options.method)
     if exact is not None:
         main = _main(channels, families)
         near = cheapest(families.around(exact), costs, [main.at(exact)])
@@ -169,9 +169,9 @@ def _limits(channels: Channels, families: Families, options: Options) -> list[Li
     return limits
 
 
-def _costs(channels: Channels, families: Families, measured: Study | None) -> list[NDArray[np.float64]]:
+def _costs(channels: Channels, families: Families, measured: Study | None, method: str) -> list[NDArray[np.float64]]:
     """For each family the costs of its widths 0 … unit, summed over its groups."""
-    mixing = linear(channels) if measured is not None and measured.source is Source.DATA else set()
+    mixing = linear(channels) if measured is not None and measured.source in MIXING.get(method, ()) else set()
     costs = [np.zeros(unit + 1) for unit in families.units.tolist()]
     for group in channels.groups:
         weights = GroupWeights(channels.tracker.graph, group)

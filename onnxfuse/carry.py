@@ -12,6 +12,7 @@ from scipy.sparse import coo_array, csr_array, diags_array, eye_array
 
 from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
+from .merge import per_row
 from .model import Array, Graph
 from .parents import float_array
 from .segments import Scaling, Segments
@@ -60,7 +61,7 @@ def from_plan(plan: csr_array, sizes: Mapping[int, tuple[Matrix, Matrix]]) -> Al
     entries = coo_array(plan)
     real = entries.data > 1e-9 * entries.data.max(initial=0)
     clean = coo_array((entries.data[real], (entries.row[real], entries.col[real])), shape=plan.shape)
-    return Alignment(_per_row(csr_array(clean.T)), _per_row(csr_array(clean)), sizes)
+    return Alignment(per_row(csr_array(clean.T)), per_row(csr_array(clean)), sizes)
 
 
 def in_place(first: ChannelGroup, other: ChannelGroup) -> Alignment:
@@ -74,10 +75,6 @@ def in_place(first: ChannelGroup, other: ChannelGroup) -> Alignment:
         why = f" ({first.select})" if first.select else "; align them by activations or weights"
         raise UsageError(f"{other.name} has {m} channels and {first.name} {n}, which only answer place by place{why}")
     return Alignment(eye_array(n, format="csr"), eye_array(n, format="csr"))
-
-
-def _per_row(plan: csr_array) -> csr_array:
-    return csr_array(diags_array(1 / np.asarray(plan.sum(axis=1)).reshape(-1)) @ plan)
 
 
 @dataclass(frozen=True, eq=False)

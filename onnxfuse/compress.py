@@ -238,19 +238,8 @@ def _merge_all(
     weights = Weights(channels.tracker.graph, keep=measured is not None)
     method, score = strategy(options.method), function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
-    holders = _holders([g for g, _ in todo])
-    waiting = Counter({tensor: len(numbers) for tensor, numbers in holders.items()})
-    merged: dict[int, Removal] = {}
+    done = _Done([g for g, _ in todo])
     mixing = set() if measured is None else linear(channels)
-
-    def finish(number: int, result: Merge) -> None:
-        group = todo[number][0]
-        merged[number] = Removal(group, result.kept)
-        waiting.subtract(tensors := {s.tensor for s in group.slots})
-        if not weights.keep:
-            whole = [tensor for tensor in sorted(tensors) if not waiting[tensor]]
-            concerned = sorted({i for tensor in whole for i in holders[tensor]})
-            shorten(weights.graph, weights, [merged[i] for i in concerned], whole)
 
     def merge(number: int) -> Merge:
         group, k = todo[number]
@@ -266,21 +255,34 @@ def _merge_all(
         result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen))
         del joined
         weights.apply(group.slots, result, rows)
-        finish(number, result)
+        done.add(number, result, weights)
         return result
 
     wait = _shared_tensors([g for g, _ in todo], weights.graph)
-    merges = in_order(merge, wait, lambda done: tell("merge", done, len(todo)))
+    merges = in_order(merge, wait, lambda count: tell("merge", count, len(todo)))
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)], weights
 
 
-def _holders(groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
-    """Constant → the numbers of the groups that have channels in it, ascending."""
-    found: dict[str, list[int]] = {}
-    for number, group in enumerate(groups):
-        for tensor in {s.tensor for s in group.slots}:
-            found.setdefault(tensor, []).append(number)
-    return found
+class _Done:
+    """The groups that are merged, and by that the constants that can be shortened."""
+
+    def __init__(self, groups: Sequence[ChannelGroup]) -> None:
+        self.groups = groups
+        self.removals: dict[int, Removal] = {}
+        self.holders: dict[str, list[int]] = {}  # constant → the groups that have channels in it
+        for number, group in enumerate(groups):
+            for tensor in {s.tensor for s in group.slots}:
+                self.holders.setdefault(tensor, []).append(number)
+
+    def add(self, number: int, result: Merge, weights: Weights) -> None:
+        """One more is merged."""
+        self.removals[number] = Removal(self.groups[number], result.kept)
+        if weights.keep:
+            return
+        tensors = sorted({s.tensor for s in self.groups[number].slots})
+        whole = [t for t in tensors if all(i in self.removals for i in self.holders[t])]
+        concerned = sorted({i for t in whole for i in self.holders[t]})
+        shorten(weights.graph, weights, [self.removals[i] for i in concerned], whole)
 
 
 def _seen(measured: Study | None, rows: Mapping[Slot, Array], mixes: bool) -> tuple[list[View], Source, bool]:

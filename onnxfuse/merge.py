@@ -169,6 +169,8 @@ MEASURING: Mapping[str, frozenset[Source]] = {
     "surgeon": frozenset(Source),
 }
 """Methods that are repaired unless that is forbidden, and the kinds of moments that they look at."""
+MIXING: Mapping[str, frozenset[Source]] = {"auto": frozenset({Source.DATA})}
+"""Methods that mix channels where these are mere coordinates, and the kinds of moments that they trust for it."""
 TRANSPORTS = ("intra-fusion", "barycentric")
 """Methods that solve a transport problem, to which its options apply."""
 

@@ -13,13 +13,13 @@ from onnx import ModelProto
 
 from .budget import Amount, amount
 from .compress import Small
-from .errors import NothingToMerge, UsageError, VerificationFailed
+from .errors import NothingToMerge, Unsound, UsageError, VerificationFailed
 from .evaluation import Evaluation
 from .latency import Latency, measure
 from .options import Options
 from .probe import Probe
 from .report import Quality
-from .verify import verify
+from .verify import floor_missed, verify
 
 Make = Callable[[float | None], Small]
 """The model at a point of the line; None: where the other options put it."""
@@ -55,8 +55,10 @@ class Judge:
         o = self.options
         if o.min_cosine is not None or o.max_error is not None:
             try:
-                verify(model, self.reference, self.providers, o.min_cosine, o.max_error, lambda: self.original)
-            except VerificationFailed:
+                comparison = verify(model, self.reference, self.providers, None, None, lambda: self.original)
+            except Unsound:
+                return False
+            if floor_missed(comparison, o.min_cosine, o.max_error) is not None:
                 return False
         quality = self.quality(model)
         return quality is None or o.max_drop is None or within(quality, o.max_drop)

@@ -48,6 +48,11 @@ class View:
         """What is added to variances, as a share of them: what the repair will add, too."""
         return max(RIDGE, self.shrinkage)
 
+    @property
+    def scatter(self) -> float:
+        """How much more that is than for many samples: it counts as signal that no other channel has."""
+        return self.ridge - RIDGE
+
 
 RIDGE = 1e-2
 FLOOR = 1e-6
@@ -125,7 +130,8 @@ def _whitened(views: Sequence[View]) -> tuple[Matrix64, Matrix64, Matrix64, Matr
     sizes = [max(float(np.sum(v.gram * v.moments)), 1e-30) for v in views]
     gram = np.sum([np.asarray(v.gram, np.float64) / s for v, s in zip(views, sizes, strict=True)], axis=0)
     c = np.asarray(np.mean([v.moments for v in views], axis=0), np.float64)
-    c[np.diag_indices_from(c)] += FLOOR * (c.diagonal().mean() or 1)
+    scatter = np.mean([v.scatter for v in views])
+    c[np.diag_indices_from(c)] += scatter * c.diagonal() + FLOOR * (c.diagonal().mean() or 1)
     values, vectors = np.linalg.eigh(c)
     return c, np.maximum(values, FLOOR * values.max()), vectors, gram
 
@@ -143,8 +149,7 @@ def error(view: View, compress: csr_array) -> float:
 def _state(view: View) -> _State:
     c = np.array(view.moments, np.float32)
     size, gram = c.diagonal().copy(), np.array(view.gram, np.float32)
-    scatter = (view.ridge - RIDGE) * float(gram.diagonal() @ size)  # of few samples: it counts as signal, too
-    total = max(float(np.vdot(gram, c)) + scatter, 1e-30)
+    total = max(float(np.vdot(gram, c)) + view.scatter * float(gram.diagonal() @ size), 1e-30)
     c[np.diag_indices_from(c)] += view.ridge * size + FLOOR * (size.mean() or 1)
     return _State(np.linalg.inv(c), gram, total)
 

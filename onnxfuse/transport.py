@@ -51,8 +51,11 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     copies = np.concatenate([sources] * repeats, axis=1) if repeats > 1 else sources
     parts = WORKERS if larger.size * sources.shape[1] > BLOCK * BATCH else 1
     cuts = [len(sources) * i // parts for i in range(parts + 1)]
-    each = map if parts == 1 else ThreadPoolExecutor(parts).map
-    list(each(lambda rows: _sum_of_larger(copies, targets, rows, larger), map(range, cuts, cuts[1:])))
+    if parts == 1:  # a pool's start takes longer
+        _sum_of_larger(copies, targets, range(len(sources)), larger)
+    else:
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(lambda rows: _sum_of_larger(copies, targets, rows, larger), map(range, cuts, cuts[1:])))
     larger *= 2
     larger -= np.einsum("sd->s", sources)[:, None] + np.einsum("td->t", targets)
     return np.maximum(larger, 0, out=larger)

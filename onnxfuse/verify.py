@@ -201,7 +201,8 @@ def verify(
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
     if wary:
         _refuse_exploded(result)
-    _hold_floors(result, min_cosine, max_error)
+    if (missed := floor_missed(result, min_cosine, max_error)) is not None:
+        raise VerificationFailed(missed)
     return result
 
 
@@ -221,17 +222,17 @@ def _refuse_exploded(result: Comparison) -> None:
             raise Unsound(f"output {output.name!r} is {output.relative:.2g} times as far off as zeros would be")
 
 
-def _hold_floors(result: Comparison, min_cosine: float | None, max_error: float | None) -> None:
+def floor_missed(result: Comparison, min_cosine: float | None, max_error: float | None) -> str | None:
+    """By which output, and by how much, a sound result is worse than asked; None if it is not."""
     if min_cosine is not None and not result.cosine >= min_cosine:
         worst = min(result.outputs, key=lambda o: o.cosine)
-        raise VerificationFailed(
-            f"output {worst.name!r} has cosine similarity {worst.cosine:.4f}, below the minimum {min_cosine}"
-        )
+        return f"output {worst.name!r} has cosine similarity {worst.cosine:.4f}, below the minimum {min_cosine}"
     furthest = max(result.outputs, key=lambda o: o.max_abs, default=None)
     if max_error is not None and furthest is not None and not furthest.max_abs <= max_error:
-        raise VerificationFailed(
+        return (
             f"output {furthest.name!r} has an absolute error of {furthest.max_abs:.3g}, above the maximum {max_error}"
         )
+    return None
 
 
 def _run_both(
@@ -257,8 +258,8 @@ def _plain_and_fast(
     model: Path | ModelProto, feeds: Outputs, providers: Sequence[str]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Outputs with optimizations off and on; at the same time, unless the weights are many."""
-    size = model.ByteSize() if isinstance(model, ModelProto) else file_bytes(model)
-    with ThreadPoolExecutor(1 if size > LARGE else 2) as pool:
+    many = too_large(model) if isinstance(model, ModelProto) else file_bytes(model) > LARGE
+    with ThreadPoolExecutor(1 if many else 2) as pool:
         plain, fast = pool.map(lambda optimized: run(model, feeds, providers, optimized), (False, True))
     return plain, fast
 

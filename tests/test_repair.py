@@ -293,6 +293,19 @@ def test_a_repair_that_spoils_the_model_is_left_out(
         onnxfuse.fuse(build("residual"), sparsity=0.5, repair=True)
 
 
+def test_what_was_not_repaired_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def unsound(*args: Any) -> Comparison:
+        seen.append(args[-1])
+        raise Unsound("outputs with optimizations off and on differ by 0.24")
+
+    monkeypatch.setattr(attempt, "verify", unsound)
+    with pytest.raises(Unsound):
+        onnxfuse.fuse(from_text(TWO_LAYERS), sparsity=0.5)
+    assert seen == [False]
+
+
 def test_a_model_that_explodes_is_refused_where_there_is_another_way() -> None:
     model, louder = build("residual"), build("residual")
     reference = probe(model, provider_list("cpu"), seed=0)

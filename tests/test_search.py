@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import onnxfuse
+from onnxfuse import search
 from onnxfuse.latency import Latency
 from onnxfuse.options import Options
 from onnxfuse.search import CLOSE, find
@@ -32,6 +33,15 @@ def test_floors_are_searched_for(floor: str, value: float) -> None:
 def test_no_model_is_that_good() -> None:
     with pytest.raises(onnxfuse.NothingToMerge, match="no smaller model is as good as asked"):
         onnxfuse.fuse(build("mlp"), max_error=0.0)
+
+
+def test_a_trial_that_is_no_valid_model_is_no_matter_of_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def invalid(*_: Any) -> None:
+        raise onnxfuse.VerificationFailed("the result is not a valid model")
+
+    monkeypatch.setattr(search, "verify", invalid)
+    with pytest.raises(onnxfuse.VerificationFailed, match="not a valid model"):
+        onnxfuse.fuse(build("mlp"), max_error=1.0)
 
 
 def test_floors_check_a_given_size() -> None:
