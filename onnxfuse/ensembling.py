@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto
@@ -18,8 +19,8 @@ from .compress import Progress
 from .counts import macs, parameters
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
+from .keywords import SharedKeywords, documented, options_of
 from .model import Array
-from .options import Options, listed
 from .origin import ModelSource, PathLike
 from .parents import Parent, parent
 from .pipeline import FuseResult, fuse_with
@@ -27,37 +28,27 @@ from .plan import Plan
 from .probe import Probe, probe, provider_list
 from .report import GroupRow, Report, Size
 from .samples import sample_count, synthetic
-from .scores import Importance
-from .sources import Source
 from .topology import check_interface, check_nodes
 from .verify import Comparison, compare, run, verify
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SAMPLES = 208
 """Synthetic samples that models are aligned and restored on, unless they cost too much; the paper aligns on 200."""
 
 
+@documented(SharedKeywords)
 def ensemble(
     models: Sequence[PathLike | ModelProto],
     output: PathLike | None = None,
     *,
-    sparsity: float | None = None,
     order: str = "fap",
     weights: Sequence[float] | None = None,
     align: str = "activations",
     restore: bool = True,
-    calib: Source | None = None,
-    calib_preprocess: str | None = None,
-    method: str = "auto",
-    importance: Importance = "l1",
-    repair: bool | None = None,
-    exclude: Sequence[str] = (),
-    round_to: str | int = "auto",
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    provider: str = "cpu",
-    seed: int = 0,
-    min_cosine: float | None = None,
-    external_data: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[SharedKeywords],
 ) -> FuseResult:
     """Make one model of several trained ones of the same architecture (OTFusion, Fuse-and-Prune, Prune-and-Fuse).
 
@@ -69,23 +60,21 @@ def ensemble(
         models: two or more files, or models in memory (which are left alone).
         output: where to write; none of the models. None writes nothing. It is replaced in one step, and only
             when every check has passed.
-        sparsity: fraction of channels removed from each group; None: the result is as large as the first model.
         order: 'fap' fuses the models, then prunes; 'paf' prunes each, then fuses.
         weights: one share for each model, their sum is 1; None: equal ones.
         align: what channels are matched by: 'activations' on samples, 'weights', or 'none': each keeps its place, as
             for models fine-tuned from one.
         restore: whether channels get the mean and deviation they have in the models.
-        calib: 64 to 512 unlabelled samples to run the models on, in place of synthetic ones, as for `fuse`.
-        calib_preprocess: of a folder of images, as for `fuse`.
-        method, importance, repair, exclude, round_to: of the pruning, as for `fuse`.
-        input_shapes, provider, seed, min_cosine, external_data, progress: as for `fuse`; the cosine is to the first
-            model's outputs.
+        progress: called as the stages go on.
+        options: see `SharedKeywords`; they are the pruning's, and `min_cosine` is to the first model's outputs. Without
+            a sparsity the result is as large as the first model. The models, too, are run on `calib`.
 
     Returns:
         The model, its report, and the plan of the pruning that came after the fusion (empty for 'paf'): what
         `apply_plan` needs to do the same to the fused weights elsewhere.
 
     Raises:
+        TypeError: there is no such option.
         UsageError: an option has an impossible value, or a file is given twice.
         ModelError: a file cannot be read, onnxruntime cannot run it, or it differs from the first in more than names
             and widths; the message has the first difference.
@@ -93,14 +82,8 @@ def ensemble(
         VerificationFailed: the result is not sound, or not as good as asked; nothing was written.
         OutputError: the result cannot be written.
     """
-    shapes = {k: tuple(v) for k, v in input_shapes.items()} if input_shapes else None
-    prune = Options(
-        sparsity, method, importance, exclude=listed(exclude), round_to=round_to, repair=repair,
-        calib=calib, calib_preprocess=calib_preprocess, input_shapes=shapes, provider=provider, seed=seed,
-        min_cosine=min_cosine, external_data=external_data,
-    )  # fmt: skip
-    options = EnsembleOptions(prune, order, None if weights is None else tuple(weights), align, restore)
-    return ensemble_with(models, output, options, progress)
+    prune, shares = options_of(ensemble, **options), None if weights is None else tuple(weights)
+    return ensemble_with(models, output, EnsembleOptions(prune, order, shares, align, restore), progress)
 
 
 def ensemble_with(

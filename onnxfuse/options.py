@@ -22,40 +22,9 @@ from .tracker import Permit
 
 @dataclass(frozen=True)
 class Options:
-    """How to merge. Fields that only apply to some methods are None unless given.
+    """How to merge; `keywords.py` says what each field means.
 
-    Attributes:
-        sparsity: fraction of channels removed from each group; None if budgets say how much.
-        method: auto, intra-fusion, barycentric, fold, fold-variance, surgeon or drop.
-        importance: a metric's name, an .npz file or its arrays, or a function.
-        repair: whether consumers are repaired; None for what the method is made for.
-        gradients: of the weights, for the taylor metric.
-        lossless: remove dead, constant and duplicate channels only.
-        calib: unlabelled samples to measure on, not synthetic ones: an .npz file or its arrays, or a folder of images.
-        calib_preprocess: of these images, as for `images.parse`.
-        source_mass, target_mass, target, cost_norm: the transport's ablations (None: the method's own).
-        exclude: regular expressions of nodes to leave alone.
-        input_shapes: input name → shape for the probe run.
-        provider: onnxruntime execution provider.
-        seed: of random inputs and random importance.
-        min_cosine: smallest cosine similarity allowed for any output.
-        only: regular expressions of group names: merge these only.
-        scope: 'local' (the same sparsity everywhere) or 'global'; None: local for a sparsity, global for budgets.
-        target_macs, target_params, target_size: budgets, as shares of the original or amounts (`budget.Quantity`).
-        ratio: 'REGEX=0.6' each: sparsity of the layers that match.
-        keep: regular expressions of layers that keep all their channels.
-        round_to: 'auto' (what the provider's kernels like) or the number of which widths should be multiples.
-        from_plan: plan of an earlier run (JSON): how many channels the groups it names keep.
-        latency: whether to time the original and the result.
-        threads: of onnxruntime, for timing; None: its default.
-        target_latency: budget, as a share of the original's or a time such as '4ms'.
-        max_error: largest absolute difference allowed in any output.
-        max_drop: how much the metric on `eval` may fall.
-        eval: labelled data, .npz.
-        metric: 'module:function' in place of top-1 accuracy.
-        external_data: write large weights to a file beside the result.
-        allow_norm: channels that a norm or mean runs over may go, though that changes its statistics.
-        prune_heads: attention loses whole heads, instead of equally many channels in every head.
+    Patterns are tuples here, paths strings. Fields that only apply to some methods are None unless given.
     """
 
     sparsity: float | None = None

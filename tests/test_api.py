@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import onnx
 import pytest
 
 import onnxfuse
 from onnxfuse.cli import parser
+from onnxfuse.ensemble_options import PRUNING, SHARED
+from onnxfuse.keywords import FuseKeywords, SharedKeywords
+from onnxfuse.options import Options
 
 from .graphs import build, from_text
 from .test_cli import call
@@ -35,6 +40,29 @@ def test_defaults_are_the_command_lines() -> None:
     for name, option in options.items():
         default = tuple(flags[name]) if isinstance(flags[name], list) else flags[name]
         assert default == option.default, name
+
+
+def test_every_option_is_a_documented_keyword() -> None:
+    keys = {*SharedKeywords.__annotations__, *FuseKeywords.__annotations__}
+    assert keys == {f.name for f in fields(Options)}
+    assert set(SharedKeywords.__annotations__) == {*PRUNING, *SHARED}
+    for function in (onnxfuse.fuse, onnxfuse.ensemble):
+        parameters, described = inspect.signature(function).parameters, inspect.getdoc(function) or ""
+        assert get_type_hints(function).keys() == {*parameters, "return"}
+        assert not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        for name in parameters:
+            assert re.search(rf"^    (\w+, )*{name}(, \w+)*: ", described, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("wrong", ["sparsty", "progres"])
+def test_an_unknown_keyword_is_named_and_so_is_a_near_one(wrong: str) -> None:
+    options: dict[str, Any] = {wrong: 0.5}
+    for name in ("fuse", "ensemble"):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got .* '{wrong}'; did you mean '(sparsity|progress)'\?$"):
+            getattr(onnxfuse, name)("none.onnx", **options)
+    options = {"ratio": ["c=0.5"]}  # of `fuse` only
+    with pytest.raises(TypeError, match=r"^ensemble\(\) got an unexpected keyword argument 'ratio'"):
+        onnxfuse.ensemble([], **options)
 
 
 # --- analyze --------------------------------------------------------------------------------------------------------
