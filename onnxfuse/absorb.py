@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from .model import Array, Graph, attribute
+from .graph import Graph
+from .protos import attribute
+from .tensors import Array
 from .tracker import RawSlot
 from .weights import front
 

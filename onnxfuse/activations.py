@@ -13,9 +13,9 @@ from .calibdata import Batches
 from .channels import ChannelGroup, Channels
 from .features import Feature
 from .importance import Scores
-from .model import Array
 from .probe import session
 from .standin import in_float32
+from .tensors import Array
 from .tracker import Ids, Role
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from .carry import SMALLEST, Alignment, Carrier, Matrix, from_plan, in_place
-from .model import Array
 from .parents import float_array
 from .segments import Scaling
+from .tensors import Array
 from .traces import Traces
 from .tracker import Role
 from .transport import full_plan, normalized

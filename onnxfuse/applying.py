@@ -22,11 +22,12 @@ from onnx import ModelProto
 
 from .errors import UsageError
 from .matching import Match, NormKeys, by_name, by_product, by_value, complain, orders, same
-from .model import Array, attribute, constant_tensors, values_of
 from .origin import ModelSource, PathLike
 from .plan import Plan
 from .prepare import out_axis, prepare
+from .protos import attribute, constant_tensors
 from .redo import Mask, Record, record, redo, scaled
+from .tensors import Array, values_of
 
 State = TypeVar("State", bound="Mapping[str, Any] | Sequence[Any]")
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from onnx import ModelProto
 
-from . import model as files
+from . import files
 from .calibdata import Batches
 from .compress import Progress, Small, Studies, compress, untouched
 from .errors import Unsound
@@ -23,6 +23,7 @@ from .probe import Probe
 from .report import Quality
 from .search import Judge, find
 from .standin import in_float32
+from .tensors import read_in
 from .verify import Comparison, check_lossless, verify
 
 log = logging.getLogger("onnxfuse")
@@ -76,7 +77,7 @@ class Setting:
 
     def finish(self, small: Small, options: Options, wary: bool = False) -> Finished:
         """Prove it, and write it; `wary` if there is another way to make it."""
-        files.read_in(small.model)  # before the file that it is mapped from is replaced
+        read_in(small.model)  # before the file that it is mapped from is replaced
         self.tell("verify", 0, 1)
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
-from .model import add_initializer, constant_tensors, free_name, set_values, values_of
 from .prepare import Folded, scaled_rows
+from .protos import add_initializer, constant_tensors, free_name
+from .tensors import set_values, values_of
 
 Vector = NDArray[np.float64]
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from .model import attribute, branches, every_constant, free_name, graphs, subgraphs, values_of
+from .protos import attribute, branches, every_constant, free_name, graphs, subgraphs
+from .tensors import values_of
 
 
 def name_apart(model: ModelProto) -> None:

@@ -16,10 +16,10 @@ from onnx import ModelProto, TensorProto, helper
 
 from .errors import UsageError, one_line
 from .images import Preprocess, load_images, parse
-from .model import Array
 from .probe import Probe, session
 from .sources import Source, arrays_of, near
 from .standin import in_float32
+from .tensors import Array
 
 Batches = list[dict[str, Array]]
 """One dict of input arrays for each run of the model."""

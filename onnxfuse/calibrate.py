@@ -19,11 +19,13 @@ from onnx import NodeProto, TensorProto
 
 from .calibdata import Batches
 from .channels import Channels, Classes, Slot
-from .model import Array, Graph, attribute, proto_label
+from .graph import Graph
 from .picking import behind_picks
 from .prepare import Folded, scaled_rows
+from .protos import attribute, proto_label
 from .shrinkage import oas
 from .surgeon import Source, View
+from .tensors import Array
 from .tracker import Ids, RawSlot, Role
 from .walk import Chunks, Walk
 

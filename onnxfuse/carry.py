@@ -12,10 +12,11 @@ from scipy.sparse import coo_array, csr_array, diags_array, eye_array
 
 from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
+from .graph import Graph
 from .merge import per_row
-from .model import Array, Graph
 from .parents import float_array
 from .segments import Scaling, Segments
+from .tensors import Array
 from .topology import Pairing
 from .tracker import Role
 from .weights import front, gather, others

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .model import Edge, Graph, label
+from .graph import Graph, label
 from .probe import Probe
+from .protos import Edge
 from .symbols import Dim, Number, Place
 from .track import track
 from .tracker import FIXED, Demand, Ids, Lock, Permit, RawSlot, Role, Tracker, varying

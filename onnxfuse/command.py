@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.status import Status
 
 from .errors import OnnxFuseError, OutputError, UsageError, one_line
-from .model import check_writable
+from .files import check_writable
 from .pipeline import FuseResult
 from .report import print_report, result_line
 

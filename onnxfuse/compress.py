@@ -19,16 +19,17 @@ from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrun
 from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
 from .gradients import Salience, products
+from .graph import Graph
 from .importance import GroupView, Scores, importance
 from .linear import linear
 from .lossless import Free, find_free
 from .measuring import repair_notes, survey
 from .merge import Merge, Task, TransportOptions, drop, strategy
-from .model import Array, Edge, Graph, set_values
 from .options import Options
 from .plan import Plan
 from .prepare import Folded, densify, prepare
 from .probe import Probe, provider_list
+from .protos import Edge
 from .quantized import Lowered, lowered_graph
 from .repair import Repair, repair
 from .report import GroupRow, Size
@@ -38,6 +39,7 @@ from .rounding import rounding_notes
 from .schedule import blas_for_one_of_two, in_order
 from .scores import feature_of, function_of
 from .surgeon import Source, View
+from .tensors import Array, set_values
 from .tracker import Lock, Permit, Role
 from .weights import Weights, gather, side_by_side
 from .wishes import families

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from .channels import ChannelGroup, Channels
-from .model import Node
+from .graph import Node
 from .tracker import RawSlot, Role, Tracker
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from .model import attribute, every_constant, graphs, too_large
+from .files import too_large
+from .protos import attribute, every_constant, graphs
 
 Shape = tuple[Any, ...]
 """Extents of a tensor: integers, or whatever stands for them."""

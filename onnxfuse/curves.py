@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .channels import ChannelGroup, Slot
-from .model import Array, Graph
+from .graph import Graph
 from .surgeon import View, losses, mixture_losses
+from .tensors import Array
 from .tracker import Role
 from .weights import front, gather
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from . import model as files
+from . import files
 from .errors import UsageError
 from .fusion import ALIGNMENTS
 from .options import Options, check_options

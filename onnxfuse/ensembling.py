@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from . import model as files
+from . import files
 from .attempt import write
 from .calibdata import Batches, calibration
 from .channels import Locked
@@ -20,7 +20,6 @@ from .counts import macs, parameters
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
 from .keywords import SharedKeywords, documented, options_of
-from .model import Array
 from .origin import ModelSource, PathLike
 from .parents import Parent, parent
 from .pipeline import FuseResult, fuse_with
@@ -28,6 +27,7 @@ from .plan import Plan
 from .probe import Probe, probe, provider_list
 from .report import GroupRow, Report, Size
 from .samples import sample_count, synthetic
+from .tensors import Array, read_in
 from .topology import check_interface, check_nodes
 from .verify import Comparison, compare, run, verify
 
@@ -107,7 +107,7 @@ def ensemble_with(
     reference = probe(originals[0], providers, prune.input_shapes, prune.seed)
     before = Size(0, parameters(originals[0]), macs(originals[0], reference.shapes), sources[0].bytes)
     fused = _fused(names, sources, originals, reference, shares, options, tell)
-    files.read_in(fused.model)
+    read_in(fused.model)
     tell("verify", 0, 1)
 
     def finish(candidate: Path | ModelProto) -> Comparison:
@@ -171,7 +171,7 @@ def _fused(
     mean = _mean_outputs(parents, shares)
     how = Blend(shares, options.align, options.restore, prune.calib is None)
     blended = blend(parents, how, batches, providers, tell)
-    files.read_in(blended.model)
+    read_in(blended.model)
     notes = _notes(
         names, options, batches, blended, mean, run(blended.model, parents[0].probe.inputs, providers, False)
     )

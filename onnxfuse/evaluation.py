@@ -16,8 +16,8 @@ import onnxruntime as ort
 from onnx import ModelProto, helper
 
 from .errors import UsageError, one_line
-from .model import Array
 from .probe import session
+from .tensors import Array
 
 Metric = Callable[[Mapping[str, Array], Array], float]
 """(outputs by name, labels) → how good they are; more is better."""

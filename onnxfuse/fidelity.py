@@ -15,9 +15,9 @@ from onnx import ModelProto
 
 from .calibdata import Batches, evenly
 from .errors import Unsound, one_line
-from .model import Array
 from .picking import numeric
 from .probe import session
+from .tensors import Array
 
 SAMPLES = 64
 """As many are run at most, or one batch of the model."""

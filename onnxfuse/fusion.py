@@ -16,11 +16,11 @@ from .calibrate import study
 from .carry import Carrier
 from .channels import Channels, find_channels
 from .errors import ModelError
-from .model import Array, set_values, values_of
 from .parents import Parent, float_array, make_plain
 from .prepare import Folded
 from .restore import Share, restore
 from .segments import segments
+from .tensors import Array, set_values, values_of
 from .topology import ADVICE, pair, unshare_alike
 from .traces import Traces, traces
 from .tracker import FLOATS, Permit

@@ -12,9 +12,10 @@ import numpy as np
 from onnx import ModelProto
 
 from .errors import UsageError
-from .model import Array, constant_tensors, values_of
 from .prepare import Folded
+from .protos import constant_tensors
 from .sources import Source, arrays_of, near
+from .tensors import Array, values_of
 
 
 class Salience:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UsageError, one_line
-from .model import Array
+from .tensors import Array
 
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MODES: Mapping[int, str] = {1: "L", 3: "RGB"}

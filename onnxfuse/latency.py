@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto
 
-from .model import Array
 from .probe import without_weights
+from .tensors import Array
 
 WARM_UP = 3
 """Runs before the clock counts."""

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto
 
 from .channels import ChannelGroup, Channels
-from .model import Graph
+from .graph import Graph
 from .tracker import Role
 
 LINEAR = frozenset(

@@ -23,9 +23,10 @@ from .absorb import bias_of, columns, makes
 from .channels import ChannelGroup, Channels, Slot
 from .conduct import Conduct, conducts
 from .merge import Merge
-from .model import Array, every_constant, set_values, values_of
 from .probe import Probe, session
+from .protos import every_constant
 from .standin import in_float32
+from .tensors import Array, set_values, values_of
 from .tracker import Ids, RawSlot, Role
 from .weights import front, gather, others
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from .errors import UsageError
-from .model import Array
+from .tensors import Array
 
 CLOSE = 1e-5
 """Relative difference of arrays that count as equal."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from .calibdata import Batches
 from .calibrate import MEASURED, Study, study
 from .channels import Channels
+from .graph import Graph
 from .merge import MEASURING
-from .model import Graph
 from .options import Options
 from .prepare import Folded
 from .quantized import Lowered

@@ -16,17 +16,19 @@ from onnx import ModelProto
 
 from .channels import Channels, Slot
 from .compress import settle, settle_lossless
-from .model import Array, Graph, every_constant, set_values, values_of
+from .graph import Graph
 from .options import Options
 from .oracle_norms import mask_norms
 from .picking import feeds_of, numeric, picked, with_outputs, with_picks
 from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import Probe, probe, provider_list
+from .protos import every_constant
 from .quantized import Lowered, Scheme, lower, lowered_graph
 from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, removed_mask, slot_masks
 from .standin import in_float32
+from .tensors import Array, set_values, values_of
 from .tracker import Role
 from .verify import compare, run
 from .weights import front

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from .channels import Channels
-from .model import Array, add_initializer, attribute, graphs
+from .protos import add_initializer, attribute, graphs
+from .tensors import Array
 from .tracker import Norm
 
 CENTRED = ("LayerNormalization", "InstanceNormalization")

@@ -8,9 +8,10 @@ from pathlib import Path
 from onnx import ModelProto
 from onnx.external_data_helper import uses_external_data
 
-from . import model as files
+from . import files
 from .errors import ModelError
 from .prepare import inline
+from .tensors import check_values
 
 PathLike = str | os.PathLike[str]
 
@@ -27,7 +28,7 @@ class ModelSource:
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
         model = self.as_it_is()
-        files.check_values(model)
+        check_values(model)
         return inline(model)
 
     def as_it_is(self) -> ModelProto:

@@ -14,10 +14,12 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from .errors import ModelError, one_line
-from .model import Array, Edge, Graph, add_initializer, attribute, constant_tensors, set_values
+from .graph import Graph
 from .prepare import Folded, densify, prepare
 from .probe import Probe, probe
+from .protos import Edge, add_initializer, attribute, constant_tensors
 from .quantized import lower
+from .tensors import Array, set_values
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from .model import Array, outer_names, subgraphs
+from .protos import outer_names, subgraphs
+from .tensors import Array
 
 PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"))
 """Operators whose result's size or order depends on values."""

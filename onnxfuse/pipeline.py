@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
-from . import model as files
+from . import files
 from .attempt import Setting, attempt
 from .calibdata import Batches, calibration
 from .compress import Progress, Studies, follow, kept_channels
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .keywords import FuseKeywords, SharedKeywords, documented, options_of
-from .model import proto_label
 from .options import Options, check_matches, check_options, check_patterns, listed
 from .origin import ModelSource, PathLike
 from .plan import Plan
 from .prepare import prepare
 from .probe import Probe, probe, provider_list
+from .protos import graphs, proto_label
 from .quantized import lowered_graph
 from .report import Report
 from .search import Judge
@@ -154,7 +154,7 @@ def analyze(
 
 
 def _labels(model: ModelProto) -> list[str]:
-    return [proto_label(node) for graph in files.graphs(model) for node in graph.node]
+    return [proto_label(node) for graph in graphs(model) for node in graph.node]
 
 
 __all__ = ["FuseResult", "analyze", "fuse", "fuse_with"]

@@ -39,9 +39,9 @@ from scipy.sparse import coo_array, csr_array
 
 from .channels import ChannelGroup
 from .merge import Merge
-from .model import Array
 from .prepare import Folded
 from .repair import Repair
+from .tensors import Array
 
 
 @dataclass(frozen=True, eq=False)

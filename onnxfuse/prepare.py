@@ -29,8 +29,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.reference import ReferenceEvaluator
 
 from .branches import choose_branches, name_apart
-from .model import (
-    Array,
+from .probe import without_weights
+from .protos import (
     Edge,
     add_initializer,
     attribute,
@@ -40,14 +40,12 @@ from .model import (
     graphs,
     outer_names,
     proto_label,
-    set_values,
     subgraphs,
-    values_of,
 )
-from .probe import without_weights
 from .shuffles import fold_shuffles
 from .sizes import fold_sizes
 from .strided import fold_strided
+from .tensors import Array, set_values, values_of
 
 EVALUATED = frozenset(
     """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather

@@ -17,8 +17,9 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, UsageError, one_line
-from .model import Array, consumers, outer_names, proto_label, subgraphs, values_of
+from .protos import consumers, outer_names, proto_label, subgraphs
 from .standin import in_float32, needs_stand_in
+from .tensors import Array, values_of
 
 log = logging.getLogger("onnxfuse")
 INLINE = 128

@@ -20,17 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .model import (
-    Array,
-    Edge,
-    Graph,
-    add_initializer,
-    attribute,
-    constant_tensors,
-    consumers,
-    free_name,
-    values_of,
-)
+from .graph import Graph
+from .protos import Edge, add_initializer, attribute, constant_tensors, consumers, free_name
+from .tensors import Array, values_of
 
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32)
 """Types that weights and biases are held in."""

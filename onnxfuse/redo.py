@@ -15,9 +15,9 @@ from scipy.sparse import csr_array
 from .channels import Slot
 from .errors import UsageError, one_line
 from .merge import Merge
-from .model import Array
 from .plan import Plan
 from .rewrite import shrink
+from .tensors import Array
 from .tracker import Role
 from .weights import front, matrix, others
 

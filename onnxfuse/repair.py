@@ -31,12 +31,12 @@ from scipy.sparse import csr_array, diags_array
 from .calibrate import Crossed, Moment, Reader, Study, blocks, cross, scaled_and_shifted, statistics
 from .channels import ChannelGroup, Channels
 from .merge import Merge
-from .model import Array
 from .prepare import out_axis, scaled_rows
 from .rewrite import Removal, removed_mask
 from .schedule import ahead
 from .shrinkage import ridge
 from .surgeon import Source
+from .tensors import Array
 from .tracker import Role
 from .walk import Walk
 from .weights import Weights, front

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from .model import Array, Graph, add_initializer, constant_tensors, consumers, free_name, set_values, values_of
+from .graph import Graph
+from .protos import add_initializer, constant_tensors, consumers, free_name
 from .quantized import OPERATORS, Lowered, Scheme, in_steps, input_name
 from .rewrite import Removal, kept_along
+from .tensors import Array, set_values, values_of
 
 EXACT = 1e-3
 """How far, in steps, a value may lie from what a scale represents to count as represented, besides its own rounding."""

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from .channels import ChannelGroup, Channels, Slot, shrinking_axis
 from .counts import WEIGHTS, file_bytes, mac_products
-from .model import every_constant
+from .protos import every_constant
 
 Vector = NDArray[np.float64]
 BALANCE = 12.0

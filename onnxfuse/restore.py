@@ -18,9 +18,11 @@ from onnx import NodeProto
 from .calibdata import Batches
 from .calibrate import MEASURED, scaled_and_shifted, statistics
 from .carry import Carrier
-from .model import Array, Graph, attribute
+from .graph import Graph
 from .parents import Parent
 from .prepare import FOLDABLE, scaled_rows
+from .protos import attribute
+from .tensors import Array
 from .walk import Walk
 
 Vector = NDArray[np.float64]

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis, shrunk_number, shrunk_shape
-from .model import Array, Edge, Graph, drop_attribute, every_constant, graphs, set_attribute, set_values
+from .graph import Graph
+from .protos import Edge, drop_attribute, every_constant, graphs, set_attribute
 from .symbols import Place
+from .tensors import Array, set_values
 from .tracker import Demand, Ids, Lock, Pick
 from .weights import Weights, front, others
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from .channels import ChannelGroup, Channels
-from .model import label
+from .graph import label
 from .options import Options
 from .probe import PROVIDERS, provider_list, session_options
 

@@ -14,8 +14,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from .calibdata import Batches
-from .model import Array, constant_tensors, consumers, values_of
 from .probe import Probe
+from .protos import constant_tensors, consumers
+from .tensors import Array, values_of
 
 LINE = 64
 """Last axes of at least this size are taken for a signal in time."""

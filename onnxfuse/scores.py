@@ -10,8 +10,8 @@ from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
 from .features import Feature
 from .importance import METRICS, Function, GroupView, Scores
-from .model import Array
 from .sources import Source, arrays_of, near
+from .tensors import Array
 from .tracker import Role
 
 Importance = str | Mapping[str, Array] | Callable[[GroupView], Scores]

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from .model import Array, add_initializer, attribute, consumers, every_constant, free_name
+from .protos import add_initializer, attribute, consumers, every_constant, free_name
 from .sizes import Sizes, known_sizes
+from .tensors import Array
 
 
 def fold_shuffles(model: ModelProto) -> None:

@@ -18,8 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from .model import Array, add_initializer, attribute, constant_tensors
 from .probe import without_weights
+from .protos import add_initializer, attribute, constant_tensors
+from .tensors import Array
 
 Sizes = NDArray[Any]
 """Object array of sizes, of one value's axes or what was selected of them; None for an open one."""

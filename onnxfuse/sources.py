@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UsageError, one_line
-from .model import Array
+from .tensors import Array
 
 Source = str | os.PathLike[str] | Mapping[str, Array]
 

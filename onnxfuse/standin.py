@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, numpy_helper
 
-from .model import values_of
+from .tensors import values_of
 
 FORMATS = (TensorProto.BFLOAT16, TensorProto.DOUBLE)
 """Element types that become float32."""

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TypeProto, helper, numpy_helper
 
-from .model import Array, add_initializer, attribute, constant_tensors, free_name, values_of
 from .probe import without_weights
+from .protos import add_initializer, attribute, constant_tensors, free_name
+from .tensors import Array, values_of
 
 Dims = Sequence[int | str]
 """Sizes of a value; names of open dimensions, '' for those without one."""

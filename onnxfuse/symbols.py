@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .model import Node
+from .graph import Node
 
 Dim = tuple[str, int]
 """A value's name and one of its axes."""

@@ -16,8 +16,9 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from .channels import ChannelGroup, Channels, Slot
 from .errors import ModelError
-from .model import Edge, Graph, proto_label
+from .graph import Graph
 from .parents import Parent
+from .protos import Edge, proto_label
 from .tracker import FLOATS, RawSlot
 
 ADVICE = "an ensemble takes models of one architecture"

@@ -12,10 +12,11 @@ from onnx import ModelProto, helper
 from .activations import Place, place
 from .calibdata import Batches
 from .channels import ChannelGroup, Channels
-from .model import Array, constant_tensors, set_values
 from .probe import session
+from .protos import constant_tensors
 from .segments import Segments
 from .standin import in_float32
+from .tensors import Array, set_values
 from .tracker import Role
 
 COLUMNS = 4096

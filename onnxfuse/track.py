@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from onnx import GraphProto
 
-from .model import Graph, Node, branches, label, outer_names, subgraphs
+from .graph import Graph, Node, label
 from .probe import Probe
+from .protos import branches, outer_names, subgraphs
 from .rules import rule_for, unseen
 from .symbols import Numbers, dims_of, evaluate
 from .tracker import Permit, Tracker

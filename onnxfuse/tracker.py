@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from .model import Edge, Graph, Node, label
+from .graph import Graph, Node, label
 from .probe import Probe
+from .protos import Edge
 from .symbols import Dim, Number, Numbers, Place, constant, dimension, opaque
 
 Ids = NDArray[np.int64]

@@ -16,10 +16,11 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
 from .errors import Unsound, VerificationFailed, one_line
-from .model import Array, file_bytes, too_large
+from .files import file_bytes, too_large
 from .picking import feeds_of, numeric, picked, with_outputs, with_picks
 from .probe import Probe, session, session_options
 from .standin import in_float32
+from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
 AGREEMENT = 1e-3

@@ -10,10 +10,12 @@ import numpy as np
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from .model import Array, Graph, constant_tensors, values_of
+from .graph import Graph
 from .picking import reads
 from .probe import INLINE, memory_stub, session_options
+from .protos import constant_tensors
 from .standin import in_float32
+from .tensors import Array, values_of
 
 Chunks = list[Array]
 """One value for each batch of samples."""

@@ -15,8 +15,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from .channels import Slot
+from .graph import Graph
 from .merge import Merge, per_row
-from .model import Array, Graph
+from .tensors import Array
 from .tracker import Ids, RawSlot, Role
 
 

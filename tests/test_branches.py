@@ -7,8 +7,8 @@ import pytest
 from onnx import ModelProto, helper
 
 import onnxfuse
-from onnxfuse.model import branches, graphs
 from onnxfuse.oracle import oracle_error
+from onnxfuse.protos import branches, graphs
 
 from .graphs import from_text, inputs
 

@@ -13,10 +13,11 @@ from onnx import ModelProto
 import onnxfuse
 from onnxfuse.channels import ChannelGroup, find_channels
 from onnxfuse.conduct import Conduct, conducts
-from onnxfuse.model import Graph, set_values
+from onnxfuse.graph import Graph
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
+from onnxfuse.tensors import set_values
 from onnxfuse.tracker import Role
 from onnxfuse.weights import front
 

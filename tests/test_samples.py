@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxfuse.model import Array
 from onnxfuse.probe import probe, provider_list
 from onnxfuse.samples import synthetic
+from onnxfuse.tensors import Array
 
 from .graphs import from_text
 

@@ -25,7 +25,7 @@ from common import RESULTS, ZOO, ToolError, entry, markdown, write_csv
 
 from onnxfuse import ModelError
 from onnxfuse.counts import macs
-from onnxfuse.model import load
+from onnxfuse.files import load
 from onnxfuse.probe import probe, provider_list
 
 HEADER = ("graph", "tool", "median s", "times the floor", "MACs removed %", "remark")

@@ -95,7 +95,7 @@ def prepare(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
         ToolError: the model cannot be read.
     """
     from onnxfuse import ModelError
-    from onnxfuse.model import load
+    from onnxfuse.files import load
 
     try:
         loaded = load(model)

@@ -61,7 +61,7 @@ def work(path: Path, options: Mapping[str, Any], refill: Path) -> Row:
 
 def read(path: Path, refill: Path) -> tuple[ModelProto, dict[str, Any]]:
     """A runnable model, and the inputs that are recorded in it (none for an ordinary file)."""
-    from onnxfuse.model import load
+    from onnxfuse.files import load
 
     model = load(path).model
     if not any(p.key == "zoo.weights" for p in model.metadata_props):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..model import Node
+from ..graph import Node
 from ..tracker import Tracker
 from . import (
     contraction,

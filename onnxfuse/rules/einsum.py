@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..model import Node
+from ..graph import Node
 from ..tracker import Ids, Role, Tracker, varying
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..model import Array, Node
+from ..graph import Node
+from ..tensors import Array
 from ..tracker import FLOATS, Ids, Role, Tracker, lead, varying
 
 UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cosh Elu Erf Exp Floor Gelu HardSigmoid

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..model import Edge, Node
+from ..graph import Node
+from ..protos import Edge
 from ..symbols import Number, Numbers, Place, constant
 from ..tracker import Ids, Pick, Role, Tracker, as_numbers, compact, expand, varying
 from .contraction import gather_embedding

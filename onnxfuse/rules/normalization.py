@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..model import Node
+from ..graph import Node
 from ..symbols import Place, constant
 from ..tracker import Ids, Norm, Role, Tracker, expand, varying
 from .elementwise import tie

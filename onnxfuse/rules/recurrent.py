@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..model import Node
+from ..graph import Node
 from ..symbols import Place, constant
 from ..tracker import Ids, Role, Tracker, expand
 

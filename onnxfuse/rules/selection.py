@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..model import Node
+from ..graph import Node
 from ..tracker import Ids, Tracker, varying
 
 PLAIN = """Range NonZero NonMaxSuppression OneHot EyeLike Unique Multinomial RandomNormal RandomUniform Det

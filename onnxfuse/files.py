@@ -1,0 +1,225 @@
+"""Model files in and out, with external data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+
+from .errors import ModelError, OutputError, one_line
+from .tensors import byte_size, refer, values_of
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes above which protobuf cannot serialize a model in one piece."""
+MAPPED = 1 << 20
+"""External tensors of at least this many bytes are mapped instead of read."""
+BESIDE, ALIGNMENT = 1024, 4096
+"""Bytes from which on a tensor goes into the data file, and a page, of which its place there is a multiple."""
+VALUES = "raw_data float_data int32_data int64_data double_data uint64_data external_data data_location".split()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model read from a file.
+
+    Attributes:
+        model: with its external data.
+        beside: the files of its external data.
+        file_bytes: of the file and its external data.
+    """
+
+    model: ModelProto
+    beside: tuple[Path, ...]
+    file_bytes: int
+
+
+def load(path: Path) -> Loaded:
+    """Read an ONNX file with its external data.
+
+    Raises:
+        ModelError: no such file, not an ONNX model, truncated, an empty graph, or external data missing.
+    """
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; give an .onnx file")
+        model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{path}: {_not_onnx(path)}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path}: {'empty graph: no nodes' if model.ir_version else _not_onnx(path)}")
+    names = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
+    beside = tuple(path.parent / name for name in sorted(names))
+    try:
+        large = [t for t in model.graph.initializer if uses_external_data(t) and byte_size(t) >= MAPPED]
+        places = [_place(t, path.parent) for t in large]
+        for tensor in large:
+            tensor.data_location = TensorProto.DEFAULT  # so that the next line leaves it where it is
+        load_external_data_for_model(model, os.fspath(path.parent))
+        for tensor, place in zip(large, places, strict=True):
+            refer(tensor, *place)
+        size = sum(file.stat().st_size for file in [path, *beside])
+    except (OSError, onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(
+            f"{path}: external data is missing or unreadable ({one_line(error)}); put the data file beside the model"
+        ) from error
+    return Loaded(model, beside, size)
+
+
+def _place(tensor: TensorProto, folder: Path) -> tuple[str, int, int]:
+    """File, offset and length of a tensor's external data.
+
+    Raises:
+        ValueError: they lie outside of the model's folder, or the file is too short.
+    """
+    info, length = ExternalDataInfo(tensor), byte_size(tensor)
+    file, offset = (folder / info.location).resolve(), info.offset or 0
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"{info.location} is not in the folder of the model")
+    if file.stat().st_size < offset + length or (info.length or length) != length:
+        raise ValueError(f"{info.location} does not hold the {length} bytes of {tensor.name!r}")
+    return str(file), offset, length
+
+
+def _not_onnx(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[4:8] == b"ORTM":
+        return "is an ORT-format model; convert the .onnx file it was made from"
+    return "is not an ONNX model, or is truncated; check it with onnx.checker"
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+def check_writable(destination: Path) -> None:
+    """Refuse what cannot be a file to write.
+
+    Raises:
+        OutputError: it is a directory, its directory does not exist, or its name is too long.
+    """
+    try:
+        if destination.is_dir():
+            raise OutputError(f"{destination}: is a directory; give a file name")
+        if not destination.parent.is_dir():
+            raise OutputError(f"{destination}: the directory {destination.parent} does not exist; create it first")
+    except OSError as error:
+        raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def check_distinct(path: Path, destination: Path, beside: Sequence[Path]) -> None:
+    """Refuse to write over the external data of the model at `path`, unless the model itself is replaced, too.
+
+    Raises:
+        OutputError: `destination` or its data file is a data file of another model that was read.
+    """
+    for target in (destination, destination.with_name(destination.name + ".data")):
+        if target in [file.resolve() for file in beside] and (target == destination or path.resolve() != destination):
+            raise OutputError(f"{target}: holds the weights of {path}; give another output file")
+
+
+@contextlib.contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """A new directory beside `destination` to build the result in; it is gone afterwards, whatever happens.
+
+    Raises:
+        OutputError: the directory of the destination does not exist or is not writable.
+    """
+    check_writable(destination)
+    try:
+        directory = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
+    except OSError as error:
+        raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+    with directory as name:
+        yield Path(name)
+
+
+def save(model: ModelProto, path: Path, external: bool) -> None:
+    """Write `model`, its large tensors to `<name>.data` beside it if `external` or if protobuf's 2 GB demand it.
+
+    Raises:
+        OutputError: the disk is full or the place is not writable.
+    """
+    try:
+        if external or too_large(model):
+            path.write_bytes(_with_data_beside(model, path).SerializeToString())
+        else:
+            path.write_bytes(model.SerializeToString())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def _with_data_beside(model: ModelProto, path: Path) -> ModelProto:
+    """The model without its large tensors, which go to `<name>.data` one by one."""
+    bare = ModelProto()
+    _copy_fields(model, bare, "graph")
+    _copy_fields(model.graph, bare.graph, "initializer")
+    data = path.with_name(f"{path.name}.data")
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            new = bare.graph.initializer.add()
+            if tensor.data_type == TensorProto.STRING or byte_size(tensor) < BESIDE:
+                new.CopyFrom(tensor)
+                continue
+            _copy_fields(tensor, new, *VALUES)
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            offset = file.tell()
+            file.write(tensor.raw_data or numpy_helper.from_array(values_of(tensor)).raw_data)
+            refer(new, data.name, offset, file.tell() - offset)
+    return bare
+
+
+def _copy_fields(source: Any, target: Any, *skip: str) -> None:
+    """Copy all fields of a protobuf message but those named."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        field = getattr(target, descriptor.name)
+        if hasattr(field, "extend"):
+            field.extend(value)
+        elif hasattr(field, "CopyFrom"):
+            field.CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
+
+
+def too_large(model: ModelProto) -> bool:
+    """Whether protobuf cannot serialize the model in one piece; a quick estimate from the shapes of its weights."""
+    sizes = (byte_size(t) for t in model.graph.initializer if t.data_type != TensorProto.STRING)
+    return bool(sum(sizes) > PROTOBUF_LIMIT - (1 << 26))
+
+
+def file_bytes(path: Path) -> int:
+    """Of a model that `save` wrote, with its data file."""
+    files = path, path.with_name(f"{path.name}.data")
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def move(staged_file: Path, destination: Path) -> None:
+    """Move a staged model and its data file, if any, into place; each replaces its predecessor in one step.
+
+    A file that is replaced passes its permissions on.
+
+    Raises:
+        OutputError: the destination cannot be replaced.
+    """
+    try:
+        for suffix in (".data", ""):
+            source = staged_file.with_name(staged_file.name + suffix)
+            target = destination.with_name(destination.name + suffix)
+            if source.exists():
+                if target.exists():
+                    shutil.copymode(target, source)
+                os.replace(source, target)
+    except OSError as error:
+        raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error

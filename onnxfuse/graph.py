@@ -1,0 +1,115 @@
+"""A read view of a graph: graphsurgeon parses the protos into connected nodes for the stages that only read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from .protos import Edge, add_initializer, every_constant, free_name, graphs, outer_names, subgraphs
+from .tensors import Array, values_of
+
+
+class Tensor(Protocol):
+    """What is read of a graphsurgeon tensor."""
+
+    name: str
+
+
+class Node(Protocol):
+    """What is read of a graphsurgeon node."""
+
+    op: str
+    name: str
+    domain: str | None
+    attrs: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def label(node: Node) -> str:
+    """How messages name a node: its name, or its operator and first output."""
+    return node.name or f"{node.op} → {next((t.name for t in node.outputs if t.name), '?')}"
+
+
+class Graph:
+    """A read view of a model's main graph and the branches of its If nodes: connected nodes, constants, who uses what.
+
+    Attributes:
+        model: the proto behind the view.
+        nodes: graphsurgeon's nodes, in the model's (topological) order, those of branches after the main graph's.
+        protos: the same nodes in `model`; edits go there.
+        main: how many of them are the main graph's.
+        constants: name → TensorProto, initializers and Constant nodes alike.
+        edges: name → its uses.
+        clones: name of a copy → the constant it copies.
+        held: constant → bytes of an element in the file, where that is not its own type's.
+        runs: whether onnxruntime can run the model as it is now.
+    """
+
+    def __init__(self, model: ModelProto, held: Mapping[str, int] | None = None, runs: bool = True) -> None:
+        self.model, self.held, self.runs = model, held or {}, runs
+        gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
+        self.nodes: list[Node] = list(_with_branches(gs.import_onnx(model)))
+        self.protos = [node for graph in graphs(model) for node in graph.node]
+        self.main = len(model.graph.node)
+        self.constants = every_constant(model)
+        self.edges = self._uses()
+        self.clones: dict[str, str] = {}
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def _uses(self) -> dict[str, list[Edge]]:
+        """Name → its uses. Of what the main graph computes those in a branch count as uses elsewhere."""
+        edges: dict[str, list[Edge]] = defaultdict(list)
+        for i, node in enumerate(self.protos):
+            for k, name in enumerate(node.input):
+                if name:
+                    known = i < self.main or name in self.constants
+                    edges[name].append(Edge(i, k) if known else Edge(-1, 0))
+            for inner in subgraphs(node) if node.op_type != "If" else ():
+                for name in set(outer_names(inner)):
+                    edges[name].append(Edge(-1, 0))
+        for value in (value for graph in graphs(self.model) for value in graph.output):
+            edges[value.name].append(Edge(-1, 0))
+        return edges
+
+    def array(self, name: str) -> Array:
+        """The values of a constant, read-only or copied."""
+        return values_of(self.constants[name])
+
+    def clone(self, name: str, edges: list[Edge]) -> str:
+        """Give `edges` their own copy of the constant `name`; returns the copy's name."""
+        new = self._register(name, self.constants[name], edges)
+        self.clones[new] = name
+        self.edges[name] = [e for e in self.edges[name] if e not in edges]
+        for edge in edges:
+            self.protos[edge.node].input[edge.slot] = new
+            self.nodes[edge.node].inputs[edge.slot] = gs.Variable(new)
+        return new
+
+    def add(self, values: Array, stem: str, edge: Edge) -> str:
+        """A new initializer for `edge`, named after `stem`; returns its name."""
+        return self._register(stem, numpy_helper.from_array(values), [edge])
+
+    def _register(self, stem: str, tensor: TensorProto, edges: list[Edge]) -> str:
+        taken = self.constants.keys() | self.edges.keys()
+        name = free_name(stem, taken)
+        self.constants[name] = add_initializer(self.model, tensor, name)
+        self.edges[name] = list(edges)
+        return name
+
+
+def _with_branches(graph: gs.Graph) -> Iterator[Node]:
+    """The nodes of a graph, and after them those of the branches of its If nodes, in the order of `graphs`."""
+    yield from graph.nodes
+    yield from _branch_nodes(graph)
+
+
+def _branch_nodes(graph: gs.Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        if node.op == "If":
+            for branch in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+                yield from _with_branches(branch)

@@ -1,0 +1,127 @@
+"""Nodes, branches and constants of a model, as protos.
+
+The `ModelProto` is the one source of truth and the only thing that is ever edited, by tensor name and node
+position, so nothing that an edit does not touch can be lost: metadata, doc strings, opsets, node attributes
+of any type.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One use of a tensor: input `slot` of the main graph's node number `node`; −1 for any use elsewhere."""
+
+    node: int
+    slot: int
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of one attribute of a NodeProto, or `default`."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def set_attribute(node: NodeProto, name: str, value: Any) -> None:
+    """Replace or add one attribute of a NodeProto."""
+    drop_attribute(node, name)
+    node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def drop_attribute(node: NodeProto, name: str) -> None:
+    """Remove one attribute of a NodeProto, if it is there."""
+    for i in reversed(range(len(node.attribute))):
+        if node.attribute[i].name == name:
+            del node.attribute[i]
+
+
+def proto_label(node: NodeProto) -> str:
+    """`label` of a node that is still a proto."""
+    return node.name or f"{node.op_type} → {next(iter(node.output), '?')}"
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs a control-flow node holds."""
+    for a in node.attribute:
+        if a.type == onnx.AttributeProto.GRAPH:
+            yield a.g
+        yield from a.graphs
+
+
+def branches(graph: GraphProto) -> Iterator[GraphProto]:
+    """The branches of every If, those within a branch after the one that holds them. Bodies of loops are none."""
+    for node in graph.node:
+        if node.op_type == "If":
+            for branch in subgraphs(node):
+                yield branch
+                yield from branches(branch)
+
+
+def graphs(model: ModelProto) -> Iterator[GraphProto]:
+    """The main graph, and the branches of every If."""
+    yield model.graph
+    yield from branches(model.graph)
+
+
+def outer_names(graph: GraphProto) -> Iterator[str]:
+    """Names that `graph` may take from the graph around it (all it reads; a superset does no harm)."""
+    for node in graph.node:
+        yield from node.input
+        for inner in subgraphs(node):
+            yield from outer_names(inner)
+    for value in graph.output:
+        yield value.name
+
+
+def constant_tensors(graph: GraphProto) -> dict[str, TensorProto]:
+    """Name → tensor of every constant: initializers and the `value` of Constant nodes."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output:
+            for a in node.attribute:
+                if a.name == "value":
+                    found[node.output[0]] = a.t
+    return found
+
+
+def every_constant(model: ModelProto) -> dict[str, TensorProto]:
+    """`constant_tensors` of the main graph and of the branches of every If."""
+    return {name: tensor for graph in graphs(model) for name, tensor in constant_tensors(graph).items()}
+
+
+def consumers(graph: GraphProto) -> dict[str, list[Edge]]:
+    """Name → every use of that tensor, with one `Edge(-1, 0)` for each use by a subgraph or as a graph output."""
+    edges: dict[str, list[Edge]] = defaultdict(list)
+    for i, node in enumerate(graph.node):
+        for k, name in enumerate(node.input):
+            if name:
+                edges[name].append(Edge(i, k))
+        for inner in subgraphs(node):
+            for name in set(outer_names(inner)):
+                edges[name].append(Edge(-1, 0))
+    for value in graph.output:
+        edges[value.name].append(Edge(-1, 0))
+    return edges
+
+
+def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> TensorProto:
+    """Add a copy of `tensor`; up to IR version 3 an initializer must be listed as an input, too."""
+    new: TensorProto = model.graph.initializer.add()
+    new.CopyFrom(tensor)
+    new.name = name
+    if model.ir_version < 4:
+        model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    return new
+
+
+def free_name(stem: str, taken: Container[str]) -> str:
+    """A name like `stem` that is not among `taken`."""
+    return next(n for i in itertools.count(1) if (n := f"{stem}_fuse{i}") not in taken)
