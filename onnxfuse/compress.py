@@ -30,13 +30,14 @@ from .plan import Plan
 from .prepare import Folded, densify, prepare
 from .probe import Probe, provider_list
 from .protos import Edge
-from .quantized import Lowered, lowered_graph
+from .quantized import lowered_graph
 from .repair import Repair, repair
 from .report import GroupRow, Size
 from .requantize import kept_scales, restore
 from .rewrite import Removal, conflicts, record_constants, removed_mask, rewrite, shorten
 from .rounding import rounding_notes
 from .schedule import blas_for_one_of_two, in_order
+from .scheme import Lowered
 from .scores import feature_of, function_of
 from .surgeon import Source, View
 from .tensors import Array, set_values

@@ -12,9 +12,9 @@ from .graph import Graph
 from .merge import MEASURING
 from .options import Options
 from .prepare import Folded
-from .quantized import Lowered
 from .repair import Repair
 from .samples import sample_count, synthetic
+from .scheme import Lowered
 
 PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
 """Operators through which an input stays what it is."""

@@ -24,9 +24,10 @@ from .pipeline import FuseResult
 from .prepare import inline, prepare
 from .probe import Probe, probe, provider_list
 from .protos import every_constant
-from .quantized import Lowered, Scheme, lower, lowered_graph
+from .quantized import lower, lowered_graph
 from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, removed_mask, slot_masks
+from .scheme import Lowered, Scheme
 from .standin import in_float32
 from .tensors import Array, set_values, values_of
 from .tracker import Role

@@ -48,6 +48,21 @@ def proto_label(node: NodeProto) -> str:
     return node.name or f"{node.op_type} → {next(iter(node.output), '?')}"
 
 
+def input_name(node: NodeProto, i: int) -> str:
+    """The name of input `i`, or '' if there is none."""
+    return node.input[i] if 0 <= i < len(node.input) else ""
+
+
+def copies(*nodes: NodeProto) -> tuple[NodeProto, ...]:
+    """Copies of nodes."""
+    new = []
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        new.append(copy)
+    return tuple(new)
+
+
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The graphs a control-flow node holds."""
     for a in node.attribute:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from .graph import Graph
-from .protos import add_initializer, constant_tensors, consumers, free_name
-from .quantized import OPERATORS, Lowered, Scheme, in_steps, input_name
+from .protos import add_initializer, constant_tensors, consumers, free_name, input_name
+from .qoperators import OPERATORS
 from .rewrite import Removal, kept_along
+from .scheme import Lowered, Scheme, in_steps
 from .tensors import Array, set_values, values_of
 
 EXACT = 1e-3
