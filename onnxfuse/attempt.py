@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from . import files
 from .calibdata import Batches
+from .comparison import Comparison, check_lossless
 from .compress import Progress, Small, Studies, compress, untouched
 from .errors import Unsound
 from .fidelity import Fidelity, fidelity
@@ -24,7 +25,7 @@ from .report import Quality
 from .search import Judge, find
 from .standin import in_float32
 from .tensors import read_in
-from .verify import Comparison, check_lossless, verify
+from .verify import verify
 
 log = logging.getLogger("onnxfuse")
 Proof = TypeVar("Proof")

@@ -15,6 +15,7 @@ from . import files
 from .attempt import write
 from .calibdata import Batches, calibration
 from .channels import Locked
+from .comparison import Comparison, compare
 from .compress import Progress
 from .counts import macs, parameters
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
@@ -26,10 +27,11 @@ from .pipeline import FuseResult, fuse_with
 from .plan import Plan
 from .probe import Probe, probe, provider_list
 from .report import GroupRow, Report, Size
+from .runs import run
 from .samples import sample_count, synthetic
 from .tensors import Array, read_in
 from .topology import check_interface, check_nodes
-from .verify import Comparison, compare, run, verify
+from .verify import verify
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

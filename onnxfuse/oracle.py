@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .channels import Channels, Slot
+from .comparison import compare
 from .compress import settle, settle_lossless
 from .graph import Graph
 from .options import Options
@@ -27,11 +28,11 @@ from .protos import every_constant
 from .quantized import lower, lowered_graph
 from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, removed_mask, slot_masks
+from .runs import run
 from .scheme import Lowered, Scheme
 from .standin import in_float32
 from .tensors import Array, set_values, values_of
 from .tracker import Role
-from .verify import compare, run
 from .weights import front
 
 PICKED = 1e-4

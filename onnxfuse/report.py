@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .channels import Locked
+from .comparison import Comparison
 from .fidelity import Fidelity
 from .latency import Latency
-from .verify import Comparison
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from .budget import Amount, amount
+from .comparison import floor_missed
 from .compress import Small
 from .errors import NothingToMerge, Unsound, UsageError, VerificationFailed
 from .evaluation import Evaluation
@@ -19,7 +20,7 @@ from .latency import Latency, measure
 from .options import Options
 from .probe import Probe
 from .report import Quality
-from .verify import floor_missed, verify
+from .verify import verify
 
 Make = Callable[[float | None], Small]
 """The model at a point of the line; None: where the other options put it."""

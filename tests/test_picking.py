@@ -13,7 +13,7 @@ import onnxfuse
 from onnxfuse.oracle import oracle_error
 from onnxfuse.picking import feeds_of, picked, with_outputs, with_picks
 from onnxfuse.probe import probe, provider_list
-from onnxfuse.verify import run
+from onnxfuse.runs import run
 
 from .graphs import from_text
 

@@ -11,17 +11,17 @@ import pytest
 from onnx import ModelProto
 
 import onnxfuse
-from onnxfuse import attempt
-from onnxfuse import verify as verification
+from onnxfuse import attempt, runs
 from onnxfuse.channels import find_channels
 from onnxfuse.cli import main
+from onnxfuse.comparison import Comparison
 from onnxfuse.errors import Unsound
 from onnxfuse.linear import linear
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe, provider_list
 from onnxfuse.quantized import lowered_graph
-from onnxfuse.verify import Comparison, verify
+from onnxfuse.verify import verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
 
@@ -326,7 +326,7 @@ def test_a_score_that_saturates_may_be_made_of_roundings(monkeypatch: pytest.Mon
     name, value = next(iter(reference.outputs.items()))
     rest = {n: a for n, a in reference.outputs.items() if n != name}
     pair = [{**rest, name: np.full_like(value, x)} for x in (1e-7, 1.2e-7)]
-    monkeypatch.setattr(verification, "_plain_and_fast", lambda *_: pair)
+    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_: pair)
     assert verify(model, reference, provider_list("cpu"), None, None, lambda: model).agreement == pytest.approx(0.2)
     pair[:] = [{**rest, name: np.full_like(value, x)} for x in (1.0, 1.2)]
     with pytest.raises(Unsound, match=r"differ by 0\.2"):

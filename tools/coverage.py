@@ -109,8 +109,9 @@ def judged(model: ModelProto, feeds: Mapping[str, Any], result: FuseResult) -> R
 
 def preparation_error(model: ModelProto, inputs: Mapping[str, Any]) -> float:
     """Largest relative L2 error of any output that folding constants and BatchNormalization makes, before any merge."""
+    from onnxfuse.comparison import compare
     from onnxfuse.prepare import inline, prepare
-    from onnxfuse.verify import compare, run
+    from onnxfuse.runs import run
 
     prepared = type(model)()
     prepared.CopyFrom(inline(model))

@@ -1,0 +1,106 @@
+"""How a result's outputs differ from the original's, and whether that is more than was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from .errors import VerificationFailed
+from .picking import numeric
+from .tensors import Array
+
+LOSSLESS = 1e-5
+"""Relative difference allowed from the original where nothing may be lost."""
+EPSILON: Mapping[int, float] = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
+ROUNDINGS = 8
+"""Or so many roundings of a coarse number format."""
+Outputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How one output of the result differs from the original's on the probe input.
+
+    Attributes:
+        name: the output.
+        cosine: similarity of the flattened tensors, 1 if both are zero; NaN if their shapes differ.
+        max_abs: largest absolute difference.
+        relative: L2 norm of the difference over L2 norm of the original.
+    """
+
+    name: str
+    cosine: float
+    max_abs: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `verify` measured.
+
+    Attributes:
+        outputs: the result against the original, for each numeric output.
+        agreement: largest relative difference between the result with optimizations off and on.
+    """
+
+    outputs: tuple[OutputError, ...]
+    agreement: float
+
+    @property
+    def cosine(self) -> float:
+        """The smallest cosine similarity of any output."""
+        return min((o.cosine for o in self.outputs), default=1.0)
+
+
+def difference(name: str, a: Array, b: Array) -> OutputError:
+    """How `b` differs from `a`."""
+    x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    if x.shape != y.shape:
+        return OutputError(name, float("nan"), float("inf"), float("inf"))
+    if np.array_equal(x, y):
+        return OutputError(name, 1.0, 0.0, 0.0)
+    nx, ny, gap = (float(np.linalg.norm(v)) for v in (x, y, x - y))
+    cosine = float(x @ y) / (nx * ny) if nx and ny else 0.0
+    return OutputError(name, cosine, float(np.abs(x - y).max()), gap / nx if nx else float("inf"))
+
+
+def compare(original: Outputs, result: Outputs) -> tuple[OutputError, ...]:
+    """`difference` of every numeric output."""
+    return tuple(difference(name, a, result[name]) for name, a in numeric(original).items())
+
+
+def furthest_apart(a: Outputs, b: Outputs) -> float:
+    """The largest relative difference of any output."""
+    return max((e.relative for e in compare(a, b)), default=0.0)
+
+
+def floor_missed(result: Comparison, min_cosine: float | None, max_error: float | None) -> str | None:
+    """By which output, and by how much, a sound result is worse than asked; None if it is not."""
+    if min_cosine is not None and not result.cosine >= min_cosine:
+        worst = min(result.outputs, key=lambda o: o.cosine)
+        return f"output {worst.name!r} has cosine similarity {worst.cosine:.4f}, below the minimum {min_cosine}"
+    furthest = max(result.outputs, key=lambda o: o.max_abs, default=None)
+    if max_error is not None and furthest is not None and not furthest.max_abs <= max_error:
+        return (
+            f"output {furthest.name!r} has an absolute error of {furthest.max_abs:.3g}, above the maximum {max_error}"
+        )
+    return None
+
+
+def check_lossless(comparison: Comparison, types: Set[int]) -> Comparison:
+    """The same comparison, if nothing was lost.
+
+    Args:
+        types: element types of the model's weights; sums in another order differ by roundings of the coarsest.
+
+    Raises:
+        VerificationFailed: an output changed by more than `LOSSLESS` of its norm.
+    """
+    allowed = max([LOSSLESS, *(ROUNDINGS * EPSILON[t] for t in types & EPSILON.keys())])
+    for output in comparison.outputs:
+        if not output.relative <= allowed:
+            raise VerificationFailed(f"output {output.name!r} changed by {output.relative:.2g}, over {allowed:.2g}")
+    return comparison

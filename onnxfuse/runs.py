@@ -1,0 +1,128 @@
+"""What the original and the result make of one input in onnxruntime, with optimizations off and on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto
+
+from .comparison import Outputs, furthest_apart
+from .errors import Unsound, one_line
+from .files import file_bytes, too_large
+from .picking import feeds_of, numeric, picked, with_outputs, with_picks
+from .probe import Probe, session, session_options
+from .tensors import Array
+
+log = logging.getLogger("onnxfuse")
+LARGE = 1 << 30
+"""Bytes of a model from which on onnxruntime must not copy its weights into another layout for one run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """What the original and the result make of the probe input.
+
+    Attributes:
+        original: with optimizations off.
+        plain, fast: the result's, with optimizations off and on.
+    """
+
+    original: Outputs
+    plain: Outputs
+    fast: Outputs
+
+    @property
+    def agreement(self) -> float:
+        """Largest relative difference that optimizations make to the result."""
+        return furthest_apart(self.plain, self.fast)
+
+    @property
+    def drift(self) -> float:
+        """The same relative to the original's outputs where these are larger: a score that saturates is near zero."""
+        return max(
+            (_drift(a, self.fast[n], self.original.get(n, a)) for n, a in numeric(self.plain).items()), default=0.0
+        )
+
+
+def _drift(plain: Array, fast: Array, original: Array) -> float:
+    x, y, whole = (np.asarray(v, np.float64).ravel() for v in (plain, fast, original))
+    if x.shape != y.shape:
+        return math.inf
+    gap, size = float(np.linalg.norm(x - y)), max(float(np.linalg.norm(v)) for v in (x, whole))
+    return gap / size if size else gap
+
+
+def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], optimized: bool) -> dict[str, Array]:
+    """All outputs of a model, by name."""
+    if isinstance(model, ModelProto):
+        opened = session(model, providers, optimized)
+    else:
+        options = session_options(optimized, large=file_bytes(model) > LARGE)
+        opened = ort.InferenceSession(str(model), options, providers=list(providers))
+    names = [o.name for o in opened.get_outputs()]
+    return dict(zip(names, opened.run(names, dict(feeds)), strict=True))
+
+
+def run_both(
+    model: Path | ModelProto, reference: Probe, providers: Sequence[str], original: Callable[[], ModelProto]
+) -> Runs:
+    """The result as it is; with the original's picks, if it makes too few of its own to run to its end."""
+    try:
+        plain, fast = _plain_and_fast(model, reference.inputs, providers)
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        runs = with_given_picks(model, reference, providers, original())
+        if runs is None:
+            raise Unsound(f"onnxruntime cannot run the result: {one_line(error)}") from error
+        log.warning(
+            "the result runs with what the original picks, but not with its own picks from a random input; "
+            "run it on an input of yours (%s)",
+            one_line(error, 160),
+        )
+        return runs
+    return Runs(reference.outputs, plain, fast)
+
+
+def _plain_and_fast(
+    model: Path | ModelProto, feeds: Outputs, providers: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Outputs with optimizations off and on; at the same time, unless the weights are many."""
+    many = too_large(model) if isinstance(model, ModelProto) else file_bytes(model) > LARGE
+    with ThreadPoolExecutor(1 if many else 2) as pool:
+        plain, fast = pool.map(lambda optimized: run(model, feeds, providers, optimized), (False, True))
+    return plain, fast
+
+
+def with_given_picks(
+    model: Path | ModelProto, reference: Probe, providers: Sequence[str], original: ModelProto
+) -> Runs | None:
+    """Runs with the original's picks, of what both have; None if it makes none, or the result fails with these, too."""
+    result = model if isinstance(model, ModelProto) else onnx.load(model)
+    names = picked(original.graph)
+    if not names:
+        return None
+    given = numeric(run(with_outputs(original, names), reference.inputs, providers, optimized=False))
+    parts = [with_picks(m, given) for m in (original, result)]
+    feeds = [feeds_of(part, reference.inputs, given) for part in parts]
+    before = run(parts[0], feeds[0], providers, optimized=False)
+    try:
+        plain, fast = _plain_and_fast(parts[1], feeds[1], providers)
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        log.debug("nor does the result run with the original's picks: %s", one_line(error))
+        return None
+    return Runs({name: a for name, a in before.items() if name in plain}, plain, fast)
+
+
+def own_agreement(reference: Probe, providers: Sequence[str], original: ModelProto) -> float:
+    """What optimizations change in the original's outputs; if it picks, in what it makes of the same picks."""
+    runs = with_given_picks(original, reference, providers, original)
+    if runs is not None:
+        return runs.agreement
+    return furthest_apart(reference.outputs, run(original, reference.inputs, providers, optimized=True))
