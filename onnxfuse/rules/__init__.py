@@ -15,12 +15,14 @@ from . import (
     contrib,
     einsum,
     elementwise,
-    movement,
     normalization,
     quantization,
     recurrent,
     reduction,
+    repeating,
+    reshaping,
     selection,
+    slicing,
 )
 
 Rule = Callable[[Node, Tracker], None]
@@ -29,12 +31,14 @@ RULES: Mapping[str, Rule] = {
     **contraction.RULES,
     **einsum.RULES,
     **elementwise.RULES,
-    **movement.RULES,
     **normalization.RULES,
     **quantization.RULES,
     **recurrent.RULES,
     **reduction.RULES,
+    **repeating.RULES,
+    **reshaping.RULES,
     **selection.RULES,
+    **slicing.RULES,
 }
 """Operator of the standard domain → its rule."""
 
