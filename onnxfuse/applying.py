@@ -24,7 +24,8 @@ from .errors import UsageError
 from .matching import Match, NormKeys, by_name, by_product, by_value, complain, orders, same
 from .origin import ModelSource, PathLike
 from .plan import Plan
-from .prepare import out_axis, prepare
+from .prepare import prepare
+from .producers import out_axis
 from .protos import attribute, constant_tensors
 from .redo import Mask, Record, record, redo, scaled
 from .tensors import Array, values_of

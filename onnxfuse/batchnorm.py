@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
-from .prepare import Folded, scaled_rows
+from .folding import Folded
+from .producers import scaled_rows
 from .protos import add_initializer, constant_tensors, free_name
 from .tensors import set_values, values_of
 

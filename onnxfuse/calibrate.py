@@ -19,9 +19,10 @@ from onnx import NodeProto, TensorProto
 
 from .calibdata import Batches
 from .channels import Channels, Classes, Slot
+from .folding import Folded
 from .graph import Graph
 from .picking import behind_picks
-from .prepare import Folded, scaled_rows
+from .producers import scaled_rows
 from .protos import attribute, proto_label
 from .shrinkage import oas
 from .surgeon import Source, View

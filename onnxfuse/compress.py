@@ -16,8 +16,10 @@ from .budget import absolute, choose
 from .calibdata import Batches
 from .calibrate import Study
 from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
+from .constants import densify
 from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
+from .folding import Folded
 from .gradients import Salience, products
 from .graph import Graph
 from .importance import GroupView, Scores, importance
@@ -27,7 +29,7 @@ from .measuring import repair_notes, survey
 from .merge import Merge, Task, TransportOptions, drop, strategy
 from .options import Options
 from .plan import Plan
-from .prepare import Folded, densify, prepare
+from .prepare import prepare
 from .probe import Probe, provider_list
 from .protos import Edge
 from .quantized import lowered_graph

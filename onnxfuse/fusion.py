@@ -16,8 +16,8 @@ from .calibrate import study
 from .carry import Carrier
 from .channels import Channels, find_channels
 from .errors import ModelError
+from .folding import Folded
 from .parents import Parent, float_array, make_plain
-from .prepare import Folded
 from .restore import Share, restore
 from .segments import segments
 from .tensors import Array, set_values, values_of

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from .errors import UsageError
-from .prepare import Folded
+from .folding import Folded
 from .protos import constant_tensors
 from .sources import Source, arrays_of, near
 from .tensors import Array, values_of

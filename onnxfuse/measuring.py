@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from .calibdata import Batches
 from .calibrate import MEASURED, Study, study
 from .channels import Channels
+from .folding import Folded
 from .graph import Graph
 from .merge import MEASURING
 from .options import Options
-from .prepare import Folded
 from .repair import Repair
 from .samples import sample_count, synthetic
 from .scheme import Lowered

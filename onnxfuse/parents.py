@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, TensorProto
 
+from .constants import densify
 from .errors import ModelError, one_line
+from .folding import Folded
 from .graph import Graph
-from .prepare import Folded, densify, prepare
+from .prepare import prepare
 from .probe import Probe, probe
 from .protos import Edge, add_initializer, attribute, constant_tensors
 from .quantized import lower

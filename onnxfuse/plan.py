@@ -38,8 +38,8 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 
 from .channels import ChannelGroup
+from .folding import Folded
 from .merge import Merge
-from .prepare import Folded
 from .repair import Repair
 from .tensors import Array
 

@@ -31,7 +31,7 @@ from scipy.sparse import csr_array, diags_array
 from .calibrate import Crossed, Moment, Reader, Study, blocks, cross, scaled_and_shifted, statistics
 from .channels import ChannelGroup, Channels
 from .merge import Merge
-from .prepare import out_axis, scaled_rows
+from .producers import out_axis, scaled_rows
 from .rewrite import Removal, removed_mask
 from .schedule import ahead
 from .shrinkage import ridge

@@ -18,9 +18,10 @@ from onnx import NodeProto
 from .calibdata import Batches
 from .calibrate import MEASURED, scaled_and_shifted, statistics
 from .carry import Carrier
+from .folding import FOLDABLE
 from .graph import Graph
 from .parents import Parent
-from .prepare import FOLDABLE, scaled_rows
+from .producers import scaled_rows
 from .protos import attribute
 from .tensors import Array
 from .walk import Walk

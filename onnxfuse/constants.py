@@ -1,0 +1,108 @@
+"""Constants in one form, and computed in advance where all that they are computed from is constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from .probe import without_weights
+from .protos import add_initializer, every_constant, graphs
+from .tensors import Array, values_of
+
+EVALUATED = frozenset(
+    """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather
+    GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow
+    Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
+    ScatterND Shape Sigmoid Sign Sin Size Slice Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu
+    Unsqueeze Where Xor""".split()
+)
+"""Operators that are evaluated when all their inputs are constant."""
+GROWTH = 1 << 16
+"""Bytes by which a folded constant may be larger than what it was computed from."""
+
+
+def densify(model: ModelProto) -> None:
+    """Make every sparse initializer a dense one, in place: merged channels leave few zeros."""
+    for sparse in model.graph.sparse_initializer:
+        dense = np.zeros(sparse.dims, helper.tensor_dtype_to_np_dtype(sparse.values.data_type))
+        places = values_of(sparse.indices)
+        index = tuple(places.T) if places.ndim == 2 else np.unravel_index(places, dense.shape)
+        dense[index] = values_of(sparse.values)
+        add_initializer(model, numpy_helper.from_array(dense), sparse.values.name)
+    del model.graph.sparse_initializer[:]
+
+
+def as_tensor(node: NodeProto) -> None:
+    """Give a Constant that holds numbers as an attribute of another kind the tensor that they stand for, in place."""
+    for a in node.attribute:
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            dtype = np.float32 if "float" in a.name else np.int64
+            values = np.array(onnx.helper.get_attribute_value(a), dtype)
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(values)))
+            return
+
+
+def fold_constants(model: ModelProto) -> None:
+    """Evaluate, with onnx's reference implementation, every node whose inputs are all constant.
+
+    Weights behind an Identity or Transpose and shapes that were never computed from the input come to light.
+    Quantized weights are left behind their DequantizeLinear, and nothing is folded that would grow the model.
+    """
+    constants = every_constant(model)
+    types = _element_types(model) if any(n.op_type == "CastLike" for n in model.graph.node) else {}
+    for graph in graphs(model):
+        _fold_constants_of(graph, constants, types, model)
+
+
+def _fold_constants_of(
+    graph: GraphProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
+) -> None:
+    outputs, gone = {o.name for o in graph.output}, []
+    for i, node in enumerate(graph.node):
+        if _can_evaluate(node, constants, types) and not outputs & set(node.output):
+            result = _evaluate(node, constants, types, model)
+            given = sum(values_of(constants[n]).nbytes for n in node.input if n in constants)
+            if result.nbytes <= GROWTH + given:
+                tensor = numpy_helper.from_array(np.asarray(result, order="C"))
+                constants[node.output[0]] = add_initializer(model, tensor, node.output[0])
+                gone.append(i)
+    for i in reversed(gone):
+        del graph.node[i]
+
+
+def _element_types(model: ModelProto) -> dict[str, int]:
+    """Value name → element type, as far as shape inference finds it."""
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)[0]).graph
+    return {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.value_info, *graph.output]}
+
+
+def _can_evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int]) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in EVALUATED or len(node.output) != 1 or not node.input:
+        return False
+    data = node.input[:1] if node.op_type == "CastLike" else node.input
+    typed = all(n in constants or n in types for n in node.input if n)
+    return typed and all(n in constants and constants[n].data_type != TensorProto.STRING for n in data if n)
+
+
+def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto) -> Array:
+    feeds: dict[str, Array] = {}
+    for n in node.input:
+        if n in constants:
+            feeds[n] = values_of(constants[n])
+        elif n:  # CastLike wants to know a type only
+            dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(types[n])
+            feeds[n] = np.zeros(0, dtype)
+    inputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in feeds]
+    output = helper.make_tensor_value_info(node.output[0], TensorProto.UNDEFINED, None)
+    small = helper.make_model(
+        helper.make_graph([node], "constant", inputs, [output]),
+        opset_imports=[o for o in model.opset_import if o.domain in ("", "ai.onnx")],
+    )
+    with np.errstate(all="ignore"):  # an exporter's masks hold log(0) on purpose
+        outputs: Any = ReferenceEvaluator(small).run(None, feeds)
+    return np.asarray(outputs[0])

@@ -1,0 +1,26 @@
+"""The weights of a node that makes channels, by the channel."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from .protos import attribute
+from .tensors import Array
+
+
+def out_axis(maker: NodeProto) -> int:
+    """The axis of a weight that counts what its node makes (of a grouped ConvTranspose, in each group)."""
+    if maker.op_type in ("ConvTranspose", "MatMul"):
+        return 1
+    return int(maker.op_type == "Gemm" and not attribute(maker, "transB", 0))
+
+
+def scaled_rows(maker: NodeProto, weight: Array, scale: Array) -> Array:
+    """The weight with what makes output channel i multiplied by scale[i]."""
+    factor, axis = scale.astype(weight.dtype), out_axis(maker)
+    if maker.op_type == "ConvTranspose":
+        groups = attribute(maker, "group", 1)
+        blocks = weight.reshape(groups, -1, *weight.shape[1:])
+        return np.asarray(blocks * factor.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))).reshape(weight.shape)
+    return np.asarray(weight * np.expand_dims(factor, [a for a in range(weight.ndim) if a != axis]))

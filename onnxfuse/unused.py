@@ -1,0 +1,37 @@
+"""What nothing reads any more, once nodes were folded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container
+
+from onnx import GraphProto, ModelProto
+
+from .protos import consumers, outer_names, subgraphs
+
+
+def idle_names(graph: GraphProto) -> set[str]:
+    """Names of constants and of what nodes make that nothing reads."""
+    used = consumers(graph)
+    made = [*(t.name for t in graph.initializer), *(name for node in graph.node for name in node.output)]
+    return {name for name in made if not used.get(name)}
+
+
+def drop_unused(model: ModelProto, idle: Container[str]) -> None:
+    """Remove the nodes and initializers whose readers were folded away; what was `idle` before that stays.
+
+    Up to IR version 3 initializers are listed as inputs, too.
+    """
+    graph = model.graph
+    uses = Counter({name: len(edges) for name, edges in consumers(graph).items()})
+    listed = {value.name for value in graph.input} if model.ir_version >= 4 else set()
+    for i in reversed(range(len(graph.node))):
+        node = graph.node[i]
+        if not any(uses[name] or name in idle for name in node.output):
+            uses.subtract([*node.input, *(n for inner in subgraphs(node) for n in set(outer_names(inner)))])
+            del graph.node[i]
+    unused = {t.name for t in graph.initializer if not (uses[t.name] or t.name in idle or t.name in listed)}
+    for values in (graph.initializer, graph.input):
+        for i in reversed(range(len(values))):
+            if values[i].name in unused:
+                del values[i]
