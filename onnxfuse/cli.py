@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, cli_ensemble, cli_inspect
+from .checks import CHOICES
 from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
 from .config import config_arguments
 from .errors import UsageError
 from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
-from .options import CHOICES, Options
+from .options import Options
 from .pipeline import fuse_with
 
 

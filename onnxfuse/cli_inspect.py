@@ -12,7 +12,7 @@ from .channels import ChannelGroup
 from .command import Parser, dump, failed, guarded, permissions, shapes, start
 from .errors import UsageError
 from .inspection import Analysis, print_analysis, print_slots
-from .options import near
+from .patterns import near
 from .pipeline import analyze
 
 

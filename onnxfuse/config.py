@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError, one_line
-from .options import near
+from .patterns import near
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,7 +10,7 @@ from typing import Any
 
 from .channels import ChannelGroup
 from .errors import UsageError, one_line
-from .options import near
+from .patterns import near
 
 
 def planned(groups: Sequence[ChannelGroup], path: str | None) -> list[tuple[ChannelGroup, int]]:

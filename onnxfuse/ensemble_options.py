@@ -11,9 +11,10 @@ from typing import Any
 from onnx import ModelProto
 
 from . import files
+from .checks import check_options
 from .errors import UsageError
 from .fusion import ALIGNMENTS
-from .options import Options, check_options
+from .options import Options
 from .origin import PathLike
 
 ORDERS = ("fap", "paf")

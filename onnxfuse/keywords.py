@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, ForwardRef, TypedDict, TypeVar
 
-from .options import Options, listed
+from .options import Options
 from .origin import PathLike
+from .patterns import listed
 from .scores import Importance
 from .sources import Source, near
 

@@ -14,12 +14,14 @@ from onnx import ModelProto
 from . import files
 from .attempt import Setting, attempt
 from .calibdata import Batches, calibration
+from .checks import check_options
 from .compress import Progress, Studies, follow, kept_channels
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .keywords import FuseKeywords, SharedKeywords, documented, options_of
-from .options import Options, check_matches, check_options, check_patterns, listed
+from .options import Options
 from .origin import ModelSource, PathLike
+from .patterns import check_matches, check_patterns, listed
 from .plan import Plan
 from .prepare import prepare
 from .probe import Probe, probe, provider_list

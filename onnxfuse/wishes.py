@@ -10,7 +10,8 @@ import numpy as np
 from .allocate import Families, kept_count
 from .channels import ChannelGroup, Channels
 from .earlier import planned
-from .options import Options, check_matches, ratios
+from .options import Options
+from .patterns import check_matches, ratios
 from .resources import Widths, family_places
 from .rounding import multiples
 from .tracker import Role
