@@ -3,7 +3,7 @@
     names that another graph of the model has, too        → names of their own
     If with a constant condition         → the nodes of the branch that runs
 
-The nodes of a branch are then tracked like any other (`model.Graph`): what lies within it may shrink; what it takes
+The nodes of a branch are then tracked like any other (`graph.Graph`): what lies within it may shrink; what it takes
 from outside, and what it returns, stays.
 """
 
