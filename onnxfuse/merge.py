@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.sparse import csr_array, diags_array
 
 from . import transport
 from .errors import UsageError
 from .importance import Scores
+from .sparse import from_entries, rows_of, selection, turned
 from .surgeon import Source, View, basis, error, survivors
 
 Ids = NDArray[np.int64]
@@ -84,8 +85,8 @@ def drop(task: Task) -> Merge:
 
 
 def _selection(kept: Ids, n: int) -> Merge:
-    select = csr_array((np.ones(len(kept)), (np.arange(len(kept)), kept)), shape=(len(kept), n))
-    return Merge(kept, select, csr_array(select.T))
+    select = selection(kept, n)
+    return Merge(kept, select, turned(select))
 
 
 def surgeon(task: Task) -> Merge:
@@ -119,20 +120,20 @@ def intra_fusion(task: Task) -> Merge:
     """The paper's §3: F is the transposed plan with every source's column divided by its sum; consumers get Fᵀ."""
     kept, plan = _plan(task)
     share = per_row(plan)
-    return Merge(kept, csr_array(share.T), share)
+    return Merge(kept, turned(share), share)
 
 
 def barycentric(task: Task) -> Merge:
     """New channels are plan-weighted means of what flows into them; consumers read plan-weighted shares."""
     kept, plan = _plan(task)
-    return Merge(kept, per_row(csr_array(plan.T)), per_row(plan))
+    return Merge(kept, per_row(turned(plan)), per_row(plan))
 
 
 def fold(task: Task) -> Merge:
     """Model Folding (ICLR 2025): k-means; producers take a cluster's mean, consumers the sum of its columns."""
     labels = transport.clusters(task.rows, task.keep)
     kept, member = _places(labels, task.scores)
-    return Merge(kept, per_row(csr_array(member.T)), member)
+    return Merge(kept, per_row(turned(member)), member)
 
 
 def fold_variance(task: Task) -> Merge:
@@ -180,27 +181,25 @@ def _plan(task: Task) -> tuple[Ids, csr_array]:
     """(k,) places and the (n, k) plan of the task. Dead channels (all weights zero) send nothing."""
     features, o = transport.normalized(task.rows, out=task.rows), task.options
     n, k = len(features), task.keep
-    if o.target == "cluster":
-        kept, member = _places(transport.clusters(features, k), task.scores)
-        targets = np.asarray(per_row(csr_array(member.T)).astype(features.dtype) @ features)
-    else:
-        kept = most_important(task)
-        member = csr_array((np.ones(k), (kept, np.arange(k))), shape=(n, k))
-        targets = features[kept]
+    clustered = o.target == "cluster"
+    kept, member = _places(transport.clusters(features, k), task.scores) if clustered else (most_important(task), None)
     alive: NDArray[np.bool_] = np.asarray(features.any(axis=1))
     alive[kept] = True
     living = features if alive.all() else features[alive]
     if o == TransportOptions(cost_norm=o.cost_norm):
-        survivors = np.flatnonzero(np.isin(np.flatnonzero(alive), kept))
+        survivors = (np.cumsum(alive) - 1)[kept]
         plan = transport.kept_plan(living, survivors, o.cost_norm)
     else:
+        if member is None:
+            member, targets = turned(selection(kept, n)), features[kept]
+        else:
+            targets = np.asarray(per_row(turned(member)).astype(features.dtype) @ features)
         source = _mass(o.source_mass, task.scores)[alive]
         mass = _target_mass(o, task.scores, member)
         plan = transport.full_plan(living, targets, source, mass, o.cost_norm)
     if len(living) == n:
         return kept, plan
-    found = coo_array(plan)
-    return kept, csr_array((found.data, (np.flatnonzero(alive)[found.row], found.col)), shape=(n, k))
+    return kept, from_entries(plan.data, np.flatnonzero(alive)[rows_of(plan)], plan.indices, (n, k))
 
 
 def _mass(kind: str, scores: Scores) -> Scores:
@@ -217,16 +216,15 @@ def _places(labels: Ids, scores: Scores) -> tuple[Ids, csr_array]:
     order = np.lexsort((-scores, labels))
     first = order[np.unique(labels[order], return_index=True)[1]]
     place = np.argsort(np.argsort(first))[np.unique(labels, return_inverse=True)[1]]
-    member = csr_array((np.ones(len(labels)), (np.arange(len(labels)), place)), shape=(len(labels), len(first)))
-    return np.sort(first), member
+    return np.sort(first), selection(place, len(first))
 
 
 def per_row(plan: csr_array) -> csr_array:
     """Rows divided by their sums; a row of zeros stays."""
-    rows = csr_array(plan)
-    total = np.asarray(rows.sum(axis=1)).ravel()
-    data = rows.data / np.repeat(np.where(total == 0, 1, total), np.diff(rows.indptr))
-    return csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
+    row = rows_of(plan)
+    total = np.bincount(row, plan.data, plan.shape[0])
+    data = plan.data / np.where(total == 0, 1, total)[row]
+    return csr_array((data, plan.indices, plan.indptr), shape=plan.shape)
 
 
 def strategy(method: str) -> Strategy:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
+from .groundcost import ground_cost, pair_costs
 from .lazy import part_of
 
 log = logging.getLogger("onnxfuse")
@@ -26,6 +27,8 @@ NEIGHBOURS, ROUNDS = 16, 25
 """k, and how often pairs may join."""
 JOINING = 6
 """Pairs that join in a round, for each source and for each target."""
+SKETCH = 4096
+"""Features from which distances are guessed."""
 SAMPLE = 64
 """Sources for which the bound is computed."""
 GAP = 5e-3
@@ -67,7 +70,7 @@ def near_plan(
     """
     b = b * (a.sum() / b.sum())
     chosen = np.sort(np.random.default_rng(0).permutation(len(sources))[:sample])
-    true, guess = np.stack([_distances(sources[i], targets, p) for i in chosen]), _euclidean(sources, targets)
+    true, guess = ground_cost(sources[chosen], targets, p), _euclidean(*_sketched(sources, targets))
     guess *= np.float32(true.sum() / (guess[chosen].sum(dtype=np.float64) or 1))
     codes, costs = np.zeros(0, np.int64), np.zeros(0)
     x, y = _feasible(sources, targets, a, b)
@@ -75,7 +78,7 @@ def near_plan(
     for _ in range(ROUNDS):
         new = np.setdiff1d(joining, codes)
         codes = np.concatenate([codes, new])
-        costs = np.concatenate([costs, _pair_costs(sources, targets, *np.divmod(new, len(b)), p)])
+        costs = np.concatenate([costs, pair_costs(sources, targets, *np.divmod(new, len(b)), p)])
         guess.reshape(-1)[codes] = costs
         plan, total, u, v = _solve(codes, costs, a, b)
         short = np.maximum(u[chosen] - (true - v).min(axis=1), 0)
@@ -89,6 +92,23 @@ def near_plan(
     return Near(plan, total, gap, len(codes))
 
 
+def _sketched(*sides: Real) -> list[Real]:
+    """The same (n, d) rows with at most `SKETCH` features, which keeps distances to about √(1 / 2 SKETCH).
+
+    Features of random sign are summed (Charikar, Chen, Farach-Colton, "Finding frequent items in data streams", 2002).
+    """
+    d = sides[0].shape[1]
+    if d <= 3 * SKETCH:
+        return list(sides)
+    signs = np.random.default_rng(1).choice(np.array([-1, 1], sides[0].dtype), d)
+    made = [np.zeros((len(side), SKETCH), side.dtype) for side in sides]
+    for start in range(0, d, SKETCH):
+        part = slice(start, min(start + SKETCH, d))
+        for side, small in zip(sides, made, strict=True):
+            small[:, : part.stop - start] += side[:, part] * signs[part]
+    return list(made)
+
+
 def _euclidean(sources: Real, targets: Real) -> NDArray[np.float32]:
     """(s, t) L2 distances."""
     matrix = np.asarray(sources @ targets.T, np.float32)
@@ -96,14 +116,6 @@ def _euclidean(sources: Real, targets: Real) -> NDArray[np.float32]:
     matrix += np.einsum("nd,nd->n", sources, sources)[:, None]
     matrix += np.einsum("nd,nd->n", targets, targets)
     return np.asarray(np.sqrt(np.maximum(matrix, 0, out=matrix), out=matrix))
-
-
-def _distances(x: Real, rows: Real, p: int) -> NDArray[np.float64]:
-    """(r,) Lp distances of (d,) x from (r, d) rows."""
-    if p == 2:
-        return np.asarray(np.linalg.norm(rows - x, axis=1), np.float64)
-    parts = [np.abs(rows[i : i + ROWS] - x).sum(axis=1, dtype=np.float64) for i in range(0, len(rows), ROWS)]
-    return np.concatenate(parts)
 
 
 def _pairs(guess: Real, u: Real, v: Real, k: int) -> Ids:
@@ -129,13 +141,6 @@ def _feasible(sources: Real, targets: Real, a: NDArray[np.float64], b: NDArray[n
     x, y = (np.minimum(np.searchsorted(e, middle), len(e) - 1) for e in ends)
     near = [(np.minimum(x + d, len(s) - 1), y) for d in (0, 1)]  # cuts that should coincide may differ by rounding
     return s[np.concatenate([i for i, _ in near])], t[np.concatenate([j for _, j in near])]
-
-
-def _pair_costs(sources: Real, targets: Real, i: Ids, j: Ids, p: int) -> NDArray[np.float64]:
-    """Lp distances between the rows i of `sources` and j of `targets`."""
-    blocks = [slice(n, n + ROWS) for n in range(0, len(i), ROWS)]
-    costs = [np.linalg.norm(sources[i[x]] - targets[j[x]], ord=p, axis=1) for x in blocks]
-    return np.concatenate([np.zeros(0), *costs])
 
 
 def _solve(

@@ -16,9 +16,9 @@ from onnx import numpy_helper
 from scipy.spatial.distance import cdist
 
 import onnxfuse
-from onnxfuse import transport
-from onnxfuse.nearplan import near_plan
-from onnxfuse.transport import clusters, full_plan, ground_cost, kept_plan, normalized
+from onnxfuse import groundcost, nearplan
+from onnxfuse.groundcost import ground_cost
+from onnxfuse.transport import clusters, full_plan, kept_plan, normalized
 
 from .graphs import Array, build, from_text, weights
 from .texts import TEXTS
@@ -98,7 +98,7 @@ def test_only_the_solver_of_pot_is_loaded_and_the_rest_when_asked_for() -> None:
 def test_costs_are_the_same_bits_whatever_the_number_of_workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = normalized(np.random.default_rng(2).standard_normal((50, 300)).astype(np.float32))
     expected = ground_cost(rows[:33], rows[33:])
-    monkeypatch.setattr(transport, "WORKERS", workers)
+    monkeypatch.setattr(groundcost, "WORKERS", workers)
     np.testing.assert_array_equal(ground_cost(rows[:33], rows[33:]), expected)
 
 
@@ -196,7 +196,7 @@ def test_a_plan_over_near_pairs_keeps_its_bound(s: int, t: int, p: int) -> None:
     sources, targets = (normalized(rng.standard_normal((n, 12))) for n in (s, t))
     a, b = rng.uniform(1, 2, s), rng.uniform(1, 2, t)
     a, b = a / a.sum(), b / b.sum()
-    near = near_plan(sources, targets, a, b, p, sample=s)
+    near = nearplan.near_plan(sources, targets, a, b, p, sample=s)
     cost = cdist(sources, targets, "minkowski", p=p)
     best = ot.emd2(a, b, cost)
     np.testing.assert_allclose(near.plan.sum(axis=1), a, atol=1e-9)
@@ -204,3 +204,14 @@ def test_a_plan_over_near_pairs_keeps_its_bound(s: int, t: int, p: int) -> None:
     assert (near.plan.toarray() * cost).sum() == pytest.approx(near.cost, rel=1e-6)
     assert best - 1e-9 <= near.cost <= best + near.gap * near.cost + 1e-9
     assert near.gap < 0.03
+
+
+def test_near_pairs_are_found_by_fewer_features_if_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearplan, "SKETCH", 32)  # so few that guesses are poor: the bound must still hold
+    rng = np.random.default_rng(3)
+    sources, targets = (normalized(rng.standard_normal((n, 200)) + rng.standard_normal((n, 1))) for n in (70, 60))
+    a, b = np.full(70, 1 / 70), np.full(60, 1 / 60)
+    near = nearplan.near_plan(sources, targets, a, b, 1, sample=70)
+    best = ot.emd2(a, b, cdist(sources, targets, "cityblock"))
+    assert best - 1e-9 <= near.cost <= best * 1.03
+    assert near.pairs < 70 * 60
