@@ -105,7 +105,8 @@ def choose(
     exact = None if options.sparsity is None else uniform(families, options.sparsity)
     if local and exact is not None and families.allow(exact):
         return exact
-    costs = _costs(channels, families, measured, options.method)
+    choices = families.around(exact) if local and exact is not None else families
+    costs = _costs(channels, choices, measured, options.method)
     if exact is not None:
         main = _main(channels, families)
         near = cheapest(families.around(exact), costs, [main.at(exact)])
@@ -170,10 +171,12 @@ def _limits(channels: Channels, families: Families, options: Options) -> list[Li
 
 
 def _costs(channels: Channels, families: Families, measured: Study | None, method: str) -> list[NDArray[np.float64]]:
-    """For each family the costs of its widths 0 … unit, summed over its groups."""
+    """For each family the costs of its widths 0 … unit, summed over its groups; zeros where it has no choice."""
     mixing = linear(channels) if measured is not None and measured.source in MIXING.get(method, ()) else set()
     costs = [np.zeros(unit + 1) for unit in families.units.tolist()]
     for group in channels.groups:
+        if len(families.allowed[families.places[group.family]]) == 1:
+            continue
         weights = GroupWeights(channels.tracker.graph, group)
         if measured is not None:
             rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}

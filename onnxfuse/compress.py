@@ -111,10 +111,10 @@ def compress(
     channels, keep, measured = settle(graph, reference, options, room, look)
     salience = None if given is None else Salience(given, folded, graph.clones)
     energies = _measured(channels, options, batches, tell)
-    merges, weights = _merge_all(channels, keep, options, transport, tell, salience, energies, measured)
     repairs: list[Repair] = []
-    if measured is not None and options.repairs:
-        with blas_for_one_of_two():
+    with blas_for_one_of_two():
+        merges, weights = _merge_all(channels, keep, options, transport, tell, salience, energies, measured)
+        if measured is not None and options.repairs:
             weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
     return _finish(channels, merges, repairs, before, folded, lowered, options, measured, room)

@@ -17,8 +17,12 @@ from scipy.sparse import csr_array
 from .channels import Slot
 from .graph import Graph
 from .merge import Merge, per_row
+from .sparse import turned
 from .tensors import Array
 from .tracker import Ids, RawSlot, Role
+
+SMALL = 1 << 12
+"""Elements of a matrix up to which it multiplies faster as a dense one than SciPy prepares a sparse one."""
 
 
 class Weights:
@@ -114,10 +118,12 @@ def _to_front(axes: tuple[int, ...], count: int) -> tuple[int, ...]:
     return *axes, *(a for a in range(count) if a not in axes)
 
 
-def matrix(merge: Merge, role: Role, dtype: np.dtype[Any]) -> csr_array:
-    """(k, n) what multiplies a slot of this role from the left, its channels in front."""
+def matrix(merge: Merge, role: Role, dtype: np.dtype[Any]) -> csr_array | Array:
+    """(k, n) what multiplies a slot of this role from the left, its channels in front; dense if it is small."""
     if role is Role.CONSUMES:
-        return csr_array(merge.expand.T).astype(dtype)
-    if role is Role.SCALE:
-        return per_row(merge.compress).astype(dtype)
-    return merge.compress.astype(dtype)
+        factor = turned(merge.expand)
+    else:
+        factor = per_row(merge.compress) if role is Role.SCALE else merge.compress
+    if factor.shape[0] * factor.shape[1] <= SMALL:
+        return np.asarray(factor.toarray(), dtype)
+    return factor.astype(dtype)
