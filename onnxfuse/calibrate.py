@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from .calibdata import Batches
-from .channels import Channels, Classes, Slot
+from .channels import Channels, Slot
+from .classes import Classes
 from .folding import Folded
 from .graph import Graph
 from .picking import behind_picks

@@ -15,13 +15,15 @@ from .activations import measure
 from .budget import absolute, choose
 from .calibdata import Batches
 from .calibrate import Study
-from .channels import ChannelGroup, Channels, Locked, Slot, find_channels, shrunk_shape
+from .channels import ChannelGroup, Channels, Locked, Slot
 from .constants import densify
 from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
+from .extents import shrunk_shape
 from .folding import Folded
 from .gradients import Salience, products
 from .graph import Graph
+from .grouping import find_channels
 from .importance import GroupView, Scores, importance
 from .linear import linear
 from .lossless import Free, find_free

@@ -14,9 +14,10 @@ from .batchnorm import Norm, unfold
 from .calibdata import Batches
 from .calibrate import study
 from .carry import Carrier
-from .channels import Channels, find_channels
+from .channels import Channels
 from .errors import ModelError
 from .folding import Folded
+from .grouping import find_channels
 from .parents import Parent, float_array, make_plain
 from .restore import Share, restore
 from .segments import segments

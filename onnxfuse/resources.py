@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .channels import ChannelGroup, Channels, Slot, shrinking_axis
+from .channels import ChannelGroup, Channels, Slot
+from .classes import shrinking_axis
 from .counts import WEIGHTS, file_bytes, mac_products
 from .protos import every_constant
 

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from .channels import ChannelGroup, Channels, Slot, kept_extent, shrinking_axis, shrunk_number, shrunk_shape
+from .channels import ChannelGroup, Channels, Slot
+from .classes import shrinking_axis
+from .extents import kept_extent, shrunk_number, shrunk_shape
 from .graph import Graph
 from .protos import Edge, drop_attribute, every_constant, graphs, set_attribute
 from .symbols import Place

@@ -2,7 +2,7 @@
 
 Every value carries an integer array of ids that broadcasts to its shape. Id 0 (`FIXED`) is a position that can
 never be removed. Nothing is decided here: unions, locks, slots and demands are only collected, and
-`channels.find_channels` turns them into groups.
+`grouping.find_channels` turns them into groups.
 """
 
 from __future__ import annotations
@@ -353,6 +353,13 @@ def expand(ids: Ids, shape: Sequence[int], axes: Sequence[int]) -> Ids:
     return np.broadcast_to(ids, [shape[a] if a in axes else ids.shape[a] for a in range(ids.ndim)])
 
 
+def spread(ids: Ids, extent: int, axis: int) -> Ids:
+    """Broadcast ids to the size `extent` along one axis."""
+    shape = list(ids.shape)
+    shape[axis] = extent
+    return np.broadcast_to(ids, shape)
+
+
 def lead(ids: Ids, rank: int) -> Ids:
     """Prepend axes of size 1 up to `rank`, as NumPy broadcasting does."""
     return ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
@@ -360,5 +367,5 @@ def lead(ids: Ids, rank: int) -> Ids:
 
 __all__ = [
     "FIXED", "Demand", "Ids", "Lock", "Norm", "Permit", "Pick", "RawSlot", "Role", "Tracker",
-    "as_numbers", "compact", "expand", "label", "lead", "varying",
+    "as_numbers", "compact", "expand", "label", "lead", "spread", "varying",
 ]  # fmt: skip

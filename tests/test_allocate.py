@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within
 from onnxfuse.budget import COUNTS, UNITS, amount
-from onnxfuse.channels import find_channels
+from onnxfuse.grouping import find_channels
 from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe, provider_list
 from onnxfuse.quantized import lowered_graph

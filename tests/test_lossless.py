@@ -11,9 +11,10 @@ import pytest
 from onnx import ModelProto
 
 import onnxfuse
-from onnxfuse.channels import ChannelGroup, find_channels
+from onnxfuse.channels import ChannelGroup
 from onnxfuse.conduct import Conduct, conducts
 from onnxfuse.graph import Graph
+from onnxfuse.grouping import find_channels
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe

@@ -12,10 +12,10 @@ from onnx import ModelProto
 
 import onnxfuse
 from onnxfuse import attempt, runs
-from onnxfuse.channels import find_channels
 from onnxfuse.cli import main
 from onnxfuse.comparison import Comparison
 from onnxfuse.errors import Unsound
+from onnxfuse.grouping import find_channels
 from onnxfuse.linear import linear
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare

@@ -1,0 +1,56 @@
+"""Which channel ids are kept or removed together, and which must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .tracker import FIXED, Ids, RawSlot, Role, Tracker, varying
+
+Classes = NDArray[np.int64]
+Stays = dict[int, tuple[str, str]]
+"""class → (reason, node) of the lock on it."""
+
+
+def kept_together(t: Tracker) -> Classes:
+    """id → class: the connected components of all unions, shared weights included."""
+    pairs = [*t.unions, *_shared_weights(t.slots)]
+    a = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
+    b = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
+    links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(t.count, t.count))
+    return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
+
+
+def _shared_weights(slots: Sequence[RawSlot]) -> list[tuple[Ids, Ids]]:
+    """Several nodes with one weight tensor stay one: their channels unite (vectors are cloned instead)."""
+    first: dict[tuple[str, tuple[int, ...], int], Ids] = {}
+    unions = []
+    for s in slots:
+        if s.role in (Role.PRODUCES, Role.CONSUMES):
+            other = first.setdefault((s.tensor, s.axes, s.split), s.ids)
+            if other is not s.ids and (other > 0).all() and (s.ids > 0).all():
+                unions.append((other, s.ids))
+    return unions
+
+
+def class_locks(t: Tracker, classes: Classes) -> Stays:
+    """class → (reason, node) of the first lock on it."""
+    found: Stays = {int(classes[FIXED]): ("", "")}
+    for lock in t.locks:
+        for c in np.unique(classes[lock.ids]):
+            found.setdefault(int(c), (lock.reason, lock.node))
+    for pin in t.pins:
+        if shrinking_axis(classes[pin.ids]) == pin.axis:
+            for c in np.unique(classes[pin.held]):
+                found.setdefault(int(c), ("they are blocks or single channels that another value counts on", pin.node))
+    return found
+
+
+def shrinking_axis(roots: Classes) -> int | None:
+    """The last axis along which classes differ: the one that removal shortens."""
+    axes = [a for a in varying(roots) if (roots != roots.take([0], a)).any()]
+    return axes[-1] if axes else None

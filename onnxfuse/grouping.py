@@ -1,0 +1,153 @@
+"""Collect what must shrink together into channel groups, and say why the rest is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .channels import ChannelGroup, Channels, Locked, Slot
+from .classes import Classes, Stays, class_locks, kept_together
+from .graph import Graph, label
+from .probe import Probe
+from .refinement import rows_of, signatures
+from .track import track
+from .tracker import Lock, Permit, RawSlot, Role, Tracker
+from .unshare import unshare
+
+Placed = dict[int, list[Slot]]
+
+
+def find_channels(
+    graph: Graph,
+    probe: Probe,
+    exclude: Sequence[str] = (),
+    locks: Sequence[Lock] = (),
+    permit: Permit | None = None,
+) -> Channels:
+    """The channel groups of `graph`. Constants whose uses disagree are cloned, so `graph.model` may change.
+
+    Args:
+        graph: a prepared model (`prepare.prepare`).
+        probe: shapes of all its values.
+        exclude: regular expressions; nodes whose label matches keep their input and output channels.
+        locks: ids of an earlier call on the same graph that must stay, too.
+        permit: what may change beyond that.
+    """
+    t = track(graph, probe, exclude, permit)
+    t.locks.extend(locks)
+    classes = kept_together(t)
+    stays = class_locks(t, classes)
+    slots = unshare(t, classes, stays)
+    labels = signatures(t, classes, stays, slots)
+    placed = _placed_slots(t, classes, labels, slots)
+    groups, impossible = _groups(t, classes, labels, placed, _families(t, classes, labels, placed))
+    locked = [*_locked(t, classes, stays), *impossible]
+    return Channels(t, classes, tuple(groups), tuple(locked), tuple(slots))
+
+
+def _families(t: Tracker, classes: Classes, labels: Classes, placed: Placed) -> dict[int, int]:
+    """label → family: labels that share a set of rows.
+
+    Family −1 cannot shrink: a row has more fixed positions than another, or no weight makes some of its channels.
+    """
+    links, stuck = [], [x for x, slots in placed.items() if not _is_made(slots)]
+    for grid in t.grids:
+        rows = rows_of(classes[grid])
+        members = [int(x) for x in np.unique(labels[rows]) if x != 1]
+        links += [(members[0], m) for m in members]
+        fixed = (labels[rows] == 1).sum(axis=1)
+        if members and (fixed != fixed[0]).any():
+            stuck.append(members[0])
+    a, b = np.array([*links, *((x, x) for x in placed)], np.int64).reshape(-1, 2).T
+    pairs = coo_array((np.ones(len(a)), (a, b)), shape=(labels.max() + 1,) * 2)
+    family = connected_components(pairs, directed=False)[1]
+    bad = {int(family[x]) for x in stuck}
+    return {x: -1 if int(family[x]) in bad else int(family[x]) for x in placed}
+
+
+def _is_made(slots: Sequence[Slot]) -> bool:
+    return any(s.role is Role.PRODUCES for s in slots)
+
+
+def _groups(
+    t: Tracker, classes: Classes, labels: Classes, placed: Placed, families: dict[int, int]
+) -> tuple[list[ChannelGroup], list[Locked]]:
+    """The groups in graph order, and the channels that no lock holds but that cannot shrink."""
+    sizes = dict(zip(*(v.tolist() for v in np.unique(labels, return_counts=True)), strict=True))
+    units = _units({x: sizes[x] for x in placed}, families)
+    names, select = _names(t, classes, labels), _selections(t, classes, labels)
+    groups, impossible = [], []
+    for x, slots in placed.items():
+        name, order = names.get(x, (slots[0].node, len(t.graph.nodes)))
+        if families[x] == -1 or (units[x] == 1 and sizes[x] > 1):
+            reason = "their blocks cannot shrink equally" if _is_made(slots) else "no weight makes them"
+            impossible.append(Locked(name, sizes[x], reason, name))
+        else:
+            nodes = tuple(dict.fromkeys(s.node for s in slots))
+            numbers = np.flatnonzero(labels == x)
+            shrink = (families[x], units[x], order, nodes, select.get(x, ""))
+            groups.append(ChannelGroup(name, sizes[x], tuple(slots), numbers, *shrink))
+    return sorted(groups, key=lambda g: (g.order, int(g.classes[0]))), impossible
+
+
+def _units(sizes: dict[int, int], families: dict[int, int]) -> dict[int, int]:
+    """label → greatest common divisor of its family's sizes."""
+    common: dict[int, int] = {}
+    for x, n in sizes.items():
+        common[families[x]] = int(np.gcd(common.get(families[x], 0), n))
+    return {x: common[families[x]] for x in sizes}
+
+
+def _placed_slots(t: Tracker, classes: Classes, labels: Classes, slots: Sequence[RawSlot]) -> Placed:
+    """label → its slots, each with the (n, q) positions of its channels, channels in order of class."""
+    placed: Placed = {}
+    seen: set[tuple[str, tuple[int, ...], int]] = set()
+    for s in slots:
+        if (s.tensor, s.axes, s.split) in seen:
+            continue  # a shared weight has one slot for all its uses
+        seen.add((s.tensor, s.axes, s.split))
+        roots = classes[s.ids]
+        marks = labels[roots]
+        order = np.lexsort((np.arange(len(roots)), roots, marks))
+        cuts = np.flatnonzero(np.diff(marks[order])) + 1
+        for run in np.split(order, cuts):
+            x = int(marks[run[0]])
+            if x != 1:
+                n = len(np.unique(roots[run]))
+                node = label(t.graph.nodes[s.edge.node])
+                placed.setdefault(x, []).append(Slot(s.tensor, node, s.axes, s.split, s.role, run.reshape(n, -1)))
+    return placed
+
+
+def _names(t: Tracker, classes: Classes, labels: Classes) -> dict[int, tuple[str, int]]:
+    """label → (label of the first node that makes such channels, its position)."""
+    position = {label(node): i for i, node in enumerate(t.graph.nodes)}
+    found: dict[int, tuple[str, int]] = {}
+    for ids, name in t.producers:
+        for x in np.unique(labels[classes[ids]]):
+            found.setdefault(int(x), (name, position.get(name, 0)))
+    return found
+
+
+def _selections(t: Tracker, classes: Classes, labels: Classes) -> dict[int, str]:
+    """label → why its channels may not be mixed."""
+    found: dict[int, str] = {}
+    for lock in t.selections:
+        for x in np.unique(labels[classes[lock.ids]]).tolist():
+            found.setdefault(x, lock.reason)
+    return found
+
+
+def _locked(t: Tracker, classes: Classes, locks: Stays) -> list[Locked]:
+    """One row for each (maker, reason): channels that some weight makes but that must stay."""
+    rows: dict[tuple[str, str, str], set[int]] = {}
+    seen: set[int] = set()
+    for ids, name in t.producers:
+        for c in np.unique(classes[ids]).tolist():
+            if c in locks and c not in seen:
+                seen.add(c)
+                rows.setdefault((name, *locks[c]), set()).add(c)
+    return [Locked(name, len(cs), reason, node) for (name, reason, node), cs in rows.items()]

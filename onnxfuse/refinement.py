@@ -1,0 +1,60 @@
+"""Classes that occur equally often everywhere get one label, by partition refinement: these may be merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .classes import Classes, Stays, shrinking_axis
+from .tracker import RawSlot, Tracker, spread
+
+
+def signatures(t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSlot]) -> Classes:
+    """class → label; classes with one label occur equally often in every slot, block, slice and selection.
+
+    Each label keeps at least one channel, so no part of a value loses all of its own.
+    Label 1 is for classes that stay: the locked ones and those that lie in no constant.
+    """
+    labels = np.ones(int(classes.max()) + 1, np.int64)
+    for s in slots:
+        labels[classes[s.ids]] = 0
+    labels[list(locks)] = 1
+    refine = _Refiner(labels)
+    for s in slots:
+        refine(classes[s.ids])
+    for grid in t.grids:
+        for row in rows_of(classes[grid]):
+            refine(row)
+    for d in t.demands:
+        roots = classes[spread(d.ids, d.extent, d.axis)]
+        refine(roots.take(range(d.lo, d.hi), d.axis).ravel())
+    for p in t.picks:
+        refine(classes[p.taken])
+    return labels
+
+
+class _Refiner:
+    """Split labels so that classes with one label have the same count in each row it is called with."""
+
+    def __init__(self, labels: Classes) -> None:
+        self.labels = labels
+        self.next = 2
+
+    def __call__(self, row: Classes) -> None:
+        present, counts = np.unique(row, return_counts=True)
+        pairs = self.labels[present] * (len(row) + 1) + counts  # as one number, which sorts faster than two
+        _, inverse = np.unique(pairs, return_inverse=True)
+        new = inverse.reshape(-1) + self.next
+        self.next = int(new.max()) + 1
+        self.labels[present] = np.where(self.labels[present] == 1, 1, new)
+
+
+def rows_of(roots: Classes) -> Classes:
+    """The rows of a value with several axes of channels: each must keep equally many. (0, 0) if they always do."""
+    axis = shrinking_axis(roots)
+    if axis is None:
+        return np.zeros((0, 0), np.int64)
+    rows = np.moveaxis(roots, axis, -1).reshape(-1, roots.shape[axis])
+    rows = np.unique(np.sort(rows, axis=1), axis=0)
+    return rows if len(rows) > 1 else np.zeros((0, 0), np.int64)

@@ -1,0 +1,40 @@
+"""Constants whose uses want different edits are cloned: one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .classes import Classes, Stays
+from .protos import Edge
+from .tracker import RawSlot, Tracker
+
+
+def unshare(t: Tracker, classes: Classes, locks: Stays) -> list[RawSlot]:
+    """Clone constants whose uses want different edits; returns the slots with their final tensor names."""
+    by_tensor: dict[str, dict[Edge, list[RawSlot]]] = {}
+    for s in t.slots:
+        by_tensor.setdefault(s.tensor, {}).setdefault(s.edge, []).append(s)
+    result = []
+    for tensor, by_edge in by_tensor.items():
+        wishes: dict[tuple[object, ...], list[Edge]] = {}
+        for edge in t.graph.edges[tensor]:
+            wishes.setdefault(_wish(by_edge.get(edge, []), classes, locks), []).append(edge)
+        owner = () if () in wishes else next(iter(wishes))
+        for wish, edges in wishes.items():
+            name = tensor if wish == owner else t.graph.clone(tensor, edges)
+            result += [replace(s, tensor=name) for s in by_edge.get(edges[0], [])]
+    return result
+
+
+def _wish(slots: Sequence[RawSlot], classes: Classes, locks: Stays) -> tuple[object, ...]:
+    """A hashable summary of the edit that a use of a constant wants; () for none."""
+    wish = []
+    for s in slots:
+        roots = classes[s.ids]
+        free = np.array([c not in locks for c in roots.tolist()])
+        if free.any():
+            wish.append((s.axes, s.split, s.role, np.where(free, roots, -1).tobytes()))
+    return tuple(sorted(wish, key=str))
