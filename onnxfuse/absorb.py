@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
+from .findings import RawSlot
 from .graph import Graph
 from .protos import attribute
 from .tensors import Array
-from .tracker import RawSlot
 from .weights import front
 
 

@@ -12,11 +12,12 @@ from onnx import ModelProto, helper
 from .calibdata import Batches
 from .channels import ChannelGroup, Channels
 from .features import Feature
+from .findings import Role
+from .ids import Ids
 from .importance import Scores
 from .probe import session
 from .standin import in_float32
 from .tensors import Array
-from .tracker import Ids, Role
 
 
 @dataclass(frozen=True, eq=False)

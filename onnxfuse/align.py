@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from .carry import SMALLEST, Alignment, Carrier, Matrix, from_plan, in_place
+from .findings import Role
 from .parents import float_array
 from .segments import Scaling
 from .tensors import Array
 from .traces import Traces
-from .tracker import Role
 from .transport import full_plan, normalized
 from .weights import gather
 

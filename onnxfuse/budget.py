@@ -16,11 +16,11 @@ from .calibrate import Study
 from .channels import Channels
 from .curves import CURVES, GroupWeights, cost_curve
 from .errors import UsageError
+from .findings import Role
 from .linear import linear
 from .merge import MIXING
 from .options import Options
 from .resources import RESOURCES, Resource, Widths
-from .tracker import Role
 
 Quantity = str | float
 """What a user gives: 0.5 or '0.5x' or '50%' of the original, or an amount such as '900M', '5MB', '4ms'."""

@@ -20,15 +20,16 @@ from onnx import NodeProto, TensorProto
 from .calibdata import Batches
 from .channels import Channels, Slot
 from .classes import Classes
+from .findings import RawSlot, Role
 from .folding import Folded
 from .graph import Graph
+from .ids import Ids
 from .picking import behind_picks
 from .producers import scaled_rows
 from .protos import attribute, proto_label
 from .shrinkage import oas
 from .surgeon import Source, View
 from .tensors import Array
-from .tracker import Ids, RawSlot, Role
 from .walk import Chunks, Walk
 
 Moment = NDArray[np.floating[Any]]

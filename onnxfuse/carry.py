@@ -12,13 +12,13 @@ from scipy.sparse import coo_array, csr_array, diags_array, eye_array
 
 from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
+from .findings import Role
 from .graph import Graph
 from .merge import per_row
 from .parents import float_array
 from .segments import Scaling, Segments
 from .tensors import Array
 from .topology import Pairing
-from .tracker import Role
 from .weights import front, gather, others
 
 Matrix = NDArray[np.float64]

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .classes import Classes
-from .tracker import Ids, RawSlot, Role, Tracker
+from .findings import RawSlot, Role
+from .ids import Ids
+from .tracker import Tracker
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .tracker import FIXED, Ids, RawSlot, Role, Tracker, varying
+from .findings import RawSlot, Role
+from .ids import FIXED, Ids, varying
+from .tracker import Tracker
 
 Classes = NDArray[np.int64]
 Stays = dict[int, tuple[str, str]]

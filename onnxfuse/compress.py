@@ -20,6 +20,7 @@ from .constants import densify
 from .counts import file_bytes, macs, parameters
 from .errors import ModelError, NothingToMerge
 from .extents import shrunk_shape
+from .findings import Lock, Role
 from .folding import Folded
 from .gradients import Salience, products
 from .graph import Graph
@@ -45,7 +46,7 @@ from .scheme import Lowered
 from .scores import feature_of, function_of
 from .surgeon import Source, View
 from .tensors import Array, set_values
-from .tracker import Lock, Permit, Role
+from .tracker import Permit
 from .weights import Weights, gather, side_by_side
 from .wishes import families
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 
 import numpy as np
-from onnx import TensorProto
 
 from .channels import ChannelGroup, Channels
+from .findings import RawSlot, Role
 from .graph import Node
-from .tracker import RawSlot, Role, Tracker
+from .tensors import FLOATS
+from .tracker import Tracker
 
 
 class Conduct(IntEnum):
@@ -36,7 +37,6 @@ PLAIN = frozenset(
     "Atan Celu Cos Elu Erf Gelu HardSigmoid HardSwish Mish Selu Sigmoid Sin Softplus Softsign Swish Tanh".split()
 )
 """Lipschitz functions of one channel."""
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 Judge = Callable[[Node, Tracker, frozenset[int], frozenset[int]], Conduct]
 """Of a node, the numbers of its data inputs that carry the group, and those of its constants that follow it."""
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .channels import ChannelGroup, Slot
+from .findings import Role
 from .graph import Graph
 from .surgeon import View, losses, mixture_losses
 from .tensors import Array
-from .tracker import Role
 from .weights import front, gather
 
 Vector = NDArray[np.float64]

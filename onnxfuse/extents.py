@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from .channels import Channels
 from .classes import shrinking_axis
+from .findings import Demand
+from .ids import spread
 from .symbols import Dim, Number, Place
-from .tracker import Demand, spread
 
 
 def kept_extent(channels: Channels, kept: NDArray[np.bool_], d: Demand) -> int:

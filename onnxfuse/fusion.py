@@ -21,10 +21,10 @@ from .grouping import find_channels
 from .parents import Parent, float_array, make_plain
 from .restore import Share, restore
 from .segments import segments
-from .tensors import Array, set_values, values_of
+from .tensors import FLOATS, Array, set_values, values_of
 from .topology import ADVICE, pair, unshare_alike
 from .traces import Traces, traces
-from .tracker import FLOATS, Permit
+from .tracker import Permit
 
 log = logging.getLogger("onnxfuse")
 ALIGNMENTS = ("activations", "weights", "none")

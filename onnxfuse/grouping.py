@@ -10,11 +10,12 @@ from scipy.sparse.csgraph import connected_components
 
 from .channels import ChannelGroup, Channels, Locked, Slot
 from .classes import Classes, Stays, class_locks, kept_together
+from .findings import Lock, RawSlot, Role
 from .graph import Graph, label
 from .probe import Probe
 from .refinement import rows_of, signatures
 from .track import track
-from .tracker import Lock, Permit, RawSlot, Role, Tracker
+from .tracker import Permit, Tracker
 from .unshare import unshare
 
 Placed = dict[int, list[Slot]]

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from .channels import ChannelGroup, Channels, Locked, Slot
 from .counts import macs, weight_macs
+from .findings import Role
 from .report import count, locked_table, table
-from .tracker import Role
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 from onnx import NodeProto
 
 from .channels import ChannelGroup, Channels
+from .findings import Role
 from .graph import Graph
-from .tracker import Role
 
 LINEAR = frozenset(
     """Add AveragePool Cast Concat Dropout Flatten GlobalAveragePool Identity Reshape Slice Split Squeeze Sub Sum

@@ -22,12 +22,13 @@ from scipy.sparse import csr_array
 from .absorb import bias_of, columns, makes
 from .channels import ChannelGroup, Channels, Slot
 from .conduct import Conduct, conducts
+from .findings import RawSlot, Role
+from .ids import Ids
 from .merge import Merge
 from .probe import Probe, session
 from .protos import every_constant
 from .standin import in_float32
 from .tensors import Array, set_values, values_of
-from .tracker import Ids, RawSlot, Role
 from .weights import front, gather, others
 
 KINDS = ("dead", "constant", "duplicate")

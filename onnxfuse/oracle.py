@@ -17,6 +17,7 @@ from onnx import ModelProto
 from .channels import Channels, Slot
 from .comparison import compare
 from .compress import settle, settle_lossless
+from .findings import Role
 from .graph import Graph
 from .options import Options
 from .oracle_norms import mask_norms
@@ -32,7 +33,6 @@ from .runs import run
 from .scheme import Lowered, Scheme
 from .standin import in_float32
 from .tensors import Array, set_values, values_of
-from .tracker import Role
 from .weights import front
 
 PICKED = 1e-4

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from .channels import Channels
+from .findings import Norm
 from .protos import add_initializer, attribute, graphs
 from .tensors import Array
-from .tracker import Norm
 
 CENTRED = ("LayerNormalization", "InstanceNormalization")
 """Norms that subtract the mean first."""

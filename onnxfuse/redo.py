@@ -14,11 +14,11 @@ from scipy.sparse import csr_array
 
 from .channels import Slot
 from .errors import UsageError, one_line
+from .findings import Role
 from .merge import Merge
 from .plan import Plan
 from .rewrite import shrink
 from .tensors import Array
-from .tracker import Role
 from .weights import front, matrix, others
 
 Mask = NDArray[np.bool_]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from .classes import Classes, Stays, shrinking_axis
-from .tracker import RawSlot, Tracker, spread
+from .findings import RawSlot
+from .ids import spread
+from .tracker import Tracker
 
 
 def signatures(t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSlot]) -> Classes:

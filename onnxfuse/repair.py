@@ -30,6 +30,7 @@ from scipy.sparse import csr_array, diags_array
 
 from .calibrate import Crossed, Moment, Reader, Study, blocks, cross, scaled_and_shifted, statistics
 from .channels import ChannelGroup, Channels
+from .findings import Role
 from .merge import Merge
 from .producers import out_axis, scaled_rows
 from .rewrite import Removal, removed_mask
@@ -37,7 +38,6 @@ from .schedule import ahead
 from .shrinkage import ridge
 from .surgeon import Source
 from .tensors import Array
-from .tracker import Role
 from .walk import Walk
 from .weights import Weights, front
 

@@ -12,11 +12,12 @@ from onnx import ModelProto, NodeProto
 from .channels import ChannelGroup, Channels, Slot
 from .classes import shrinking_axis
 from .extents import kept_extent, shrunk_number, shrunk_shape
+from .findings import Demand, Lock, Pick
 from .graph import Graph
+from .ids import Ids
 from .protos import Edge, drop_attribute, every_constant, graphs, set_attribute
 from .symbols import Place
 from .tensors import Array, set_values
-from .tracker import Demand, Ids, Lock, Pick
 from .weights import Weights, front, others
 
 Mask = NDArray[np.bool_]

@@ -9,10 +9,10 @@ import numpy as np
 from .channels import ChannelGroup, Channels, Slot
 from .errors import UsageError
 from .features import Feature
+from .findings import Role
 from .importance import METRICS, Function, GroupView, Scores
 from .sources import Source, arrays_of, near
 from .tensors import Array
-from .tracker import Role
 
 Importance = str | Mapping[str, Array] | Callable[[GroupView], Scores]
 """A metric's name, an .npz file, its arrays, or a function."""

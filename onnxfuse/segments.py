@@ -18,8 +18,8 @@ import numpy as np
 
 from .channels import ChannelGroup, Channels
 from .conduct import Conduct, verdicts
+from .findings import RawSlot, Role
 from .topology import raw_of
-from .tracker import RawSlot, Role
 
 RESCALING: Mapping[str, tuple[int, ...]] = {
     "Conv": (1,),

@@ -7,7 +7,7 @@ when these dimensions change, and, for a plain constant, the place where it can 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,13 @@ def opaque(value: float, sizes: Mapping[Dim, int]) -> Number:
         return value if all(_now(lookup, dim, size) == size for dim, size in sizes.items()) else math.nan
 
     return Number(value, compute, frozenset(sizes))
+
+
+def as_numbers(items: Sequence[Number]) -> Numbers:
+    """A 1-D object array of Numbers."""
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
 
 
 def dims_of(numbers: Numbers) -> frozenset[Dim]:

@@ -13,6 +13,8 @@ from onnx.external_data_helper import ExternalDataInfo
 from .errors import ModelError
 
 Array = NDArray[Any]
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+"""Element types of real numbers."""
 PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 """Bits of an element of the types of which a byte holds several."""
 TYPED = "float_data int32_data int64_data double_data uint64_data string_data".split()

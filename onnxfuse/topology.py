@@ -16,10 +16,11 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from .channels import ChannelGroup, Channels, Slot
 from .errors import ModelError
+from .findings import RawSlot
 from .graph import Graph
 from .parents import Parent
 from .protos import Edge, proto_label
-from .tracker import FLOATS, RawSlot
+from .tensors import FLOATS
 
 ADVICE = "an ensemble takes models of one architecture"
 

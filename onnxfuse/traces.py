@@ -12,12 +12,12 @@ from onnx import ModelProto, helper
 from .activations import Place, place
 from .calibdata import Batches
 from .channels import ChannelGroup, Channels
+from .findings import Role
 from .probe import session
 from .protos import constant_tensors
 from .segments import Segments
 from .standin import in_float32
 from .tensors import Array, set_values
-from .tracker import Role
 
 COLUMNS = 4096
 """Numbers of each channel that are looked at in one value, at random places: the same in all models."""

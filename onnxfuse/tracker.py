@@ -9,104 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import TensorProto
 
-from .graph import Graph, Node, label
+from .findings import Demand, Lock, Norm, Pick, Pin, RawSlot, Role
+from .graph import Graph, Node
+from .ids import FIXED, Ids, varying
 from .probe import Probe
 from .protos import Edge
-from .symbols import Dim, Number, Numbers, Place, constant, dimension, opaque
+from .symbols import Dim, Number, Numbers, Place, as_numbers, constant, dimension, opaque
+from .tensors import FLOATS
 
-Ids = NDArray[np.int64]
-FIXED = 0
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 SMALL = 4096
 """Integer constants of at most this many elements are followed as symbolic numbers."""
-
-
-class Role(Enum):
-    """What a weight axis does for its channels, and so how a merge acts on it."""
-
-    PRODUCES = "produces"
-    """Makes the channels: `compress @ w`."""
-    CONSUMES = "consumes"
-    """Reads the channels: `w @ expand`."""
-    SHIFT = "shift"
-    """Tied, in the units of the activation (bias, mean): `compress @ w`."""
-    SCALE = "scale"
-    """Tied, a factor (γ, slope, depthwise kernel): the weighted mean, `compress` with rows of sum 1."""
-
-
-@dataclass(frozen=True)
-class RawSlot:
-    """Axes of one constant, at one use of it, whose positions are channels.
-
-    Attributes:
-        edge: the use.
-        tensor: the constant's name.
-        axes: axes of the constant viewed with its axis 0 split into (`split`, −1) when `split` > 1.
-        ids: the ids of the positions, flattened over `axes`.
-        data: (input, axis) of the same node on which a consuming slot's channels arrive, one for each position;
-            None if they cannot be told apart there, or the node is in a branch of If.
-    """
-
-    edge: Edge
-    tensor: str
-    axes: tuple[int, ...]
-    split: int
-    ids: Ids
-    role: Role
-    data: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Demand:
-    """`number` must become `sign` × the count of channels kept in positions lo…hi of `axis` of `ids`."""
-
-    number: Number
-    ids: Ids
-    extent: int
-    axis: int
-    lo: int
-    hi: int
-    sign: int
-    node: str
-
-
-@dataclass(frozen=True)
-class Pick:
-    """The constant indices at `edge` select positions along `axis` of `ids`: they are renumbered after removal.
-
-    `taken` has the flat ids that they select.
-    """
-
-    edge: Edge
-    ids: Ids
-    extent: int
-    axis: int
-    taken: Ids
-
-
-@dataclass(frozen=True)
-class Lock:
-    """These ids must stay, for this reason."""
-
-    ids: Ids
-    reason: str
-    node: str
-
-
-@dataclass(frozen=True)
-class Pin:
-    """`held` must stay if removal shortens `axis` of `ids`."""
-
-    ids: Ids
-    axis: int
-    held: Ids
-    node: str
 
 
 @dataclass(frozen=True)
@@ -122,21 +37,12 @@ class Permit:
     heads: bool = False
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A permitted norm or mean over channels: `ids` of its input, normalised along `axes`, at node number `node`."""
-
-    node: int
-    ids: Ids
-    axes: tuple[int, ...]
-
-
 @dataclass
 class Tracker:
     """Ids of every value of a graph, and all that the rules have found out about them.
 
-    `position` and `node` are those of the node whose rule is running. `settings` are attributes that a small graph
-    must spell out, since their default follows a size: (node number, name, value). `tables` are positions that a
+    `position` and `node_label` are those of the node whose rule is running. `settings` are attributes that a small
+    graph must spell out, since their default follows a size: (node number, name, value). `tables` are positions that a
     constant factor makes by itself.
     """
 
@@ -325,47 +231,3 @@ class Tracker:
             ids = self.ids.get(name)
             if ids is not None and axis < ids.ndim and ids.shape[axis] > 1:
                 self.lock(ids, reason)
-
-
-def varying(ids: Ids) -> list[int]:
-    """Axes along which the ids differ."""
-    return [axis for axis, size in enumerate(ids.shape) if size > 1]
-
-
-def as_numbers(items: Sequence[Number]) -> Numbers:
-    """A 1-D object array of Numbers."""
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array
-
-
-def compact(ids: Ids) -> Ids:
-    """The same ids with size 1 along every axis on which they are constant."""
-    for axis in varying(ids):
-        first = ids.take([0], axis)
-        if (ids == first).all():
-            ids = first
-    return ids
-
-
-def expand(ids: Ids, shape: Sequence[int], axes: Sequence[int]) -> Ids:
-    """Broadcast ids to the full `shape` along `axes` only."""
-    return np.broadcast_to(ids, [shape[a] if a in axes else ids.shape[a] for a in range(ids.ndim)])
-
-
-def spread(ids: Ids, extent: int, axis: int) -> Ids:
-    """Broadcast ids to the size `extent` along one axis."""
-    shape = list(ids.shape)
-    shape[axis] = extent
-    return np.broadcast_to(ids, shape)
-
-
-def lead(ids: Ids, rank: int) -> Ids:
-    """Prepend axes of size 1 up to `rank`, as NumPy broadcasting does."""
-    return ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
-
-
-__all__ = [
-    "FIXED", "Demand", "Ids", "Lock", "Norm", "Permit", "Pick", "RawSlot", "Role", "Tracker",
-    "as_numbers", "compact", "expand", "label", "lead", "spread", "varying",
-]  # fmt: skip

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from .classes import Classes, Stays
+from .findings import RawSlot
 from .protos import Edge
-from .tracker import RawSlot, Tracker
+from .tracker import Tracker
 
 
 def unshare(t: Tracker, classes: Classes, locks: Stays) -> list[RawSlot]:

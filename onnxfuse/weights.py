@@ -15,11 +15,12 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from .channels import Slot
+from .findings import RawSlot, Role
 from .graph import Graph
+from .ids import Ids
 from .merge import Merge, per_row
 from .sparse import turned
 from .tensors import Array
-from .tracker import Ids, RawSlot, Role
 
 SMALL = 1 << 12
 """Elements of a matrix up to which it multiplies faster as a dense one than SciPy prepares a sparse one."""

@@ -10,11 +10,11 @@ import numpy as np
 from .allocate import Families, kept_count
 from .channels import ChannelGroup, Channels
 from .earlier import planned
+from .findings import Role
 from .options import Options
 from .patterns import check_matches, ratios
 from .resources import Widths, family_places
 from .rounding import multiples
-from .tracker import Role
 
 
 def makers(group: ChannelGroup) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from onnx import ModelProto
 import onnxfuse
 from onnxfuse.channels import ChannelGroup, Slot
 from onnxfuse.features import chip, energy
+from onnxfuse.findings import Role
 from onnxfuse.importance import METRICS, GroupView, importance
 from onnxfuse.oracle import oracle_error
-from onnxfuse.tracker import Role
 
 from .graphs import Array, build, from_text, inputs, run, weights
 from .test_cli import call

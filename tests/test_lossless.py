@@ -13,13 +13,13 @@ from onnx import ModelProto
 import onnxfuse
 from onnxfuse.channels import ChannelGroup
 from onnxfuse.conduct import Conduct, conducts
+from onnxfuse.findings import Role
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.tensors import set_values
-from onnxfuse.tracker import Role
 from onnxfuse.weights import front
 
 from .graphs import NAMES, Array, build, from_text, gap, inputs, random_weight, run, weights

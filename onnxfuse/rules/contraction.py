@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..findings import Role
 from ..graph import Node
+from ..ids import Ids, expand, lead, varying
 from ..symbols import Place, constant
-from ..tracker import Ids, Role, Tracker, expand, lead, varying
+from ..tracker import Tracker
 
 
 def conv(node: Node, t: Tracker) -> None:

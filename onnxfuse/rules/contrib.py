@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..findings import Role
 from ..graph import Node
+from ..ids import Ids, expand
 from ..symbols import Place, constant
-from ..tracker import Ids, Role, Tracker, expand
+from ..tracker import Tracker
 from .contraction import conv, of_activations, times_matrix
 from .elementwise import broadcast, unary
 from .normalization import over_channels

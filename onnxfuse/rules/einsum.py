@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..findings import Role
 from ..graph import Node
-from ..tracker import Ids, Role, Tracker, varying
+from ..ids import Ids, varying
+from ..tracker import Tracker
 
 
 def einsum(node: Node, t: Tracker) -> None:

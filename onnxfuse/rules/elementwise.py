@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..findings import Role
 from ..graph import Node
-from ..tensors import Array
-from ..tracker import FLOATS, Ids, Role, Tracker, lead, varying
+from ..ids import Ids, lead, varying
+from ..tensors import FLOATS, Array
+from ..tracker import Tracker
 
 UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cosh Elu Erf Exp Floor Gelu HardSigmoid
 HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sinh

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..findings import Norm, Role
 from ..graph import Node
+from ..ids import Ids, expand, varying
 from ..symbols import Place, constant
-from ..tracker import Ids, Norm, Role, Tracker, expand, varying
+from ..tracker import Tracker
 from .elementwise import tie
 
 BATCH_NORM = (Role.SCALE, Role.SHIFT, Role.SHIFT, Role.SCALE)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..findings import Role
 from ..graph import Node
-from ..tracker import Role, Tracker, expand
+from ..ids import expand
+from ..tracker import Tracker
 
 
 def quantize(node: Node, t: Tracker) -> None:

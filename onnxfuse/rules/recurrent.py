@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..findings import Role
 from ..graph import Node
+from ..ids import Ids, expand
 from ..symbols import Place, constant
-from ..tracker import Ids, Role, Tracker, expand
+from ..tracker import Tracker
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """Operator → gates, which is how many rows of W and R belong to one hidden unit."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..graph import Node
+from ..ids import Ids, varying
 from ..symbols import Numbers
-from ..tracker import Ids, Tracker, varying
+from ..tracker import Tracker
 
 
 def expand_(node: Node, t: Tracker) -> None:

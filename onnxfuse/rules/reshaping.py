@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..graph import Node
-from ..tracker import Ids, Tracker, compact, expand, varying
+from ..ids import Ids, compact, expand, varying
+from ..tracker import Tracker
 
 
 def reshape(node: Node, t: Tracker) -> None:

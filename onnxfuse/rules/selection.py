@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..graph import Node
-from ..tracker import Ids, Tracker, varying
+from ..ids import Ids, varying
+from ..tracker import Tracker
 
 PLAIN = """Range NonZero NonMaxSuppression OneHot EyeLike Unique Multinomial RandomNormal RandomUniform Det
 StringNormalizer TfIdfVectorizer HannWindow HammingWindow BlackmanWindow MelWeightMatrix""".split()

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..findings import Pick, Role
 from ..graph import Node
+from ..ids import Ids, compact, varying
 from ..protos import Edge
-from ..symbols import Number, Place, constant
-from ..tracker import Ids, Pick, Role, Tracker, as_numbers, compact, varying
+from ..symbols import Number, Place, as_numbers, constant
+from ..tracker import Tracker
 from .contraction import gather_embedding
 from .elementwise import combine
 
