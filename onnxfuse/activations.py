@@ -15,7 +15,7 @@ from .features import Feature
 from .findings import Role
 from .ids import Ids
 from .importance import Scores
-from .probe import session
+from .sessions import session
 from .standin import in_float32
 from .tensors import Array
 

@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from .errors import UsageError, one_line
 from .images import Preprocess, load_images, parse
-from .probe import Probe, session
+from .probe import Probe
+from .sessions import session
 from .sources import Source, arrays_of, near
 from .standin import in_float32
 from .tensors import Array

@@ -33,8 +33,9 @@ from .merge import Merge, Task, TransportOptions, drop, strategy
 from .options import Options
 from .plan import Plan
 from .prepare import prepare
-from .probe import Probe, provider_list
+from .probe import Probe
 from .protos import Edge
+from .providers import provider_list
 from .quantized import lowered_graph
 from .repair import Repair, repair
 from .report import GroupRow, Size

@@ -9,8 +9,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .probe import without_weights
 from .protos import add_initializer, every_constant, graphs
+from .sessions import without_weights
 from .tensors import Array, values_of
 
 EVALUATED = frozenset(

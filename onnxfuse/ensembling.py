@@ -25,7 +25,8 @@ from .origin import ModelSource, PathLike
 from .parents import Parent, parent
 from .pipeline import FuseResult, fuse_with
 from .plan import Plan
-from .probe import Probe, probe, provider_list
+from .probe import Probe, probe
+from .providers import provider_list
 from .report import GroupRow, Report, Size
 from .runs import run
 from .samples import sample_count, synthetic

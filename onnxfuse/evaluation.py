@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx import ModelProto, helper
 
 from .errors import UsageError, one_line
-from .probe import session
+from .sessions import session
 from .tensors import Array
 
 Metric = Callable[[Mapping[str, Array], Array], float]

@@ -16,7 +16,7 @@ from onnx import ModelProto
 from .calibdata import Batches, evenly
 from .errors import Unsound, one_line
 from .picking import numeric
-from .probe import session
+from .sessions import session
 from .tensors import Array
 
 SAMPLES = 64

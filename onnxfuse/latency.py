@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto
 
-from .probe import without_weights
+from .sessions import without_weights
 from .tensors import Array
 
 WARM_UP = 3

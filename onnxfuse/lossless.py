@@ -25,8 +25,9 @@ from .conduct import Conduct, conducts
 from .findings import RawSlot, Role
 from .ids import Ids
 from .merge import Merge
-from .probe import Probe, session
+from .probe import Probe
 from .protos import every_constant
+from .sessions import session
 from .standin import in_float32
 from .tensors import Array, set_values, values_of
 from .weights import front, gather, others

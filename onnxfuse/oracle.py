@@ -24,8 +24,9 @@ from .oracle_norms import mask_norms
 from .picking import feeds_of, numeric, picked, with_outputs, with_picks
 from .pipeline import FuseResult
 from .prepare import inline, prepare
-from .probe import Probe, probe, provider_list
+from .probe import Probe, probe
 from .protos import every_constant
+from .providers import provider_list
 from .quantized import lower, lowered_graph
 from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, removed_mask, slot_masks

@@ -24,8 +24,9 @@ from .origin import ModelSource, PathLike
 from .patterns import check_matches, check_patterns, listed
 from .plan import Plan
 from .prepare import prepare
-from .probe import Probe, probe, provider_list
+from .probe import Probe, probe
 from .protos import graphs, proto_label
+from .providers import provider_list
 from .quantized import lowered_graph
 from .report import Report
 from .search import Judge

@@ -1,12 +1,10 @@
 """Run a graph once in onnxruntime and note the shape of every value and the value of the small integer ones.
 
-Intermediate tensors are never kept: a Shape node hangs on each, so memory stays that of a plain run. Weights are
-handed to onnxruntime by reference (`add_external_initializers`) instead of being serialized.
+Intermediate tensors are never kept: a Shape node hangs on each, so memory stays that of a plain run.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,28 +14,16 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
-from .errors import ModelError, UsageError, one_line
-from .protos import consumers, outer_names, proto_label, subgraphs
+from .errors import ModelError, one_line
+from .feeds import candidates, check_overrides, free_axes, made_up
+from .protos import outer_names, proto_label, subgraphs
+from .sessions import native, session_options, without_weights
 from .standin import in_float32, needs_stand_in
 from .tensors import Array, values_of
 
 log = logging.getLogger("onnxfuse")
-INLINE = 128
-"""Initializers of at most this many elements stay in the proto: shape inference wants to see their values."""
 PREFIX = "__onnxfuse_"
 INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "rocm": "ROCMExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-}
-SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16)
-"""Sizes tried, in this order, for dynamic dimensions other than the batch."""
 
 
 @dataclass(frozen=True)
@@ -57,103 +43,6 @@ class Probe:
     shapes: Mapping[str, tuple[int, ...]]
     integers: Mapping[str, Array]
     stand_in: bool = False
-
-
-def provider_list(name: str) -> list[str]:
-    """onnxruntime's provider list for a short or full provider name, CPU last.
-
-    Raises:
-        UsageError: this onnxruntime has no such provider, or the provider cannot start on this machine.
-    """
-    full = PROVIDERS.get(name.lower(), name)
-    available = ort.get_available_providers()
-    if full not in available:
-        short = [k for k, v in PROVIDERS.items() if v in available]
-        raise UsageError(f"provider {name!r} is not in this onnxruntime; choose from {', '.join(short)}")
-    if full == PROVIDERS["cpu"]:
-        return [full]
-    if (reason := _refuses(full)) is not None:
-        raise UsageError(f"provider {name!r} cannot start here ({reason}); use --provider cpu")
-    return [full, PROVIDERS["cpu"]]
-
-
-def _refuses(provider: str) -> str | None:
-    """Why a session does not get the provider, if it does not: onnxruntime falls back to the CPU, and only logs it."""
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "trial", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    ort.set_default_logger_severity(4)
-    try:
-        options = session_options(optimized=True)
-        trial = ort.InferenceSession(model.SerializeToString(), options, providers=[provider], enable_fallback=0)
-    except Exception as error:  # onnxruntime has no base class for what it raises
-        return one_line(error, 160)
-    finally:
-        ort.set_default_logger_severity(2)  # onnxruntime's own default
-    return None if trial.get_providers()[0] == provider else "its libraries or device are missing"
-
-
-def session_options(optimized: bool, large: bool = False) -> ort.SessionOptions:
-    """Options for a session that runs once: no memory kept for a second run, no weights copied into another layout.
-
-    Its threads wait without spinning, which would take the cores from everything else that runs meanwhile.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if large or not optimized:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    return options
-
-
-def session(model: ModelProto, providers: Sequence[str], optimized: bool = True) -> ort.InferenceSession:
-    """An onnxruntime session on a model in memory, its weights shared with the proto."""
-    options = session_options(optimized)
-    skeleton, weights = without_weights(model)
-    options.add_external_initializers(list(weights), list(weights.values()))
-    return ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
-
-
-def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:
-    """A copy of `model` whose large initializers are external, and these initializers as OrtValues."""
-    skeleton = ModelProto(ir_version=max(model.ir_version, 4))
-    skeleton.opset_import.extend(model.opset_import)
-    skeleton.functions.extend(model.functions)
-    graph, source = skeleton.graph, model.graph
-    graph.name = source.name or "graph"
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
-    graph.sparse_initializer.extend(source.sparse_initializer)
-    graph.value_info.extend(source.value_info)
-    weights, used = {}, consumers(source)
-    for tensor in source.initializer:
-        if not used.get(tensor.name) and all(v.name != tensor.name for v in source.input):
-            continue  # onnxruntime drops it before it looks for its values
-        if int(np.prod(tensor.dims)) <= INLINE or tensor.data_type == TensorProto.STRING:
-            graph.initializer.append(tensor)
-            continue
-        graph.initializer.append(memory_stub(tensor, tensor.name))
-        weights[tensor.name] = _ort_value(tensor)
-    return skeleton, weights
-
-
-def memory_stub(tensor: TensorProto, name: str) -> TensorProto:
-    """What stands in a graph for an initializer that is handed to onnxruntime by reference."""
-    stub = TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims)
-    stub.data_location = TensorProto.EXTERNAL
-    stub.external_data.add(key="location", value="memory")
-    return stub
-
-
-def _ort_value(tensor: TensorProto) -> ort.OrtValue:
-    array = values_of(tensor)
-    if array.dtype.kind in "fiub" and array.dtype.isbuiltin:
-        return ort.OrtValue.ortvalue_from_numpy(array)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, tensor.data_type)
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +143,7 @@ def _as_inputs(model: ModelProto, skeleton: ModelProto, weights: dict[str, ort.O
     """Make inputs of the weights that are mapped from a file: onnxruntime copies initializers, but not inputs."""
     external = [t for t in model.graph.initializer if t.name in weights and t.data_location == TensorProto.EXTERNAL]
     mapped = {t.name: values_of(t) for t in external}
-    mapped = {name: array for name, array in mapped.items() if array.dtype.kind in "fiub" and array.dtype.isbuiltin}
+    mapped = {name: array for name, array in mapped.items() if native(array.dtype)}
     graph, listed = skeleton.graph, {v.name for v in skeleton.graph.input}
     for i in reversed(range(len(graph.initializer))):
         tensor = graph.initializer[i]
@@ -287,7 +176,6 @@ def _ask_for_shapes(skeleton: ModelProto) -> list[str]:
     return asked
 
 
-# --- inputs ---------------------------------------------------------------------------------------------------------
 def probe(
     model: ModelProto, providers: Sequence[str], overrides: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> Probe:
@@ -305,7 +193,7 @@ def probe(
     """
     initializers = {t.name for t in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
-    _check_overrides(inputs, overrides or {})
+    check_overrides(inputs, overrides or {})
     if not needs_stand_in(model):
         return _first_that_runs(model, inputs, providers, overrides or {}, seed)
     try:
@@ -323,76 +211,13 @@ def _first_that_runs(
 ) -> Probe:
     error: Exception = RuntimeError("no inputs could be made")
     opened = _open(model, providers)
-    for batch, size in _candidates(inputs, overrides):
+    for batch, size in candidates(inputs, overrides):
         try:
-            return _run(opened, _feeds(inputs, overrides, batch, size, seed))
+            return _run(opened, made_up(inputs, overrides, batch, size, seed))
         except ModelError:
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises
             error = failure
-    dynamic = any(_free(v) for v in inputs)
+    dynamic = any(free_axes(v) for v in inputs)
     advice = "give the right shapes with --input-shape NAME:1,3,224,224" if dynamic else "repair the model first"
     raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; {advice}") from error
-
-
-def _candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """(batch, other size) pairs to try: two samples first, so that the batch cannot be mistaken for a channel."""
-    free = [v for v in inputs if v.name not in given and _free(v)]
-    sizes = SPATIAL_GUESSES if any(i > 0 for v in free for i in _free(v)) else SPATIAL_GUESSES[:1]
-    batches = (2, 1) if any(0 in _free(v) for v in free) else (1,)
-    return iter(itertools.product(batches, sizes))
-
-
-def _free(value: ValueInfoProto) -> list[int]:
-    """Axes of a graph input whose size the model leaves open."""
-    return [i for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_value <= 0]
-
-
-def _feeds(
-    inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int, size: int, seed: int
-) -> dict[str, Array]:
-    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, batch), {}
-    for value in inputs:
-        dims = value.type.tensor_type.shape.dim
-        open_sizes = [named.get(d.dim_param, size if i else batch) for i, d in enumerate(dims)]
-        guess = [d.dim_value if d.dim_value > 0 else n for d, n in zip(dims, open_sizes, strict=True)]
-        feeds[value.name] = make_input(value, tuple(given.get(value.name, guess)), rng)
-    return feeds
-
-
-def _named(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int) -> dict[str, int]:
-    """Sizes of open dimensions that have a name: `batch` where it leads an input, what is given where it is given."""
-    dims = {v.name: v.type.tensor_type.shape.dim for v in inputs}
-    named = {d[0].dim_param: batch for d in dims.values() if d and d[0].dim_param}
-    for name in given:
-        named |= {d.dim_param: size for d, size in zip(dims.get(name, ()), given[name], strict=False) if d.dim_param}
-    return named
-
-
-def make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """A random array for one graph input: normal for floats, 0 or 1 for integers, true for booleans.
-
-    Raises:
-        ModelError: the input is not a numeric tensor.
-    """
-    kind = value.type.WhichOneof("value")
-    element = value.type.tensor_type.elem_type
-    if kind != "tensor_type" or element == TensorProto.STRING:
-        raise ModelError(f"input {value.name!r} is not a numeric tensor; onnxfuse cannot make data for it")
-    dtype = helper.tensor_dtype_to_np_dtype(element)
-    if dtype.kind == "b":
-        return np.ones(shape, dtype)
-    if dtype.kind in "iu":
-        return rng.integers(0, 2, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
-
-
-def _check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
-    known = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inputs}
-    for name, shape in given.items():
-        if name not in known:
-            raise UsageError(f"--input-shape names {name!r}, but the model's inputs are {', '.join(known) or 'none'}")
-        dims = known[name]
-        wrong = len(dims) != len(shape) or any(d > 0 and d != s for d, s in zip(dims, shape, strict=True))
-        if any(s < 1 for s in shape) or wrong:
-            raise UsageError(f"--input-shape {name}:{','.join(map(str, shape))} does not fit the model's {dims}")

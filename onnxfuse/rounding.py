@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from .channels import ChannelGroup, Channels
 from .graph import label
 from .options import Options
-from .probe import PROVIDERS, provider_list, session_options
+from .providers import PROVIDERS, provider_list
+from .sessions import session_options
 
 TENSOR_CORES = 8
 """Channels that accelerators' matrix units take at a time, in half precision."""

@@ -18,7 +18,8 @@ from .comparison import Outputs, furthest_apart
 from .errors import Unsound, one_line
 from .files import file_bytes, too_large
 from .picking import feeds_of, numeric, picked, with_outputs, with_picks
-from .probe import Probe, session, session_options
+from .probe import Probe
+from .sessions import session, session_options
 from .tensors import Array
 
 log = logging.getLogger("onnxfuse")

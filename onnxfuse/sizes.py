@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from .probe import without_weights
 from .protos import add_initializer, attribute, constant_tensors
+from .sessions import without_weights
 from .tensors import Array
 
 Sizes = NDArray[Any]

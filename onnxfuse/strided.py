@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TypeProto, helper, numpy_helper
 
-from .probe import without_weights
 from .protos import add_initializer, attribute, constant_tensors, free_name
+from .sessions import without_weights
 from .tensors import Array, values_of
 
 Dims = Sequence[int | str]

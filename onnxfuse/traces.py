@@ -13,9 +13,9 @@ from .activations import Place, place
 from .calibdata import Batches
 from .channels import ChannelGroup, Channels
 from .findings import Role
-from .probe import session
 from .protos import constant_tensors
 from .segments import Segments
+from .sessions import session
 from .standin import in_float32
 from .tensors import Array, set_values
 

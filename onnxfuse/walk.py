@@ -12,8 +12,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from .graph import Graph
 from .picking import reads
-from .probe import INLINE, memory_stub, session_options
 from .protos import constant_tensors
+from .sessions import INLINE, memory_stub, native, session_options
 from .standin import in_float32
 from .tensors import Array, values_of
 
@@ -104,7 +104,7 @@ class Walk:
         for name in [n for n in names if n in self.constants]:
             tensor, changed = self.constants[name], name in self.weights
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            if math.prod(tensor.dims) > INLINE and dtype.kind in "fiub" and dtype.isbuiltin:
+            if math.prod(tensor.dims) > INLINE and native(dtype):
                 values = self.weights[name] if changed else values_of(tensor)
                 part.initializer.append(memory_stub(tensor, name))
                 external[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values, dtype=dtype))

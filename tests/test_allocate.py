@@ -16,7 +16,8 @@ from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within
 from onnxfuse.budget import COUNTS, UNITS, amount
 from onnxfuse.grouping import find_channels
 from onnxfuse.oracle import oracle_error
-from onnxfuse.probe import probe, provider_list
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
 from onnxfuse.resources import RESOURCES, Resource
 

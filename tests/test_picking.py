@@ -12,7 +12,8 @@ from onnx import ModelProto, numpy_helper
 import onnxfuse
 from onnxfuse.oracle import oracle_error
 from onnxfuse.picking import feeds_of, picked, with_outputs, with_picks
-from onnxfuse.probe import probe, provider_list
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
 from onnxfuse.runs import run
 
 from .graphs import from_text

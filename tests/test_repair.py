@@ -19,7 +19,8 @@ from onnxfuse.grouping import find_channels
 from onnxfuse.linear import linear
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
-from onnxfuse.probe import probe, provider_list
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
 from onnxfuse.verify import verify
 

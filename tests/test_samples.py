@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxfuse.probe import probe, provider_list
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
 from onnxfuse.samples import synthetic
 from onnxfuse.tensors import Array
 

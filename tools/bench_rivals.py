@@ -26,7 +26,8 @@ from common import RESULTS, ZOO, ToolError, entry, markdown, write_csv
 from onnxfuse import ModelError
 from onnxfuse.counts import macs
 from onnxfuse.files import load
-from onnxfuse.probe import probe, provider_list
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
 
 HEADER = ("graph", "tool", "median s", "times the floor", "MACs removed %", "remark")
 Rival = Callable[[Path, Path, float], None]

@@ -88,7 +88,8 @@ def fused(model: ModelProto, feeds: Mapping[str, Any], options: Mapping[str, Any
 def judged(model: ModelProto, feeds: Mapping[str, Any], result: FuseResult) -> Row:
     """The row of a graph that was fused and passed onnxfuse's own checks."""
     from onnxfuse.oracle import oracle_error
-    from onnxfuse.probe import probe, provider_list
+    from onnxfuse.probe import probe
+    from onnxfuse.providers import provider_list
 
     inputs = feeds or probe(model, provider_list("cpu"), seed=7).inputs
     error, report, changed = oracle_error(model, result, inputs), result.report, preparation_error(model, inputs)

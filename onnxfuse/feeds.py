@@ -1,0 +1,84 @@
+"""Made-up inputs for a model: sizes to try for its open dimensions, and random values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from onnx import TensorProto, ValueInfoProto, helper
+
+from .errors import ModelError, UsageError
+from .tensors import Array
+
+SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16)
+"""Sizes tried, in this order, for dynamic dimensions other than the batch."""
+
+
+def check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
+    """Refuse shapes that are given for no input, or for one that cannot have them.
+
+    Raises:
+        UsageError: either.
+    """
+    known = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inputs}
+    for name, shape in given.items():
+        if name not in known:
+            raise UsageError(f"--input-shape names {name!r}, but the model's inputs are {', '.join(known) or 'none'}")
+        dims = known[name]
+        wrong = len(dims) != len(shape) or any(d > 0 and d != s for d, s in zip(dims, shape, strict=True))
+        if any(s < 1 for s in shape) or wrong:
+            raise UsageError(f"--input-shape {name}:{','.join(map(str, shape))} does not fit the model's {dims}")
+
+
+def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """(batch, other size) pairs to try: two samples first, so that the batch cannot be mistaken for a channel."""
+    free = [v for v in inputs if v.name not in given and free_axes(v)]
+    sizes = SPATIAL_GUESSES if any(i > 0 for v in free for i in free_axes(v)) else SPATIAL_GUESSES[:1]
+    batches = (2, 1) if any(0 in free_axes(v) for v in free) else (1,)
+    return iter(itertools.product(batches, sizes))
+
+
+def free_axes(value: ValueInfoProto) -> list[int]:
+    """Axes of a graph input whose size the model leaves open."""
+    return [i for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_value <= 0]
+
+
+def made_up(
+    inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int, size: int, seed: int
+) -> dict[str, Array]:
+    """A feed for every input, with these sizes in dimensions that neither the model nor the user has settled."""
+    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, batch), {}
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        open_sizes = [named.get(d.dim_param, size if i else batch) for i, d in enumerate(dims)]
+        guess = [d.dim_value if d.dim_value > 0 else n for d, n in zip(dims, open_sizes, strict=True)]
+        feeds[value.name] = make_input(value, tuple(given.get(value.name, guess)), rng)
+    return feeds
+
+
+def _named(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int) -> dict[str, int]:
+    """Sizes of open dimensions that have a name: `batch` where it leads an input, what is given where it is given."""
+    dims = {v.name: v.type.tensor_type.shape.dim for v in inputs}
+    named = {d[0].dim_param: batch for d in dims.values() if d and d[0].dim_param}
+    for name in given:
+        named |= {d.dim_param: size for d, size in zip(dims.get(name, ()), given[name], strict=False) if d.dim_param}
+    return named
+
+
+def make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A random array for one graph input: normal for floats, 0 or 1 for integers, true for booleans.
+
+    Raises:
+        ModelError: the input is not a numeric tensor.
+    """
+    kind = value.type.WhichOneof("value")
+    element = value.type.tensor_type.elem_type
+    if kind != "tensor_type" or element == TensorProto.STRING:
+        raise ModelError(f"input {value.name!r} is not a numeric tensor; onnxfuse cannot make data for it")
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    if dtype.kind == "b":
+        return np.ones(shape, dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
