@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from .calibdata import Batches
-from .calibrate import MEASURED, Study, study
+from .calibrate import Study, study
 from .channels import Channels
 from .folding import Folded
 from .graph import Graph
@@ -15,6 +15,7 @@ from .options import Options
 from .repair import Repair
 from .samples import sample_count, synthetic
 from .scheme import Lowered
+from .tensors import FLOATS
 
 PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
 """Operators through which an input stays what it is."""
@@ -44,7 +45,7 @@ def dense_first(graph: Graph) -> bool:
     A convolution reads patches, which look the same in all images and signals; what is where in them, and so what a
     matrix reads, is known to the training data alone.
     """
-    queue = [v.name for v in graph.model.graph.input if v.type.tensor_type.elem_type in MEASURED]
+    queue = [v.name for v in graph.model.graph.input if v.type.tensor_type.elem_type in FLOATS]
     while queue:
         for edge in graph.edges.get(queue.pop(), []):
             node = graph.model.graph.node[edge.node] if edge.node >= 0 else None

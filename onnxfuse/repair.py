@@ -28,11 +28,13 @@ from onnx import NodeProto
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array, diags_array
 
-from .calibrate import Crossed, Moment, Reader, Study, blocks, cross, scaled_and_shifted, statistics
+from .calibrate import Study
 from .channels import ChannelGroup, Channels
 from .findings import Role
 from .merge import Merge
+from .moments import Crossed, Moment, blocks, cross, scaled_and_shifted, statistics
 from .producers import out_axis, scaled_rows
+from .readers import Reader
 from .rewrite import Removal, removed_mask
 from .schedule import ahead
 from .shrinkage import ridge

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from .calibdata import Batches
-from .calibrate import MEASURED, scaled_and_shifted, statistics
 from .carry import Carrier
 from .folding import FOLDABLE
 from .graph import Graph
+from .moments import scaled_and_shifted, statistics
 from .parents import Parent
 from .producers import scaled_rows
 from .protos import attribute
-from .tensors import Array
+from .tensors import FLOATS, Array
 from .walk import Walk
 
 Vector = NDArray[np.float64]
@@ -67,7 +67,7 @@ def makers(graph: Graph) -> Iterator[Maker]:
 
 def _own(graph: Graph, name: str) -> bool:
     tensor = graph.constants.get(name)
-    return tensor is not None and len(graph.edges[name]) == 1 and tensor.data_type in MEASURED
+    return tensor is not None and len(graph.edges[name]) == 1 and tensor.data_type in FLOATS
 
 
 def _own_vector(graph: Graph, name: str) -> bool:

@@ -1,0 +1,106 @@
+"""The weights that read channels, and the biases that are added to what they make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from .channels import Channels
+from .classes import Classes
+from .findings import RawSlot, Role
+from .graph import Graph
+from .ids import Ids
+from .picking import behind_picks
+from .protos import attribute, proto_label
+from .tensors import FLOATS
+
+WIDEST = 4096
+"""Readers of more channels than this are left as their merge makes them: their moments would be too large."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A weight that reads channels.
+
+    Attributes:
+        slot: its axis of d positions.
+        value, axis: where they arrive.
+        bias: the initializer that is added to what it makes, one number for each output, or None.
+        made: what it makes, the bias included.
+        layout: (n, q) the q positions of each of the n channels it reads (several behind a Flatten).
+    """
+
+    slot: RawSlot
+    value: str
+    axis: int
+    bias: str | None
+    made: str
+    layout: Ids
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...], int]:
+        """What tells it from other readers: initializer, axes, split."""
+        return self.slot.tensor, self.slot.axes, self.slot.split
+
+
+def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Reader]:
+    """Every weight that reads channels, at its only use, in graph order, but for those of excluded nodes.
+
+    Nor those behind an operator that picks by value: what the original and the result see there are other things.
+    """
+    graph, found = channels.tracker.graph, []
+    picked = behind_picks(graph.model.graph)
+    for s in channels.slots:
+        own = len(graph.edges[s.tensor]) == 1 and graph.constants[s.tensor].data_type in FLOATS
+        if s.role is Role.CONSUMES and s.data and own:
+            node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids])
+            if any(p.search(proto_label(node)) for p in exclude):
+                continue
+            value = node.input[s.data[0]]
+            if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
+                found.append(Reader(s, value, s.data[1], *_bias(graph, node), layout))
+    return sorted(found, key=lambda r: r.slot.edge.node)
+
+
+def _layout(classes: Classes) -> Ids:
+    """(n, q) the positions of each class, by its first; (d, 1) if not all of them have equally many."""
+    _, counts = np.unique(classes, return_counts=True)
+    if (counts != counts[0]).any():
+        return np.arange(len(classes))[:, None]
+    layout = np.argsort(classes, kind="stable").reshape(len(counts), -1)
+    return layout[np.argsort(layout[:, 0])]
+
+
+def _bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
+    """The constant that is added to each output of a node, if nothing else uses it, and the value that has it added."""
+    made = node.output[0]
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
+        scaled = node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0)
+        return None if scaled else _own_vector(graph, node.input[2]), made
+    uses = graph.edges.get(made, [])
+    after = graph.model.graph.node[uses[0].node] if len(uses) == 1 and uses[0].node >= 0 else None
+    weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if weight is not None and after is not None and after.op_type == "Add":
+        shapes = {"MatMul": weight.dims[-1:], "Conv": [*weight.dims[:1], *[1] * (len(weight.dims) - 2)]}
+        bias = _own(graph, after.input[1 - uses[0].slot], shapes.get(node.op_type, [0]))
+        return bias, after.output[0] if bias else made
+    return None, made
+
+
+def _own_vector(graph: Graph, name: str) -> str | None:
+    tensor = graph.constants.get(name)
+    return name if tensor is not None and len(tensor.dims) == 1 and len(graph.edges[name]) == 1 else None
+
+
+def _own(graph: Graph, name: str, shape: Sequence[int]) -> str | None:
+    """A constant of this shape, but for axes of length 1 in front, that one node uses."""
+    tensor = graph.constants.get(name)
+    if tensor is None or len(graph.edges[name]) != 1:
+        return None
+    dims = [1] * (len(shape) - len(tensor.dims)) + list(tensor.dims)
+    more = len(dims) - len(shape)
+    return name if dims[more:] == list(shape) and set(dims[:more]) <= {1} else None
