@@ -16,7 +16,6 @@ from onnx import ModelProto
 
 from .channels import Channels, Slot
 from .comparison import compare
-from .compress import settle, settle_lossless
 from .findings import Role
 from .graph import Graph
 from .options import Options
@@ -32,6 +31,7 @@ from .requantize import Scales, held, restore
 from .rewrite import Removal, kept_along, removed_mask, slot_masks
 from .runs import run
 from .scheme import Lowered, Scheme
+from .settle import settle, settle_lossless
 from .standin import in_float32
 from .tensors import Array, set_values, values_of
 from .weights import front

@@ -15,7 +15,7 @@ from . import files
 from .attempt import Setting, attempt
 from .calibdata import Batches, calibration
 from .checks import check_options
-from .compress import Progress, Studies, follow, kept_channels
+from .compress import Progress, Studies
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .keywords import FuseKeywords, SharedKeywords, documented, options_of
@@ -30,6 +30,7 @@ from .providers import provider_list
 from .quantized import lowered_graph
 from .report import Report
 from .search import Judge
+from .settle import follow, kept_channels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,0 +1,97 @@
+"""Settle how many channels each group keeps, so that all that is computed from their counts can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .budget import choose
+from .calibrate import Study
+from .channels import Channels
+from .errors import NothingToMerge
+from .findings import Lock
+from .graph import Graph
+from .grouping import find_channels
+from .lossless import Free, find_free
+from .options import Options
+from .probe import Probe
+from .providers import provider_list
+from .rewrite import Removal, conflicts, removed_mask
+from .tracker import Permit
+from .wishes import families
+
+
+def settle_lossless(graph: Graph, reference: Probe, options: Options) -> tuple[Channels, Free]:
+    """The channel groups and what they lose for nothing."""
+    found: list[Free] = []
+
+    def choose(channels: Channels) -> list[int]:
+        found.append(find_free(channels, reference, provider_list("cpu")))
+        kept = {group: len(merge.kept) for group, merge in found[-1].merges}
+        if not kept:
+            raise NothingToMerge("nothing to merge: no channel is dead, constant or a duplicate of another one")
+        return [kept.get(group, group.channels) for group in channels.groups]
+
+    channels, _ = follow(graph, reference, options.exclude, choose)
+    return channels, found[-1]
+
+
+def settle(
+    graph: Graph, reference: Probe, options: Options, room: float | None, look: Callable[[Channels], Study | None]
+) -> tuple[Channels, list[int], Study | None]:
+    """The channel groups, how many each keeps, and what `look` has measured of them.
+
+    Every group is locked that a shape constant could not follow.
+    """
+    seen: list[Study | None] = []
+
+    def choose_some(channels: Channels) -> list[int]:
+        seen[:] = [look(channels)] if options.spreads else []
+        keep = kept_channels(channels, options, room, *seen)
+        lenient = options.budgets or room is not None  # what is small enough already stays as it is
+        if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
+            raise NothingToMerge(_nothing(channels))
+        return keep
+
+    channels, keep = follow(graph, reference, options.exclude, choose_some, options.permit)
+    return channels, keep, seen[0] if seen else look(channels)
+
+
+def kept_channels(
+    channels: Channels, options: Options, room: float | None = None, measured: Study | None = None
+) -> list[int]:
+    """How many channels each group keeps."""
+    choices = families(channels, options)
+    widths = choose(channels, choices, options, room, measured)
+    return [choices.channels(g, widths) for g in channels.groups]
+
+
+def follow(
+    graph: Graph,
+    reference: Probe,
+    exclude: Sequence[str],
+    choose: Callable[[Channels], list[int]],
+    permit: Permit | None = None,
+) -> tuple[Channels, list[int]]:
+    """`choose` how many channels each group keeps, again and again until all shape constants can follow."""
+    locks: list[Lock] = []
+    while True:
+        channels = find_channels(graph, reference, exclude, locks, permit)
+        keep = choose(channels)
+        trial = [Removal(g, np.arange(k)) for g, k in zip(channels.groups, keep, strict=True)]
+        found = conflicts(channels, removed_mask(channels, trial))
+        if not found:
+            return channels, keep
+        locks += found
+
+
+def _nothing(channels: Channels) -> str:
+    reasons = dict.fromkeys(f"{row.reason} ({row.name})" for row in channels.locked)
+    listed = "; ".join(list(reasons)[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    if channels.groups:
+        largest = max(g.unit for g in channels.groups)
+        listed = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity" + (
+            f"; {listed}" if listed else ""
+        )
+    return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"
