@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from .producers import scaled_rows
+from .producers import is_scaled, scaled_rows
 from .protos import Edge, add_initializer, attribute, constant_tensors, consumers, proto_label
 from .tensors import Array, set_values, values_of
 
@@ -63,8 +63,7 @@ def fold_batch_norms(model: ModelProto, excluded: Sequence[re.Pattern[str]]) -> 
 
 def _can_fold(maker: NodeProto, norm: NodeProto, constants: Container[str]) -> bool:
     known = all(i in constants for i in [*maker.input[1:], *norm.input[1:]] if i)
-    scaled = maker.op_type == "Gemm" and (attribute(maker, "alpha", 1.0), attribute(maker, "beta", 1.0)) != (1.0, 1.0)
-    return known and not scaled and not any(norm.output[1:]) and not attribute(norm, "training_mode", 0)
+    return known and not is_scaled(maker) and not any(norm.output[1:]) and not attribute(norm, "training_mode", 0)
 
 
 def _fold(

@@ -80,6 +80,19 @@ class Graph:
         """The values of a constant, read-only or copied."""
         return values_of(self.constants[name])
 
+    def own_vector(self, name: str) -> str | None:
+        """The name of a constant, if it is a vector that is used once."""
+        tensor = self.constants.get(name)
+        return name if tensor is not None and len(tensor.dims) == 1 and len(self.edges[name]) == 1 else None
+
+    def added(self, value: str) -> tuple[str, str] | None:
+        """(other, sum) of the Add that alone reads a value of the main graph; None if something else does."""
+        uses = self.edges.get(value, [])
+        if len(uses) != 1 or uses[0].node < 0 or self.protos[uses[0].node].op_type != "Add":
+            return None
+        node = self.protos[uses[0].node]
+        return node.input[1 - uses[0].slot], node.output[0]
+
     def clone(self, name: str, edges: list[Edge]) -> str:
         """Give `edges` their own copy of the constant `name`; returns the copy's name."""
         new = self._register(name, self.constants[name], edges)

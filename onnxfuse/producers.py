@@ -16,6 +16,11 @@ def out_axis(maker: NodeProto) -> int:
     return int(maker.op_type == "Gemm" and not attribute(maker, "transB", 0))
 
 
+def is_scaled(maker: NodeProto) -> bool:
+    """Whether a Gemm multiplies its product or its bias by a factor of its own."""
+    return maker.op_type == "Gemm" and (attribute(maker, "alpha", 1.0), attribute(maker, "beta", 1.0)) != (1.0, 1.0)
+
+
 def scaled_rows(maker: NodeProto, weight: Array, scale: Array) -> Array:
     """The weight with what makes output channel i multiplied by scale[i]."""
     factor, axis = scale.astype(weight.dtype), out_axis(maker)

@@ -15,7 +15,8 @@ from .findings import RawSlot, Role
 from .graph import Graph
 from .ids import Ids
 from .picking import behind_picks
-from .protos import attribute, proto_label
+from .producers import is_scaled
+from .protos import proto_label
 from .tensors import FLOATS
 
 WIDEST = 4096
@@ -79,21 +80,14 @@ def _bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
     """The constant that is added to each output of a node, if nothing else uses it, and the value that has it added."""
     made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
-        scaled = node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0)
-        return None if scaled else _own_vector(graph, node.input[2]), made
-    uses = graph.edges.get(made, [])
-    after = graph.model.graph.node[uses[0].node] if len(uses) == 1 and uses[0].node >= 0 else None
+        return None if is_scaled(node) else graph.own_vector(node.input[2]), made
+    added = graph.added(made)
     weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
-    if weight is not None and after is not None and after.op_type == "Add":
+    if weight is not None and added is not None:
         shapes = {"MatMul": weight.dims[-1:], "Conv": [*weight.dims[:1], *[1] * (len(weight.dims) - 2)]}
-        bias = _own(graph, after.input[1 - uses[0].slot], shapes.get(node.op_type, [0]))
-        return bias, after.output[0] if bias else made
+        bias = _own(graph, added[0], shapes.get(node.op_type, [0]))
+        return bias, added[1] if bias else made
     return None, made
-
-
-def _own_vector(graph: Graph, name: str) -> str | None:
-    tensor = graph.constants.get(name)
-    return name if tensor is not None and len(tensor.dims) == 1 and len(graph.edges[name]) == 1 else None
 
 
 def _own(graph: Graph, name: str, shape: Sequence[int]) -> str | None:

@@ -21,8 +21,7 @@ from .folding import FOLDABLE
 from .graph import Graph
 from .moments import scaled_and_shifted, statistics
 from .parents import Parent
-from .producers import scaled_rows
-from .protos import attribute
+from .producers import is_scaled, scaled_rows
 from .tensors import FLOATS, Array
 from .walk import Walk
 
@@ -55,14 +54,12 @@ def makers(graph: Graph) -> Iterator[Maker]:
     """In graph order."""
     for i, node in enumerate(graph.model.graph.node):
         if node.op_type in (*FOLDABLE, "BatchNormalization") and len(node.input) > 2:
-            plain = node.op_type != "Gemm" or (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) == (1, 1)
-            if plain and _own(graph, node.input[1]) and _own_vector(graph, node.input[2]):
+            if not is_scaled(node) and _own(graph, node.input[1]) and _own_vector(graph, node.input[2]):
                 yield Maker(i, node.input[1], node.input[2], 1, False)
         elif node.op_type == "MatMul" and _own(graph, node.input[1]) and len(graph.array(node.input[1]).shape) == 2:
-            uses = graph.edges.get(node.output[0], [])
-            after = graph.model.graph.node[uses[0].node] if len(uses) == 1 and uses[0].node >= 0 else None
-            if after is not None and after.op_type == "Add" and _own_vector(graph, after.input[1 - uses[0].slot]):
-                yield Maker(i, node.input[1], after.input[1 - uses[0].slot], -1, True)
+            added = graph.added(node.output[0])
+            if added is not None and _own_vector(graph, added[0]):
+                yield Maker(i, node.input[1], added[0], -1, True)
 
 
 def _own(graph: Graph, name: str) -> bool:

@@ -124,6 +124,20 @@ def test_a_bias_after_matmul_takes_constants_up() -> None:
     assert counts(changed(text, w1={(..., 2): 0})) == (0, 1, 0)
 
 
+def test_no_bias_is_added_to_a_product_that_is_an_output() -> None:
+    """The last node of the graph adds to another product."""
+    text = """(float[N,6] x) => (float[N,3] y, float[N,3] z)
+        <float[6,8] w1, float[8] b1, float[8,3] w2, float[8,3] w3, float[3] b3> {
+        m = MatMul(x, w1)
+        h = Add(m, b1)
+        r = Sigmoid(h)
+        y = MatMul(r, w2)
+        n = MatMul(r, w3)
+        z = Add(n, b3)
+    }"""
+    assert refused(changed(text, w1={(..., 2): 0}))
+
+
 def test_faint_channels_count_as_dead_where_both_sides_are_faint() -> None:
     """A channel that is made faintly may be read strongly."""
     faint, loud = 1e-4 * random_weight("w", (6,)), 1e4 * random_weight("v", (3,))
