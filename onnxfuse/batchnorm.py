@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
-from .folding import Folded
+from .folding import FOLDABLE, Folded
 from .producers import scaled_rows
 from .protos import add_initializer, constant_tensors, free_name
 from .tensors import set_values, values_of
@@ -45,7 +45,7 @@ def unfold(model: ModelProto, norms: Mapping[str, Norm]) -> None:
     constants = constant_tensors(model.graph)
     for i in reversed(range(len(model.graph.node))):
         node = model.graph.node[i]
-        norm = norms.get(node.output[0]) if node.op_type in ("Conv", "ConvTranspose", "Gemm") else None
+        norm = norms.get(node.output[0]) if node.op_type in FOLDABLE else None
         if norm is None:
             continue
         weight, bias, f = constants[node.input[1]], constants[node.input[2]], norm.folded

@@ -53,7 +53,7 @@ def made_up(
         dims = value.type.tensor_type.shape.dim
         open_sizes = [named.get(d.dim_param, size if i else batch) for i, d in enumerate(dims)]
         guess = [d.dim_value if d.dim_value > 0 else n for d, n in zip(dims, open_sizes, strict=True)]
-        feeds[value.name] = make_input(value, tuple(given.get(value.name, guess)), rng)
+        feeds[value.name] = _make_input(value, tuple(given.get(value.name, guess)), rng)
     return feeds
 
 
@@ -66,7 +66,7 @@ def _named(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]],
     return named
 
 
-def make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """A random array for one graph input: normal for floats, 0 or 1 for integers, true for booleans.
 
     Raises:

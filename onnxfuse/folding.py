@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .producers import is_scaled, scaled_rows
-from .protos import Edge, add_initializer, attribute, constant_tensors, consumers, proto_label
+from .protos import Edge, add_initializer, attribute, constant_tensors, consumers, first_free, proto_label
 from .tensors import Array, set_values, values_of
 
 FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
@@ -97,7 +98,4 @@ def _fold(
 
 
 def _free_name(stem: str, taken: Container[str]) -> str:
-    name = f"{stem}_folded"
-    while name in taken:
-        name += "_"
-    return name
+    return first_free((f"{stem}_folded{'_' * i}" for i in itertools.count()), taken)

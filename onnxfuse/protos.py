@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,4 +139,9 @@ def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> Tensor
 
 def free_name(stem: str, taken: Container[str]) -> str:
     """A name like `stem` that is not among `taken`."""
-    return next(n for i in itertools.count(1) if (n := f"{stem}_fuse{i}") not in taken)
+    return first_free((f"{stem}_fuse{i}" for i in itertools.count(1)), taken)
+
+
+def first_free(names: Iterable[str], taken: Container[str]) -> str:
+    """The first of `names` that is not among `taken`."""
+    return next(name for name in names if name not in taken)
