@@ -144,6 +144,8 @@ def _fast_enough(make: Make, judge: Judge, target: str | float, tell: Callable[[
         point = 1.0 if slow[1] <= aim else _between(fast, slow, aim * (1 + CLOSE) / 2)
         small = make(point)
         left = share(small)
+        if CLOSE * aim <= left <= aim:  # a chance reading must not end the search
+            left = (left + share(small)) / 2
         if left <= aim:
             best, fast = small, (point, left)
         else:
