@@ -110,14 +110,15 @@ class Setting:
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:
     """The result, and the options it was made with: without repair if that, on samples of our own, spoils the model."""
-    small = setting.make(original, options)
-    wary = options.may_go_without_repair and bool(small.plan.repairs)
+    wary = options.may_go_without_repair
     try:
+        small = setting.make(original, options)
+        wary = wary and bool(small.plan.repairs)
         return options, setting.finish(small, options, wary)
     except Unsound as error:
         if not wary:
             raise
-        log.warning("refitted on synthetic samples the result is not sound (%s); it is made without repair", error)
+        log.warning("refitting on synthetic samples gives no sound result (%s); it is made without", error)
     plain = replace(options, repair=False)
     return plain, setting.finish(setting.make(setting.source.load(), plain), plain)
 

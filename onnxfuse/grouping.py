@@ -42,21 +42,21 @@ def find_channels(
     classes = kept_together(t)
     stays = class_locks(t, classes)
     slots = unshare(t, classes, stays)
-    labels = signatures(t, classes, stays, slots)
+    grids = [rows_of(classes[grid]) for grid in t.grids]
+    labels = signatures(t, classes, stays, slots, grids)
     placed = _placed_slots(t, classes, labels, slots)
-    groups, impossible = _groups(t, classes, labels, placed, _families(t, classes, labels, placed))
+    groups, impossible = _groups(t, classes, labels, placed, _families(labels, placed, grids))
     locked = [*_locked(t, classes, stays), *impossible]
     return Channels(t, classes, tuple(groups), tuple(locked), tuple(slots))
 
 
-def _families(t: Tracker, classes: Classes, labels: Classes, placed: Placed) -> dict[int, int]:
+def _families(labels: Classes, placed: Placed, grids: Sequence[Classes]) -> dict[int, int]:
     """label → family: labels that share a set of rows.
 
     Family −1 cannot shrink: a row has more fixed positions than another, or no weight makes some of its channels.
     """
     links, stuck = [], [x for x, slots in placed.items() if not _is_made(slots)]
-    for grid in t.grids:
-        rows = rows_of(classes[grid])
+    for rows in grids:
         members = [int(x) for x in np.unique(labels[rows]) if x != 1]
         links += [(members[0], m) for m in members]
         fixed = (labels[rows] == 1).sum(axis=1)
@@ -112,12 +112,12 @@ def _placed_slots(t: Tracker, classes: Classes, labels: Classes, slots: Sequence
         seen.add((s.tensor, s.axes, s.split))
         roots = classes[s.ids]
         marks = labels[roots]
-        order = np.lexsort((np.arange(len(roots)), roots, marks))
+        order = np.argsort(marks * (int(classes.max()) + 1) + roots, kind="stable")
         cuts = np.flatnonzero(np.diff(marks[order])) + 1
         for run in np.split(order, cuts):
             x = int(marks[run[0]])
             if x != 1:
-                n = len(np.unique(roots[run]))
+                n = 1 + np.count_nonzero(np.diff(roots[run]))
                 node = label(t.graph.nodes[s.edge.node])
                 placed.setdefault(x, []).append(Slot(s.tensor, node, s.axes, s.split, s.role, run.reshape(n, -1)))
     return placed

@@ -12,11 +12,14 @@ from .ids import spread
 from .tracker import Tracker
 
 
-def signatures(t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSlot]) -> Classes:
+def signatures(
+    t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSlot], grids: Sequence[Classes]
+) -> Classes:
     """class → label; classes with one label occur equally often in every slot, block, slice and selection.
 
     Each label keeps at least one channel, so no part of a value loses all of its own.
     Label 1 is for classes that stay: the locked ones and those that lie in no constant.
+    `grids`: the rows (`rows_of`) of all values with several axes of channels.
     """
     labels = np.ones(int(classes.max()) + 1, np.int64)
     for s in slots:
@@ -25,8 +28,8 @@ def signatures(t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSl
     refine = _Refiner(labels)
     for s in slots:
         refine(classes[s.ids])
-    for grid in t.grids:
-        for row in rows_of(classes[grid]):
+    for rows in grids:
+        for row in rows:
             refine(row)
     for d in t.demands:
         roots = classes[spread(d.ids, d.extent, d.axis)]
@@ -42,8 +45,12 @@ class _Refiner:
     def __init__(self, labels: Classes) -> None:
         self.labels = labels
         self.next = 2
+        self.seen: set[bytes] = set()
 
     def __call__(self, row: Classes) -> None:
+        if (content := row.tobytes()) in self.seen:
+            return  # a bias's channels are those of its weight: they split nothing more
+        self.seen.add(content)
         present, counts = np.unique(row, return_counts=True)
         pairs = self.labels[present] * (len(row) + 1) + counts  # as one number, which sorts faster than two
         _, inverse = np.unique(pairs, return_inverse=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .classes import Classes, Stays
 from .findings import RawSlot
@@ -18,11 +19,16 @@ def unshare(t: Tracker, classes: Classes, locks: Stays) -> list[RawSlot]:
     by_tensor: dict[str, dict[Edge, list[RawSlot]]] = {}
     for s in t.slots:
         by_tensor.setdefault(s.tensor, {}).setdefault(s.edge, []).append(s)
+    held = np.zeros(int(classes.max()) + 1, bool)
+    held[list(locks)] = True
     result = []
     for tensor, by_edge in by_tensor.items():
+        if len(t.graph.edges[tensor]) == 1:
+            result += [s for slots in by_edge.values() for s in slots]
+            continue
         wishes: dict[tuple[object, ...], list[Edge]] = {}
         for edge in t.graph.edges[tensor]:
-            wishes.setdefault(_wish(by_edge.get(edge, []), classes, locks), []).append(edge)
+            wishes.setdefault(_wish(by_edge.get(edge, []), classes, held), []).append(edge)
         owner = () if () in wishes else next(iter(wishes))
         for wish, edges in wishes.items():
             name = tensor if wish == owner else t.graph.clone(tensor, edges)
@@ -30,12 +36,12 @@ def unshare(t: Tracker, classes: Classes, locks: Stays) -> list[RawSlot]:
     return result
 
 
-def _wish(slots: Sequence[RawSlot], classes: Classes, locks: Stays) -> tuple[object, ...]:
-    """A hashable summary of the edit that a use of a constant wants; () for none."""
+def _wish(slots: Sequence[RawSlot], classes: Classes, held: NDArray[np.bool_]) -> tuple[object, ...]:
+    """A hashable summary of the edit that a use of a constant wants, () for none; (classes,) `held` must stay."""
     wish = []
     for s in slots:
         roots = classes[s.ids]
-        free = np.array([c not in locks for c in roots.tolist()])
+        free = ~held[roots]
         if free.any():
             wish.append((s.axes, s.split, s.role, np.where(free, roots, -1).tobytes()))
     return tuple(sorted(wish, key=str))

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from .errors import Unsound, one_line
 from .graph import Graph
 from .picking import reads
 from .protos import constant_tensors
@@ -73,7 +74,10 @@ class Walk:
         inputs = [n for n in wanted if n in self.known and n not in made]
         outputs = [n for n in sorted(made) if n == target or self.waiting[n] > wanted[n]]
         run = self._session(nodes, inputs, outputs, list(wanted))
-        results = [run.run(outputs, {n: self.known[n][b] for n in inputs}) for b in range(self.batches)]
+        try:
+            results = [run.run(outputs, {n: self.known[n][b] for n in inputs}) for b in range(self.batches)]
+        except Exception as error:  # onnxruntime has no base class for what it raises
+            raise Unsound(f"onnxruntime cannot run the model on the samples: {one_line(error)}") from error
         self.done.update(positions)
         self.waiting -= wanted
         self.known |= {name: [r[i] for r in results] for i, name in enumerate(outputs)}

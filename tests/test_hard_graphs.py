@@ -15,7 +15,7 @@ from .formats import with_constant_nodes
 from .graphs import build, dims, from_text, inputs
 from .hard_texts import SAFE, SHRINKS
 
-METHODS = ("drop", "intra-fusion", "barycentric", "fold")
+METHODS = ("auto", "drop", "intra-fusion", "barycentric", "fold")
 
 
 @pytest.mark.parametrize("method", METHODS)
