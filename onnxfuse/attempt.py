@@ -118,7 +118,7 @@ def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[O
     except Unsound as error:
         if not wary:
             raise
-        log.warning("refitting on synthetic samples gives no sound result (%s); it is made without", error)
+        log.warning("refitting on synthetic samples gives no sound result (%s); it is made without repair", error)
     plain = replace(options, repair=False)
     return plain, setting.finish(setting.make(setting.source.load(), plain), plain)
 
