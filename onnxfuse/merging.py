@@ -18,7 +18,7 @@ from .linear import linear
 from .merge import Merge, Task, TransportOptions, drop, strategy
 from .options import Options
 from .rewrite import Removal, shorten
-from .schedule import in_order
+from .schedule import WORKERS, in_order
 from .scores import function_of
 from .surgeon import Source, View
 from .tensors import Array
@@ -26,6 +26,8 @@ from .weights import Weights, gather, side_by_side
 
 LARGE = 1 << 28
 """Bytes of weights from which on a group is merged alone, with as few copies as can be."""
+SMALL = 1 << 16
+"""Bytes of weights for each group, on average, up to which one thread is faster than several that take turns."""
 
 
 def merge_all(
@@ -66,8 +68,10 @@ def merge_all(
         done.add(number, result, weights)
         return result
 
-    wait = _shared_tensors([g for g, _ in todo], weights.graph)
-    merges = in_order(merge, wait, lambda count: tell(count, len(todo)))
+    groups = [g for g, _ in todo]
+    workers = 1 if _bytes(groups, weights.graph) < SMALL * len(groups) else WORKERS
+    wait = _shared_tensors(groups, weights.graph)
+    merges = in_order(merge, wait, lambda count: tell(count, len(todo)), workers)
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)], weights
 
 
@@ -120,7 +124,7 @@ def _shared_tensors(groups: Sequence[ChannelGroup], graph: Graph) -> list[set[in
     for number, group in enumerate(groups):
         tensors = {slot.tensor for slot in group.slots}
         before.append({i for t in tensors for i in last.get(t, [])})
-        if _bytes(group, graph) > LARGE:
+        if _bytes([group], graph) > LARGE:
             before[-1].update(large[-1:])
             large.append(number)
         for t in tensors:
@@ -128,6 +132,6 @@ def _shared_tensors(groups: Sequence[ChannelGroup], graph: Graph) -> list[set[in
     return before
 
 
-def _bytes(group: ChannelGroup, graph: Graph) -> int:
-    """Of the weights that make or read the group, as float32."""
-    return sum(4 * math.prod(graph.constants[name].dims) for name in {s.tensor for s in group.slots})
+def _bytes(groups: Sequence[ChannelGroup], graph: Graph) -> int:
+    """Of the weights that make or read the groups, as float32."""
+    return sum(4 * math.prod(graph.constants[name].dims) for name in {s.tensor for g in groups for s in g.slots})

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from heapq import heappop, heappush
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -16,29 +17,49 @@ WORKERS = min(4, os.cpu_count() or 1)
 """As many as there are cores; not more, for each holds its group's weights."""
 
 
-def in_order(task: Callable[[int], T], before: Sequence[set[int]], tell: Callable[[int], None]) -> list[T]:
+def in_order(
+    task: Callable[[int], T], before: Sequence[set[int]], tell: Callable[[int], None], workers: int = WORKERS
+) -> list[T]:
     """[task(0), task(1), …], each run when the tasks of `before[i]`, all of smaller number, are done.
 
     Args:
         task: what to run; NumPy releases Python's lock, so threads do.
         before: for each task the ones it must wait for.
         tell: called with the number of tasks done, in the calling thread.
+        workers: how many run at the same time; one runs in the calling thread.
 
     Raises:
         Exception: the first one that a task raised.
     """
+    if workers == 1:
+        return [_told(task, i, tell) for i in range(len(before))]
     results: dict[int, T] = {}
     running: dict[Future[T], int] = {}
-    waiting = list(range(len(before)))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        while waiting or running:
-            ready = [i for i in waiting if before[i] <= results.keys()][: WORKERS - len(running)]
-            waiting = [i for i in waiting if i not in ready]
-            running |= {pool.submit(task, i): i for i in ready}
+    missing = [len(others) for others in before]
+    waiting: dict[int, list[int]] = {}  # task → the ones that wait for it
+    for i, others in enumerate(before):
+        for other in others:
+            waiting.setdefault(other, []).append(i)
+    ready = [i for i, count in enumerate(missing) if not count]
+    with ThreadPoolExecutor(workers) as pool:
+        while ready or running:
+            while ready and len(running) < workers:
+                i = heappop(ready)
+                running[pool.submit(task, i)] = i
             tell(len(results))
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            results |= {running.pop(future): future.result() for future in done}
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                i = running.pop(future)
+                results[i] = future.result()
+                for other in waiting.get(i, []):
+                    missing[other] -= 1
+                    if not missing[other]:
+                        heappush(ready, other)
     return [results[i] for i in range(len(before))]
+
+
+def _told(task: Callable[[int], T], number: int, tell: Callable[[int], None]) -> T:
+    tell(number)
+    return task(number)
 
 
 def ahead(task: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
