@@ -9,7 +9,7 @@ H_jj / A_jj (Hassibi and Stork, NeurIPS 1992, for single weights).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -70,9 +70,13 @@ class _State:
 
 
 def survivors(views: Sequence[View], keep: int) -> Ids:
-    """(keep,) channels, ascending, from which the consumers' outputs can be had with the least relative error."""
+    """(keep,) channels, ascending, from which the consumers' outputs can be had with the least relative error.
+
+    Costs allow for few samples; the choice of channels does not: shrinkage makes it no better (CREPE at 30% without
+    data keeps 87.5% without it and 80.4 with it).
+    """
     alive = np.arange(len(views[0].gram))
-    for left, _ in _rounds(views, keep):
+    for left, _ in _rounds([replace(v, shrinkage=0) for v in views], keep):
         alive = left
     return alive
 

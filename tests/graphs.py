@@ -57,6 +57,18 @@ def random_weight(name: str, shape: tuple[int, ...]) -> Array:
     return np.asarray(rng.standard_normal(shape) / size * (2 if len(shape) > 1 else 0.5))
 
 
+def runs(model: ModelProto, feeds: Mapping[str, Array]) -> bool:
+    """Whether the installed onnxruntime can: the last one for Python 3.10 lacks kernels that later ones have."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    except Exception:  # onnxruntime has no base class for what it raises
+        return False
+    return True
+
+
 def inputs(model: ModelProto, seed: int = 0, batch: int = 3) -> dict[str, Array]:
     """Random inputs; of open dimensions the first gets the size `batch`, others 64."""
     rng = np.random.default_rng(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 
+import onnxruntime as ort
 import pytest
 from onnx import ModelProto, helper
 
@@ -15,12 +16,15 @@ from .formats import with_constant_nodes
 from .graphs import build, dims, from_text, inputs
 from .hard_texts import SAFE, SHRINKS
 
+BEFORE_1_24 = tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24)
 METHODS = ("auto", "drop", "intra-fusion", "barycentric", "fold")
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SHRINKS)
 def test_shrinks(name: str, method: str) -> None:
+    if name == "fused convolution" and BEFORE_1_24:
+        pytest.skip("this onnxruntime adds nothing to a convolution whose width is not a whole number of blocks")
     model = from_text(SHRINKS[name])
     result = onnxfuse.fuse(model, sparsity=0.5, method=method)
     assert oracle_error(model, result, inputs(model)) < 1e-5
