@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .calibdata import Batches
 from .calibrate import Study, study
 from .channels import Channels
+from .errors import Unsound
 from .folding import Folded
 from .graph import Graph
 from .merge import MEASURING
@@ -85,7 +86,13 @@ def survey(
     t = channels.tracker
     batch = max((len(v) for v in t.probe.inputs.values() if v.ndim), default=1)
     made = synthetic(t.graph.model, t.probe, sample_count(size[1] // batch), options.seed)
-    return study(channels, folded, made, True, options.exclude, wanted)
+    try:
+        return study(channels, folded, made, True, options.exclude, wanted)
+    except Unsound as error:
+        if options.repair:
+            raise
+        log.warning("not repaired: %s", error)
+        return None
 
 
 def repair_notes(repairs: Sequence[Repair], options: Options, measured: Study | None) -> tuple[str, ...]:

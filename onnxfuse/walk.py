@@ -77,7 +77,9 @@ class Walk:
         try:
             results = [run.run(outputs, {n: self.known[n][b] for n in inputs}) for b in range(self.batches)]
         except Exception as error:  # onnxruntime has no base class for what it raises
-            raise Unsound(f"onnxruntime cannot run the model on the samples: {one_line(error)}") from error
+            raise Unsound(
+                f"onnxruntime cannot run the model on the samples: {one_line(error)}; give others with --calib"
+            ) from error
         self.done.update(positions)
         self.waiting -= wanted
         self.known |= {name: [r[i] for r in results] for i, name in enumerate(outputs)}

@@ -295,6 +295,14 @@ SHRINKS = {
         y1 = MatMul(g, w3)
         y = Add(y0, y1)
     }""".replace("        z = ScatterND(k, rows, u)", "        z = Neg(k)").replace(", int64[1,2] rows", ""),
+    "places in an image, anchored": """(float[N,3,6,6] x, float[2,4] boxes, int64[2] image) => (float[2,5,2,2] z)
+        <float[12,3,1,1] w1, float[12] g, float[12] b, float[12] m, float[12] v = {1,1,1,1,1,1,1,1,1,1,1,1},
+         float[5,12,1,1] w2> {
+        c = Conv(x, w1)
+        n = BatchNormalization(c, g, b, m, v)
+        h = Relu(n)
+        r = RoiAlign<output_height=2, output_width=2>(h, boxes, image)
+        z = Conv(r, w2) }""",
     "places in an image": """(float[N,3,6,6] x, float[2,4] boxes, int64[2] image, float[N,4,4,2] grid)
         => (float[2,2,2,2] y, float[N,2,4,4] z) <float[8,3,1,1] w1, float[2,8,1,1] w2, float[2,8,1,1] w3> {
         h = Conv(x, w1)

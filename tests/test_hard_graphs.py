@@ -31,6 +31,15 @@ def test_shrinks(name: str, method: str) -> None:
     assert result.report.after.channels < result.report.before.channels
 
 
+@pytest.mark.parametrize("name", ["places in an image", "places in an image, anchored"])
+def test_what_does_not_run_on_synthetic_samples_is_measured_on_ones_own(name: str) -> None:
+    model = from_text(SHRINKS[name])
+    plain = onnxfuse.fuse(model, sparsity=0.5, method="surgeon")  # which measures, too: it must not end there
+    assert plain.plan.repairs == ()
+    with pytest.raises(onnxfuse.VerificationFailed, match=r"on the samples: .*; give others with --calib"):
+        onnxfuse.fuse(model, sparsity=0.5, repair=True)
+
+
 @pytest.mark.parametrize("method", ["drop", "fold"])
 @pytest.mark.parametrize("name", SAFE)
 def test_safe(name: str, method: str) -> None:
