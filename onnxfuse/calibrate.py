@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,7 @@ def study(
     """
     graph = channels.tracker.graph
     found, twin = readers(channels, [re.compile(p) for p in exclude]), dict[str, Array]()
-    walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Moments]()
+    walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
     norms = sum(1 for node in graph.model.graph.node if free_norm(graph, node)) if anchored else 0
     synthetic = Source.ANCHORED if 2 * (len(anchors) + norms) >= len(found) else Source.SYNTHETIC
@@ -74,14 +75,16 @@ def study(
     at: dict[int, list[Reader]] = {}
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
-    for position, node in enumerate(graph.model.graph.node):
-        if source in wanted:
-            moments += [measure(reader, walk.value(reader.value)) for reader in at.get(position, [])]
-        if position in anchors:
-            anchor_producer(graph, twin, walk, node, anchors[position])
-        elif anchored and free_norm(graph, node):
-            anchor_norm(graph, twin, walk, node)
-    return Study(batches, twin, tuple(found), tuple(moments), source)
+    with ThreadPoolExecutor(1) as pool:  # moments of one value are taken while the next one is computed
+        for position, node in enumerate(graph.model.graph.node):
+            for reader in at.get(position, []) if source in wanted else []:
+                moments.append(pool.submit(measure, reader, walk.value(reader.value)))
+                wait(moments[-2:-1])  # no more than two values are held
+            if position in anchors:
+                anchor_producer(graph, twin, walk, node, anchors[position])
+            elif anchored and free_norm(graph, node):
+                anchor_norm(graph, twin, walk, node)
+    return Study(batches, twin, tuple(found), tuple(m.result() for m in moments), source)
 
 
 def _view(reader: Reader, moments: Moments, slot: Slot, weights: Array) -> View:

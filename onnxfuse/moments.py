@@ -78,10 +78,15 @@ def _sampled(chunk: Array, axis: int, wanted: int) -> Array:
 
 def blocks(reader: Reader, chunks: Chunks) -> Iterator[Array]:
     """`rows`, joined until there are n samples at least: then a product of them is worth the (n, n) it is added to."""
+    return joined(rows(reader, chunks), len(reader.layout))
+
+
+def joined(parts: Iterable[Array], least: int) -> Iterator[Array]:
+    """Arrays of at least so many rows, but for the last one."""
     held: list[Array] = []
-    for part in rows(reader, chunks):
+    for part in parts:
         held.append(part)
-        if sum(map(len, held)) >= len(reader.layout):
+        if sum(map(len, held)) >= least:
             yield np.concatenate(held)
             held = []
     if held:

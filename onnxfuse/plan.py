@@ -17,6 +17,7 @@ there, and when all groups are done the repairs follow in their order, each on i
     V as above; columns = V.reshape(-1, *rest)[layout]      # (n, q, outputs, …)
     bias += Σ over all axes but the outputs of np.tensordot(shift, columns, 1)   # if there is a bias
     new = zeros like columns; new[kept] = np.tensordot(expand.T, columns, 1)
+    new[kept] += refitted                                   # if there is one
     V.reshape(-1, *rest)[layout] = new
     W's rows that make output i are multiplied by gain[i]; bias = bias · gain + offset   # if there is a bias
 
@@ -84,6 +85,8 @@ class Plan:
         for i, r in enumerate(self.repairs):
             found |= {f"repair_{i}_{name}": getattr(r, name) for name in ("kept", "expand", "shift", "gain", "offset")}
             found[f"repair_{i}_layout"] = r.reader.layout
+            if r.refitted is not None:
+                found[f"repair_{i}_refitted"] = r.refitted
         return found
 
     def save(self, path: Path) -> None:

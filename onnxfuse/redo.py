@@ -57,7 +57,9 @@ class Record:
     def repair(self, number: int) -> dict[str, Array]:
         """The arrays of a repair."""
         names = ("layout", "kept", "expand", "shift", "gain", "offset")
-        return {name: self.arrays[f"repair_{number}_{name}"] for name in names}
+        found = {name: self.arrays[f"repair_{number}_{name}"] for name in names}
+        added = self.arrays.get(f"repair_{number}_refitted")
+        return found if added is None else found | {"refitted": added}
 
     def initializers(self) -> list[str]:
         """Names of all constants that it changes, those that are copied first by the name of what they copy."""
@@ -132,7 +134,7 @@ def _merged(array: Array, slot: Slot, merge: Merge) -> Array:
 
 
 def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Mapping[str, Array]) -> None:
-    """A consumer's columns combined, its bias shifted, what it makes scaled and shifted.
+    """A consumer's columns combined and corrected, its bias shifted, what it makes scaled and shifted.
 
     Plans of earlier versions mark a bias in a node of its own, `bias_apart`, which the gain did not reach.
     """
@@ -149,6 +151,8 @@ def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Map
         values[bias] = values[bias] + shifted.reshape(values[bias].shape)
     new = np.zeros_like(columns)
     new[r["kept"]] = np.tensordot(r["expand"].T, columns, 1)
+    if "refitted" in r:
+        new[r["kept"]] += r["refitted"]
     view[index] = new
     if bias:
         array = scaled(array, r["gain"], repair["outputs_axis"], split)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,13 +36,14 @@ from .merge import Merge
 from .moments import Crossed, Moment, blocks, cross, scaled_and_shifted, statistics
 from .producers import out_axis, scaled_rows
 from .readers import Reader
+from .refit import Made, columns_of, correct, made, merged, patch_moments, refittable
 from .rewrite import Removal, removed_mask
 from .schedule import ahead
 from .shrinkage import ridge
 from .surgeon import Source
 from .tensors import Array
 from .walk import Walk
-from .weights import Weights, front
+from .weights import Weights
 
 Matrix = NDArray[np.floating]
 Merges = Sequence[tuple[ChannelGroup, Merge]]
@@ -62,6 +64,7 @@ class Repair:
         kept: (k,) channels of its layout that it reads from now on.
         expand: (n, k).
         shift: (n,), which the reader's bias took up.
+        refitted: (k, q, outputs of a block, *taps) what was added to a convolution's weights then, or None.
         gain, offset: (outputs,) by which what it makes was then scaled and shifted; empty without a bias.
         outputs_axis: of the weight.
     """
@@ -70,6 +73,7 @@ class Repair:
     kept: NDArray[np.int64]
     expand: Matrix
     shift: Matrix
+    refitted: Array | None
     gain: Matrix
     offset: Matrix
     outputs_axis: int
@@ -81,10 +85,12 @@ class Original:
 
     Attributes:
         blocks: (samples, n) each, what it saw.
+        made: what it made, if it is a convolution to be refitted tap by tap.
         mean, deviation: (outputs,) of what it made; empty without a bias.
     """
 
     blocks: tuple[Array, ...]
+    made: tuple[Made, ...]
     mean: Moment
     deviation: Moment
 
@@ -115,23 +121,38 @@ def repair(
     for i, (reader, original) in enumerate(zip(measured.readers, originals, strict=True)):
         tell(i, len(measured.readers))
         own = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]])
-        moments = cross(reader, original.blocks, blocks(reader, after.value(reader.value)), own)
-        expand, shift = solve(moments, own, _expand(reader, merges), RIDGE[measured.source], reader.slot.split)
-        for weights in both:
-            _read(weights, reader, own, expand, shift)
-        gain, offset = _restore(reader, original, after, both)
-        node = graph.model.graph.node[reader.slot.edge.node]
-        done.append(Repair(reader, own, expand, shift, gain, offset, out_axis(node)))
+        done.append(_repaired(reader, original, after, own, both, merges, RIDGE[measured.source]))
     return real, done
+
+
+def _repaired(
+    reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], both: Sequence[Weights], merges: Merges,
+    least: float,
+) -> Repair:  # fmt: skip
+    """One reader, in both versions of the weights, the graph's own first; what it makes in `after` follows."""
+    node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
+    kernel, wanted = both[0][reader.slot.tensor].shape[2:], merged(original.made, reader.slot.tensor, merges)
+    with ThreadPoolExecutor(1) as pool:
+        patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, least)
+        moments = cross(reader, original.blocks, blocks(reader, seen), kept)
+        expand, shift = solve(moments, kept, _expand(reader, merges), least, reader.slot.split)
+        for weights in both:
+            _read(weights, reader, kept, expand, shift)
+        added = correct(both, reader, kept, patched.result())
+    del seen, patched  # the walk may let it go
+    gain, offset = _restore(reader, original, after, both)
+    return Repair(reader, kept, expand, shift, added, gain, offset, out_axis(node))
 
 
 def _original(walk: Walk, reader: Reader) -> Original:
     """What a reader saw and made; the values stay in the walk for no longer than others need them."""
-    seen = tuple(blocks(reader, walk.value(reader.value)))
-    if not reader.bias:
-        return Original(seen, np.zeros(0), np.zeros(0))
-    node = walk.nodes[reader.slot.edge.node]
-    return Original(seen, *statistics(walk.value(reader.made), _channel_axis(node)))
+    seen, node = tuple(blocks(reader, walk.value(reader.value))), walk.nodes[reader.slot.edge.node]
+    kernel = walk.constants[reader.slot.tensor].dims[2:]
+    if not reader.bias and not refittable(node, kernel):
+        return Original(seen, (), np.zeros(0), np.zeros(0))
+    chunks = walk.value(reader.made)
+    sizes = statistics(chunks, _channel_axis(node)) if reader.bias else (np.zeros(0), np.zeros(0))
+    return Original(seen, made(reader, node, kernel, chunks), *sizes)
 
 
 def _channel_axis(node: NodeProto) -> int:
@@ -188,8 +209,7 @@ def solve(
 def _read(weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Matrix, shift: Matrix) -> None:
     """Give a weight its repaired columns, and its bias the shift."""
     slot, n = reader.slot, len(reader.layout)
-    view = front(weights[slot.tensor], slot)
-    index = np.unravel_index(reader.layout, view.shape[: len(slot.axes)])
+    view, index = columns_of(weights, reader)
     columns = view[index]
     if reader.bias:
         made = _outputs(columns, shift, slot.split)

@@ -13,9 +13,13 @@ Variances = NDArray[np.float64]
 
 def ridge(square: Moment, count: int, least: float) -> Variances:
     """(n,) what is added to the diagonal of a covariance of `count` samples before it is inverted."""
+    return shrunk(square, max(least, oas(square, count)))
+
+
+def shrunk(square: Moment, share: float) -> Variances:
+    """(n,) a share of the variances, and a little for dead channels."""
     size = np.maximum(square.diagonal(), 0)
-    shrinkage = max(least, oas(square, count))
-    return np.asarray(shrinkage * size + FLOOR * (size.mean() or 1))
+    return np.asarray(share * size + FLOOR * (size.mean() or 1))
 
 
 def oas(square: Moment, count: int) -> float:

@@ -44,7 +44,8 @@ def redo(model: ModelProto, path: Path) -> dict[str, Array]:
                 kept.setdefault(slot["initializer"], {}).setdefault(where, set()).update(slot["kept"])
                 changed.setdefault(slot["initializer"], {}).setdefault(where, set()).update(positions.ravel().tolist())
         for repair in plan["repairs"]:
-            refit(values, repair, {k: arrays[f"repair_{repair['repair']}_{k}"] for k in PARTS})
+            stem = f"repair_{repair['repair']}_"
+            refit(values, repair, {k: arrays[stem + k] for k in PARTS if stem + k in arrays})
     for name, places in changed.items():
         for where, all_positions in places.items():
             values[name] = without(values[name], where, all_positions - kept[name][where])
@@ -80,7 +81,7 @@ def merged(array: Array, group: Json, slot: Json, positions: Array, arrays: Any)
     return np.moveaxis(flat.reshape(front.shape), range(len(axes)), axes).reshape(array.shape)
 
 
-PARTS = ("layout", "kept", "expand", "shift", "gain", "offset")
+PARTS = ("layout", "kept", "expand", "shift", "refitted", "gain", "offset")
 
 
 def refit(values: dict[str, Array], repair: Json, r: dict[str, Array]) -> None:
@@ -98,6 +99,8 @@ def refit(values: dict[str, Array], repair: Json, r: dict[str, Array]) -> None:
         values[bias] = values[bias] + made.reshape(values[bias].shape)
     new = np.zeros_like(columns)
     new[r["kept"]] = np.tensordot(r["expand"].T, columns, 1)
+    if "refitted" in r:
+        new[r["kept"]] += r["refitted"]
     flat[r["layout"]] = new
     array = np.moveaxis(flat.reshape(front.shape), range(len(axes)), axes).reshape(array.shape)
     if bias:

@@ -1,0 +1,219 @@
+"""Refit a convolution tap by tap: what one channel no longer says here, others may say next to it.
+
+The map of channels that every reader gets is the same for all taps of a kernel. From the whole patch y under the
+kernel more can be made up: the weights w of an output become those w′ that bring w′·y closest to what the output t was
+(covariances C of y, and c of y with t):
+
+    w′ = (C + λ diag C)⁻¹ (c + λ diag C · w)
+
+λ is p/n for p weights and n patches, what is best for ridge regression if as much of what is missing can be had from
+the patches as cannot (λ = p σ²/(n |w|²): Hoerl, Kennard and Baldwin, Comm. in Statistics 1975); the shrinkage
+of the repair's other ridge would forbid all correction where patches hardly correlate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+from scipy.linalg import cho_factor, cho_solve
+
+from .channels import ChannelGroup
+from .findings import Role
+from .merge import Merge
+from .moments import joined
+from .patches import Places, Window, patches, places, window
+from .readers import Reader
+from .shrinkage import shrunk
+from .tensors import Array
+from .walk import Chunks
+from .weights import Weights, front
+
+ROWS, FEWEST = 8, 4096
+"""Patches for each weight of an output, and at least, that are looked at."""
+WIDEST = 4608
+"""Weights of an output from which on their covariance would be too large."""
+MARGIN = 1.25
+"""Places that must be seen for each weight of an output."""
+TINY = 1e-20
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a convolution made of one batch, at some places.
+
+    Attributes:
+        at: the places.
+        size: of the output's spatial axes.
+        values: (P, outputs).
+    """
+
+    at: Places
+    size: tuple[int, ...]
+    values: Array
+
+
+def made(reader: Reader, node: NodeProto, kernel: Sequence[int], chunks: Chunks) -> tuple[Made, ...]:
+    """Of every batch; nothing unless the node is a convolution whose kernel has several taps."""
+    if not refittable(node, kernel):
+        return ()
+    weights = reader.layout.size // reader.slot.split * math.prod(kernel)
+    wanted = max(ROWS * weights, FEWEST) // len(chunks) + 1
+    return tuple(_made(c, places(c.shape, wanted)) for c in chunks)
+
+
+def refittable(node: NodeProto, kernel: Sequence[int]) -> bool:
+    """Whether a node is a convolution whose kernel has several taps."""
+    return node.op_type == "Conv" and math.prod(kernel) > 1
+
+
+def _made(chunk: Array, at: Places) -> Made:
+    return Made(at, chunk.shape[2:], np.moveaxis(chunk, 1, -1)[at])
+
+
+def merged(wanted: Sequence[Made], tensor: str, merges: Sequence[tuple[ChannelGroup, Merge]]) -> list[Made]:
+    """What outputs should be after their own merges: a merged one the same mixture, one that went nothing at all."""
+    found = [m.values.copy() for m in wanted]
+    for group, merge in merges:
+        for slot in (s for s in group.slots if s.tensor == tensor and s.role is Role.PRODUCES):
+            for place in slot.positions.T:
+                for values, before in zip(found, wanted, strict=True):
+                    values[:, place] = 0
+                    values[:, place[merge.kept]] = before.values[:, place] @ merge.compress.T.astype(values.dtype)
+    return [Made(m.at, m.size, v) for m, v in zip(wanted, found, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchMoments:
+    """Of the patches under a kernel, for one block of a convolution.
+
+    Attributes:
+        own: (k,) which of the channels that are left the block reads.
+        added: (p,) λ diag C.
+        factor: (p, p) of Cholesky, of C + λ diag C; C has second moments if the convolution has no bias.
+        product: (p, outputs) c.
+    """
+
+    own: NDArray[np.int64]
+    added: Array
+    factor: Array
+    product: Array
+
+
+def patch_moments(
+    reader: Reader, node: NodeProto, kernel: Sequence[int], chunks: Chunks, wanted: Sequence[Made],
+    kept: NDArray[np.int64], least: float,
+) -> list[PatchMoments]:  # fmt: skip
+    """Of each block of a convolution; none if an output has more weights than `WIDEST`, or too many for the places.
+
+    Args:
+        reader: of the weights.
+        node: the convolution.
+        kernel: taps on each spatial axis.
+        chunks: what arrives at it.
+        wanted: what it should make, as `merged` has it; nothing if it is not to be refitted.
+        kept: (k,) channels of the reader's layout that are left, ascending.
+        least: the least λ.
+    """
+    if not wanted:
+        return []
+    found, moves, rows = list[PatchMoments](), window(node, kernel), sum(len(m.values) for m in wanted)
+    blocks = np.split(np.arange(len(reader.layout)), reader.slot.split)
+    for channels, outputs in zip(blocks, np.split(np.arange(wanted[0].values.shape[1]), len(blocks)), strict=True):
+        own = np.flatnonzero(np.isin(kept, channels))
+        read = reader.layout[kept[own]].ravel()
+        if (p := len(read) * math.prod(kernel)) > min(WIDEST, rows / MARGIN):
+            return []
+        seen = joined(_seen(chunks, read, wanted, outputs, moves), p)
+        square, product, count = _moments(seen, p, bool(reader.bias))
+        added = shrunk(square, max(least, p / count)).astype(square.dtype)
+        square[np.diag_indices_from(square)] += added
+        factor, _ = cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
+        found.append(PatchMoments(own, added, factor, product.T))
+    return found
+
+
+def _seen(
+    chunks: Chunks, channels: NDArray[np.int64], wanted: Sequence[Made], outputs: NDArray[np.int64], moves: Window
+) -> Iterator[Array]:
+    """(P, p + outputs) patches and what should be made of them."""
+    for chunk, m in zip(chunks, wanted, strict=True):
+        read = patches(chunk, channels, m.at, moves, m.size)
+        dtype = np.float64 if read.dtype == np.float64 else np.float32
+        yield np.concatenate([read, m.values[:, outputs]], axis=1, dtype=dtype)
+
+
+def _moments(seen: Iterator[Array], p: int, centred: bool) -> tuple[Array, Array, int]:
+    """Square, product and count of (P, p + outputs) blocks; all is summed around the first block's mean."""
+    total, origin, off, square, product = 0, np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1)
+    for z in seen:
+        if centred:
+            origin = origin if total else z.mean(axis=0)
+            z = z - origin
+            off = off + z.sum(axis=0)
+        total += len(z)
+        x = z[:, :p]
+        square, product = square + x.T @ x, product + z[:, p:].T @ x
+    square, product = square / total, product / total
+    if centred:
+        off = off / total
+        square -= np.outer(off[:p], off[:p])
+        product -= np.outer(off[p:], off[:p])
+    return square, product, total
+
+
+def columns_of(weights: Weights, reader: Reader) -> tuple[Array, tuple[NDArray[np.int64], ...]]:
+    """A view of a reader's weight, and the index of the (n, q) positions of its channels there."""
+    view = front(weights[reader.slot.tensor], reader.slot)
+    return view, np.unravel_index(reader.layout, view.shape[: len(reader.slot.axes)])
+
+
+def correct(
+    both: Sequence[Weights], reader: Reader, kept: NDArray[np.int64], moments: Sequence[PatchMoments]
+) -> Array | None:
+    """Correct the weights; returns what was added to the graph's own, the first of `both`.
+
+    The others are those that the moments were measured with: the outputs of a twin have other units.
+    """
+    if not moments:
+        return None
+    real, measured = both[0], both[-1]
+    view, index = columns_of(measured, reader)
+    added = _correction(view[tuple(i[kept] for i in index)], moments)
+    if real is measured:
+        return _add(real, reader, kept, added)
+    ratio = (_sizes(real, reader) / np.maximum(_sizes(measured, reader), TINY)).reshape(reader.slot.split, -1)
+    block = reader.layout[kept, 0] // (reader.layout.size // reader.slot.split)
+    own = added * ratio[block].reshape(len(kept), 1, -1, *[1] * (added.ndim - 3))
+    _add(measured, reader, kept, added)
+    return _add(real, reader, kept, own)
+
+
+def _correction(columns: Array, moments: Sequence[PatchMoments]) -> Array:
+    """(k, q, outputs of a block, *taps) w′ − w for such columns of weights."""
+    found = np.zeros_like(columns)
+    for m in moments:
+        part = columns[m.own]
+        k, q, outputs = part.shape[:3]
+        weights = part.reshape(k * q, outputs, -1).transpose(2, 0, 1).reshape(-1, outputs)  # in the order of patches
+        new = cho_solve((m.factor, True), m.product + m.added[:, None] * weights, check_finite=False)
+        change = (new - weights).reshape(-1, k * q, outputs).transpose(1, 2, 0)
+        found[m.own] = change.reshape(part.shape)
+    return found
+
+
+def _add(weights: Weights, reader: Reader, kept: NDArray[np.int64], added: Array) -> Array:
+    view, index = columns_of(weights, reader)
+    own = added.astype(view.dtype)
+    view[tuple(i[kept] for i in index)] += own
+    return own
+
+
+def _sizes(weights: Weights, reader: Reader) -> Array:
+    """(outputs,) the norms of the weights that make them."""
+    values = weights[reader.slot.tensor]
+    return np.asarray(np.linalg.norm(values.reshape(len(values), -1), axis=1))
