@@ -49,7 +49,7 @@ class Made:
     Attributes:
         at: the places.
         size: of the output's spatial axes.
-        values: (P, outputs).
+        values: (P, outputs), float32 or float64.
     """
 
     at: Places
@@ -72,7 +72,8 @@ def refittable(node: NodeProto, kernel: Sequence[int]) -> bool:
 
 
 def _made(chunk: Array, at: Places) -> Made:
-    return Made(at, chunk.shape[2:], np.moveaxis(chunk, 1, -1)[at])
+    values = np.moveaxis(chunk, 1, -1)[at]
+    return Made(at, chunk.shape[2:], values.astype(np.float64 if chunk.dtype == np.float64 else np.float32))
 
 
 def merged(wanted: Sequence[Made], tensor: str, merges: Sequence[tuple[ChannelGroup, Merge]]) -> list[Made]:
@@ -143,8 +144,7 @@ def _seen(
     """(P, p + outputs) patches and what should be made of them."""
     for chunk, m in zip(chunks, wanted, strict=True):
         read = patches(chunk, channels, m.at, moves, m.size)
-        dtype = np.float64 if read.dtype == np.float64 else np.float32
-        yield np.concatenate([read, m.values[:, outputs]], axis=1, dtype=dtype)
+        yield np.concatenate([read, m.values[:, outputs]], axis=1, dtype=m.values.dtype)
 
 
 def _moments(seen: Iterator[Array], p: int, centred: bool) -> tuple[Array, Array, int]:
