@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ ROUNDING = 1e-9
 """Guards int() against products such as 10 · (1 − 0.9) = 0.9999999999999998."""
 STEPS = 64
 """A family goes from all of its channels to one in at most about this many steps; the last ones are finer."""
+TRIES = 4000
+"""Allocations near one that leaves too much of a budget unused are looked at."""
 
 
 def kept_count(n: int, sparsity: float) -> int:
@@ -39,13 +42,13 @@ class Families:
         places: number of a family (`ChannelGroup.family`) → its place in all that follows.
         units: (families,) the width that keeps everything.
         allowed: for each family the widths it may have, ascending.
-        exact: those it might have without rounding.
+        finer: those, and more to choose from where they are too coarse for a budget.
     """
 
     places: dict[int, int]
     units: Widths
     allowed: tuple[Widths, ...]
-    exact: tuple[Widths, ...]
+    finer: tuple[Widths, ...]
 
     @property
     def widest(self) -> Widths:
@@ -57,9 +60,17 @@ class Families:
         """(families,) the smallest allowed widths."""
         return np.array([a[0] for a in self.allowed], np.int64)
 
-    def unrounded(self) -> Families:
-        """The same with exact widths."""
-        return replace(self, allowed=self.exact)
+    def finest(self) -> Families:
+        """The same with all of the finer widths allowed."""
+        return replace(self, allowed=self.finer)
+
+    def near(self, place: int, width: int) -> Widths:
+        """All finer widths of a family from one allowed width below `width` to one above it."""
+        allowed, finer = self.allowed[place], self.finer[place]
+        at = int(np.searchsorted(allowed, width))
+        low, high = allowed[max(at - 1, 0)], allowed[min(at + 1, len(allowed) - 1)]
+        between: Widths = finer[(low <= finer) & (finer <= high) & (finer != width)]
+        return between
 
     def channels(self, group: ChannelGroup, widths: Widths) -> int:
         """How many channels a group keeps at these widths."""
@@ -159,18 +170,31 @@ def _widths(families: Families, position: NDArray[np.int64]) -> Widths:
     return np.array([a[i] for a, i in zip(families.allowed, position, strict=True)], np.int64)
 
 
-def use_up(families: Families, costs: Sequence[Vector], limits: Sequence[Limit], widths: Widths) -> Widths:
-    """`widths` with one family widened beyond rounding, as far as the limits let; the one where that helps most."""
-    best, gained = widths, 0.0
-    for i, exact in enumerate(families.exact):
-        trial = widths.copy()
-        for width in exact[exact > widths[i]]:
-            trial[i] = width
-            if not all(limit.holds(trial) for limit in limits):
-                break
-            if (gain := costs[i][widths[i]] - costs[i][width]) > gained:
-                best, gained = trial.copy(), float(gain)
-    return best
+def use_up(
+    families: Families, costs: Sequence[Vector], limits: Sequence[Limit], widths: Widths, least: float
+) -> Widths:
+    """What costs least of those that use `least` of some limit, with one or two families a little wider or narrower.
+
+    `widths`, or what is cheaper, where there are none.
+    """
+
+    def rank(trial: Widths) -> tuple[bool, float]:
+        used = max(limit.resource(trial) / limit.most for limit in limits)
+        return used < least, float(sum(c[w] for c, w in zip(costs, trial, strict=True)))
+
+    found = [w for w in islice(_near(families, widths), TRIES) if all(limit.holds(w) for limit in limits)]
+    return min([widths, *found], key=rank)
+
+
+def _near(families: Families, widths: Widths) -> Iterator[Widths]:
+    """`widths` with one family changed by up to a block, finer widths too; then with two families changed."""
+    changes = [(i, other) for i, width in enumerate(widths) for other in families.near(i, int(width)).tolist()]
+    for number in (1, 2):
+        for change in combinations(changes, number):
+            trial = widths.copy()
+            for place, width in change:
+                trial[place] = width
+            yield trial
 
 
 def _give_back(

@@ -31,7 +31,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "s
 SAVED_BY: Mapping[str, str] = {"macs": "time"}
 """Resource → what a channel is valued by that goes for it, where that is another: what takes long goes first."""
 CLOSE = 0.98
-"""Of a budget must be used: where rounded widths leave more, one family of groups gets an exact width."""
+"""Of a budget must be used: where whole blocks leave more, one or two families of groups end within a block."""
 SHARES = {"x": 1.0, "%": 0.01}
 
 
@@ -111,16 +111,16 @@ def choose(
         main = _main(channels, families)
         near = cheapest(families.around(exact), costs, [main.at(exact)])
         return near if local else cheapest(families, costs, [main.at(near)])
-    limits = _limits(channels, families.unrounded(), options)
+    limits = _limits(channels, families.finest(), options)
     if not all(limit.holds(families.narrowest) for limit in limits):
-        families = families.unrounded()  # blocks are too coarse for such a budget
+        families = families.finest()  # blocks are too coarse for such a budget
     if room is not None:
         limits.append(_part_of(channels, families, room))
     widths = cheapest(families.around(uniform_within(families, limits)), costs, limits) if local else None
     if widths is None or not all(limit.holds(widths) for limit in limits):
         widths = cheapest(families, costs, limits)
     if room is None and limits and all(limit.resource(widths) < CLOSE * limit.most for limit in limits):
-        return use_up(families, costs, limits, widths)
+        return use_up(families, costs, limits, widths, CLOSE)
     return widths
 
 
@@ -164,10 +164,15 @@ def _limits(channels: Channels, families: Families, options: Options) -> list[Li
             least, most = (limit.resource(w) for w in (families.narrowest, families.units))
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
-                f"{math.ceil(least)}, {least / most:.3f} of the original's"
+                f"{math.ceil(least)}, {least / most:.3f} of the original's{_in_multiples(options)}"
             )
         limits.append(limit)
     return limits
+
+
+def _in_multiples(options: Options) -> str:
+    asked = str(options.round_to)
+    return "" if asked in ("auto", "1") else f", with --round-to {asked}"
 
 
 def _costs(channels: Channels, families: Families, measured: Study | None, method: str) -> list[NDArray[np.float64]]:

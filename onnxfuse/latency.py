@@ -40,6 +40,11 @@ class Latency:
     threads: int
     provider: str
 
+    @property
+    def change(self) -> float:
+        """The result's latency relative to the original's: −0.4 is 40% faster, 0.4 is 40% slower."""
+        return self.after / self.before - 1
+
 
 def measure(
     original: Path | ModelProto,

@@ -143,8 +143,16 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     likeness, where = report.likeness
     if likeness < DOUBTFUL:
         console.print(DOUBT.format(where), style="bold yellow", soft_wrap=True, highlight=False)
+    if report.latency is not None and report.latency.change > SLOWER:
+        console.print(SLOW, style="bold yellow", soft_wrap=True, highlight=False)
 
 
+SLOWER = 0.05
+"""Share of the original's latency beyond which a result is called slower; less may be chance."""
+SLOW = (
+    "it is slower than the original here, though smaller: give --target-latency, or another --round-to (auto, 8, 16): "
+    "kernels take channels in blocks"
+)
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
 DOUBT = (
@@ -171,7 +179,7 @@ def _size_table(report: Report) -> Table:
     ):
         rows.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
     if (t := report.latency) is not None:
-        rows.add_row("latency", f"{t.before:.3g} ms", f"{t.after:.3g} ms", f"{100 * (t.after / t.before - 1):+.1f}%")
+        rows.add_row("latency", f"{t.before:.3g} ms", f"{t.after:.3g} ms", f"{100 * t.change:+.1f}%")
     if (q := report.quality) is not None:
         rows.add_row(q.metric, f"{q.before:.4f}", f"{q.after:.4f}", f"{q.after - q.before:+.4f}")
     return rows
@@ -225,8 +233,9 @@ def result_line(report: Report) -> str:
     b, a = report.before, report.after
     likeness, where = report.likeness
     share = f"{100 * a.macs / b.macs:.1f}% of the MACs" if b.macs else "no MACs"
+    time = "" if report.latency is None else f"latency {100 * report.latency.change:+.0f}%, "
     return (
-        f"PASSED {report.destination or '(nothing written)'}: {share}, {_bytes(a.file_bytes)}, "
+        f"PASSED {report.destination or '(nothing written)'}: {share}, {_bytes(a.file_bytes)}, {time}"
         f"cosine {likeness:.4f}{f' {where}' if report.fidelity else ''}, {report.seconds:.1f} s"
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .allocate import Families, kept_count
 from .channels import ChannelGroup, Channels
@@ -14,7 +15,7 @@ from .findings import Role
 from .options import Options
 from .patterns import check_matches, ratios
 from .resources import Widths, family_places
-from .rounding import multiples
+from .rounding import blocks
 
 
 def makers(group: ChannelGroup) -> tuple[str, ...]:
@@ -35,14 +36,20 @@ def families(channels: Channels, options: Options) -> Families:
     for g in groups:
         units[places[g.family]] = g.unit
     allowed = [np.arange(1, unit + 1) for unit in units.tolist()]
-    exact = list(allowed)
-    for g, multiple in multiples(channels, options).items():
-        widths = allowed[places[g.family]]
-        whole = (widths * (g.channels // g.unit) % multiple == 0) | (widths == g.unit)
-        allowed[places[g.family]] = widths[whole]
+    finer = list(allowed)
+    for g, block in blocks(channels, options).items():
+        place, share = places[g.family], g.channels // g.unit
+        allowed[place] = _those(block.fill, allowed[place], share)
+        finer[place] = _those(block.suit, finer[place], share)
     for place, wish in _wishes(groups, places, units, options):
-        allowed[place] = exact[place] = np.array([wish], np.int64)
-    return Families(places, units, tuple(allowed), tuple(exact))
+        allowed[place] = finer[place] = np.array([wish], np.int64)
+    return Families(places, units, tuple(allowed), tuple(finer))
+
+
+def _those(fit: Callable[[Widths], NDArray[np.bool_]], widths: Widths, share: int) -> Widths:
+    """The widths, of `share` channels each, that fit, and the one that keeps everything."""
+    those: Widths = widths[fit(widths * share) | (widths == widths[-1])]
+    return those
 
 
 def _check(groups: Sequence[ChannelGroup], options: Options) -> None:

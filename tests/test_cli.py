@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import onnxfuse
 from onnxfuse.cli import main
+from onnxfuse.latency import Latency
+from onnxfuse.report import print_report, result_line
 
 from .graphs import build, dims, from_text, gap, run, weights
 
@@ -98,6 +102,15 @@ def test_json_on_stdout(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
         ("c2", 6, 3),
         ("c4", 12, 6),
     ]
+
+
+def test_a_result_that_is_slower_is_called_so(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report = onnxfuse.fuse(model, sparsity=0.5).report
+    for after, slower in ((1.5, True), (1.02, False), (0.5, False)):
+        timed = replace(report, latency=Latency(1.0, after, 9, 1, "CPUExecutionProvider"))
+        print_report(timed, Console(width=200))
+        assert ("slower than the original" in capfd.readouterr().out) == slower
+        assert f"latency {100 * (after - 1):+.0f}%" in result_line(timed)
 
 
 def test_json_in_a_file(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

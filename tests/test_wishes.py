@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import onnxfuse
-from onnxfuse.rounding import convolution_block
+from onnxfuse.rounding import convolution_blocks
 
 from .graphs import build, from_text
 from .test_cli import call
@@ -60,25 +60,47 @@ def test_rounded_widths(sparsity: float, scope: str) -> None:
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.45])
 def test_rounding_does_not_miss_a_budget(share: float) -> None:
-    """Blocks of 32 are coarse here: one group may keep another width, so that the budget is used."""
-    report = onnxfuse.fuse(from_text(WIDE), target_macs=share, round_to=32, method="drop").report
+    """Whole blocks are coarse here: groups may end within a block, so that the budget is used."""
+    block = convolution_blocks()
+    report = onnxfuse.fuse(from_text(WIDE), target_macs=share, method="drop").report
     assert 0.97 * share <= report.after.macs / report.before.macs <= share
-    assert sum(g.after % 32 != 0 and g.after != g.before for g in report.groups) <= 1
+    kept = [g.after for g in report.groups if g.name != "h"]
+    assert all(k % block.padded == 0 for k in kept)
+
+
+def test_what_was_asked_for_is_not_overruled() -> None:
+    """Blocks of 32 leave some of a budget unused, and one that they cannot reach is out of reach."""
+    report = onnxfuse.fuse(from_text(WIDE), target_macs=0.6, round_to=32, method="drop").report
+    assert all(g.after % 32 == 0 or g.after == g.before for g in report.groups)
+    assert report.after.macs / report.before.macs <= 0.6
+    with pytest.raises(onnxfuse.UsageError, match=r"out of reach: .* 0\.\d+ of the original's, with --round-to 32"):
+        onnxfuse.fuse(from_text(WIDE), target_macs=0.1, round_to=32, method="drop")
 
 
 def test_rounding_gives_way_to_a_budget() -> None:
-    """With blocks of 32 nothing below 0.217 could be had."""
-    report = onnxfuse.fuse(from_text(WIDE), target_macs=0.1, round_to=32, method="drop").report
-    assert 0.09 <= report.after.macs / report.before.macs <= 0.1
+    """With whole blocks nothing below 0.05 could be had."""
+    report = onnxfuse.fuse(from_text(WIDE), target_macs=0.02, method="drop").report
+    assert 0.018 <= report.after.macs / report.before.macs <= 0.02
 
 
 def test_auto_rounds_what_convolutions_make() -> None:
-    """The hidden layer of a matrix product is no block of onnxruntime's; groups of few blocks stay exact."""
-    block, found = convolution_block(), widths(sparsity=0.3)
-    assert block in (1, 4, 8, 16)
-    assert found["c1"] % block == found["c2"] % block == 0
+    """The hidden layer of a matrix product is no block of onnxruntime's; groups within a block stay exact."""
+    block, found = convolution_blocks(), widths(sparsity=0.3)
+    assert block.whole in (1, 4, 8, 16)
+    assert block.whole % block.padded == 0
+    assert found["c1"] % block.whole == found["c2"] % block.whole == 0
     assert found["h"] == 35
-    assert onnxfuse.fuse(build("residual"), sparsity=0.3, method="fold").report.notes == ()
+    small = onnxfuse.fuse(from_text(WIDE.replace("96", "8").replace("64", "7")), sparsity=0.3, method="fold").report
+    assert [g.after for g in small.groups] == [5, 4, 35]
+    assert small.notes == ()
+
+
+def test_small_groups_end_where_onnxruntime_pads() -> None:
+    """With 14 channels of 16 a convolution is left to a kernel that takes longer than the whole one."""
+    block = convolution_blocks()
+    model = from_text(WIDE.replace("96", str(3 * block.whole)).replace("64", str(2 * block.whole)))
+    report = onnxfuse.fuse(model, sparsity=0.1, method="drop").report
+    assert all(g.after % block.padded == 0 for g in report.groups if g.name != "h")
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
