@@ -20,7 +20,7 @@ from .findings import Role
 from .linear import linear
 from .merge import MIXING
 from .options import Options
-from .resources import RESOURCES, Resource, Widths
+from .resources import RESOURCES, Layout, Resource, Widths
 
 Quantity = str | float
 """What a user gives: 0.5 or '0.5x' or '50%' of the original, or an amount such as '900M', '5MB', '4ms'."""
@@ -108,14 +108,15 @@ def choose(
     choices = families.around(exact) if local and exact is not None else families
     costs = _costs(channels, choices, measured, options.method)
     if exact is not None:
-        main = _main(channels, families)
+        main = _main(Layout(channels, families.places), families)
         near = cheapest(families.around(exact), costs, [main.at(exact)])
         return near if local else cheapest(families, costs, [main.at(near)])
-    limits = _limits(channels, families.finest(), options)
+    layout = Layout(channels, families.places)
+    limits = _limits(layout, families.finest(), options)
     if not all(limit.holds(families.narrowest) for limit in limits):
         families = families.finest()  # blocks are too coarse for such a budget
     if room is not None:
-        limits.append(_part_of(channels, families, room))
+        limits.append(_part_of(layout, families, room))
     widths = cheapest(families.around(uniform_within(families, limits)), costs, limits) if local else None
     if widths is None or not all(limit.holds(widths) for limit in limits):
         widths = cheapest(families, costs, limits)
@@ -138,28 +139,27 @@ class _Kind:
         return self.limit(self.resource(widths))
 
 
-def _kind(name: str, channels: Channels, families: Families) -> _Kind:
+def _kind(name: str, layout: Layout) -> _Kind:
     by = SAVED_BY.get(name)
-    made = RESOURCES[name](channels, families.places)
-    return _Kind(made, RESOURCES[by](channels, families.places) if by else None)
+    return _Kind(RESOURCES[name](layout), RESOURCES[by](layout) if by else None)
 
 
-def _main(channels: Channels, families: Families) -> _Kind:
+def _main(layout: Layout, families: Families) -> _Kind:
     """Multiply-accumulates; parameters where no channels are multiplied."""
-    macs = _kind("macs", channels, families)
-    return macs if macs.resource.gradient(families.units).any() else _kind("params", channels, families)
+    macs = _kind("macs", layout)
+    return macs if macs.resource.gradient(families.units).any() else _kind("params", layout)
 
 
-def _part_of(channels: Channels, families: Families, room: float) -> Limit:
-    main = _main(channels, families)
+def _part_of(layout: Layout, families: Families, room: float) -> Limit:
+    main = _main(layout, families)
     least, most = main.resource(families.narrowest), main.resource(families.widest)
     return main.limit(least + room * (most - least))
 
 
-def _limits(channels: Channels, families: Families, options: Options) -> list[Limit]:
+def _limits(layout: Layout, families: Families, options: Options) -> list[Limit]:
     limits = []
     for name, budget in targets(options).items():
-        limit = _kind(name, channels, families).limit(budget.value)
+        limit = _kind(name, layout).limit(budget.value)
         if not limit.holds(families.narrowest):
             least, most = (limit.resource(w) for w in (families.narrowest, families.units))
             raise UsageError(

@@ -70,6 +70,12 @@ def mac_products(model: ModelProto, shapes: Mapping[str, Shape]) -> list[tuple[N
     return found
 
 
+def multiplied(model: ModelProto) -> set[str]:
+    """Names of all values that nodes of `mac_products` read or make."""
+    nodes = (node for graph in graphs(model) for node in graph.node if node.op_type in MACS)
+    return {name for node in nodes for name in (*node.input, *node.output)}
+
+
 def _conv(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
     return [(*out, *ins[1][1:])]
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from .channels import ChannelGroup, Channels, Slot
 from .classes import shrinking_axis
-from .counts import WEIGHTS, file_bytes, mac_products
+from .counts import WEIGHTS, Products, file_bytes, mac_products, multiplied
 from .protos import every_constant
 
 Vector = NDArray[np.float64]
@@ -103,26 +104,57 @@ class _Sum:
         return Resource(self.fixed, np.array([scale for scale, _ in self.terms]), index, start, slope)
 
 
-def _macs(channels: Channels, families: Mapping[int, int]) -> Resource:
-    model, total = channels.tracker.graph.model, _Sum(len(families))
-    for _, products in mac_products(model, {**_value_extents(channels, families), **_dims(channels, families)}):
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The groups of a graph before anything is merged, and the place of each family in `Widths`."""
+
+    channels: Channels
+    families: Mapping[int, int]
+
+    @property
+    def model(self) -> ModelProto:
+        """Of the graph."""
+        return self.channels.tracker.graph.model
+
+    @cached_property
+    def constants(self) -> dict[str, TensorProto]:
+        """All of the model, those of branches too."""
+        return every_constant(self.model)
+
+    @cached_property
+    def dims(self) -> dict[str, Extents]:
+        """The shape of every constant."""
+        slotted = _slotted(self)
+        return {n: _weight_extents(*slotted[n]) if n in slotted else tuple(t.dims) for n, t in self.constants.items()}
+
+    @cached_property
+    def products(self) -> list[tuple[NodeProto, Products]]:
+        """Each node that multiplies, and its multiply-accumulates as a sum of products of extents."""
+        return mac_products(self.model, {**_value_extents(self), **self.dims})
+
+    def sum(self) -> _Sum:
+        """Nothing, yet."""
+        return _Sum(len(self.families))
+
+
+def _macs(layout: Layout) -> Resource:
+    total = layout.sum()
+    for _, products in layout.products:
         for extents in products:
             total.add(extents)
     return total.resource()
 
 
-def _time(channels: Channels, families: Mapping[int, int]) -> Resource:
+def _time(layout: Layout) -> Resource:
     """Multiply-accumulates, where a weight takes as long to fetch as `BALANCE` of them (the roofline model).
 
     Williams et al., CACM 2009. What a large Gemm reads from memory once for each sample is not had for its
     multiply-accumulates alone. Smaller weights are in a cache.
     """
-    t, total = channels.tracker, _Sum(len(families))
-    model, tensors = t.graph.model, every_constant(t.graph.model)
-    dims = {name: tuple(tensor.dims) for name, tensor in tensors.items()}
-    now = mac_products(model, {**t.probe.shapes, **dims})
-    after = mac_products(model, {**_value_extents(channels, families), **_dims(channels, families)})
-    for (node, counts), (_, products) in zip(now, after, strict=True):
+    total = layout.sum()
+    dims = {name: tuple(tensor.dims) for name, tensor in layout.constants.items()}
+    now = mac_products(layout.model, {**layout.channels.tracker.probe.shapes, **dims})
+    for (node, counts), (_, products) in zip(now, layout.products, strict=True):
         fetched = sum(math.prod(dims[name]) for name in node.input if len(dims.get(name, ())) > 1)
         done = sum(math.prod(count) for count in counts)
         for extents in products:
@@ -130,39 +162,32 @@ def _time(channels: Channels, families: Mapping[int, int]) -> Resource:
     return total.resource()
 
 
-def _params(channels: Channels, families: Mapping[int, int]) -> Resource:
-    total, tensors = _Sum(len(families)), every_constant(channels.tracker.graph.model)
-    for name, extents in _dims(channels, families).items():
-        if tensors[name].data_type in WEIGHTS:
+def _params(layout: Layout) -> Resource:
+    total = layout.sum()
+    for name, extents in layout.dims.items():
+        if layout.constants[name].data_type in WEIGHTS:
             total.add(extents)
     return total.resource()
 
 
-def _size(channels: Channels, families: Mapping[int, int]) -> Resource:
+def _size(layout: Layout) -> Resource:
     """To within the few bytes that protobuf takes to write down lengths."""
-    graph, total = channels.tracker.graph, _Sum(len(families))
-    tensors = every_constant(graph.model)
-    total.fixed = file_bytes(graph.model)
-    for name, extents in _dims(channels, families).items():
-        total.fixed -= _itemsize(tensors[name]) * float(np.prod(tensors[name].dims))
-        total.add(extents, graph.held.get(name, _itemsize(tensors[name])))
+    total, held = layout.sum(), layout.channels.tracker.graph.held
+    total.fixed = file_bytes(layout.model)
+    for name, extents in layout.dims.items():
+        tensor = layout.constants[name]
+        total.fixed -= _itemsize(tensor) * float(np.prod(tensor.dims))
+        total.add(extents, held.get(name, _itemsize(tensor)))
     return total.resource()
 
 
-RESOURCES: Mapping[str, Callable[[Channels, Mapping[int, int]], Resource]] = {
+RESOURCES: Mapping[str, Callable[[Layout], Resource]] = {
     "macs": _macs,
     "time": _time,
     "params": _params,
     "size": _size,
 }
-"""Name → how much of it the graph uses, before anything is merged, given the place of each family in `Widths`."""
-
-
-def _dims(channels: Channels, families: Mapping[int, int]) -> dict[str, Extents]:
-    """The shape of every constant."""
-    slotted = _slotted(channels, families)
-    tensors = every_constant(channels.tracker.graph.model)
-    return {n: _weight_extents(*slotted[n]) if n in slotted else tuple(t.dims) for n, t in tensors.items()}
+"""Name → how much of it the graph uses."""
 
 
 def _itemsize(tensor: TensorProto) -> int:
@@ -173,13 +198,13 @@ def _itemsize(tensor: TensorProto) -> int:
 class _Owners:
     """Class of channels → which family it belongs to, and what share of the family's unit each such channel is."""
 
-    def __init__(self, channels: Channels, families: Mapping[int, int]) -> None:
-        self.family = np.full(int(channels.classes.max()) + 2, -1)  # the last is nobody's
+    def __init__(self, layout: Layout) -> None:
+        self.family = np.full(int(layout.channels.classes.max()) + 2, -1)  # the last is nobody's
         self.share = np.zeros(len(self.family))
-        for g in channels.groups:
-            self.family[g.classes] = families[g.family]
+        for g in layout.channels.groups:
+            self.family[g.classes] = layout.families[g.family]
             self.share[g.classes] = 1 / g.unit
-        self.count = len(families)
+        self.count = len(layout.families)
 
     def extent(self, row: NDArray[np.int64]) -> int | Extent:
         """Of an axis whose positions have these classes."""
@@ -193,15 +218,15 @@ class _Owners:
         )
 
 
-def _value_extents(channels: Channels, families: Mapping[int, int]) -> dict[str, Extents]:
-    """The shape of every value of the graph."""
-    t, owners = channels.tracker, _Owners(channels, families)
+def _value_extents(layout: Layout) -> dict[str, Extents]:
+    """The shape of every value that a node which multiplies reads or makes."""
+    t, owners = layout.channels.tracker, _Owners(layout)
     found: dict[str, Extents] = {}
-    for name, shape in t.probe.shapes.items():
-        ids = t.ids.get(name)
+    for name in multiplied(layout.model) & t.probe.shapes.keys():
+        ids, shape = t.ids.get(name), t.probe.shapes[name]
         found[name] = shape
         if ids is not None and ids.any():
-            roots = channels.classes[ids]
+            roots = layout.channels.classes[ids]
             axis = shrinking_axis(roots)
             if axis is not None:
                 row = np.moveaxis(roots, axis, -1).reshape(-1, roots.shape[axis])[0]
@@ -213,13 +238,13 @@ Axes = tuple[tuple[int, ...], int]
 Slotted = dict[str, tuple[tuple[int, ...], dict[Axes, tuple[NDArray[np.int64], "_Owners"]]]]
 
 
-def _slotted(channels: Channels, families: Mapping[int, int]) -> Slotted:
+def _slotted(layout: Layout) -> Slotted:
     """Constant → its dims, and for each set of axes that holds channels the classes of their positions."""
-    owners, tensors = _Owners(channels, families), every_constant(channels.tracker.graph.model)
+    owners = _Owners(layout)
     nobody = len(owners.family) - 1
     found: Slotted = {}
-    for group, slot in ((g, s) for g in channels.groups for s in g.slots):
-        dims = tuple(tensors[slot.tensor].dims)
+    for group, slot in ((g, s) for g in layout.channels.groups for s in g.slots):
+        dims = tuple(layout.constants[slot.tensor].dims)
         axes = found.setdefault(slot.tensor, (dims, {}))[1]
         place = (slot.axes, slot.split)
         if place not in axes:

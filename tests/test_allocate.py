@@ -19,7 +19,7 @@ from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
-from onnxfuse.resources import RESOURCES, Resource
+from onnxfuse.resources import RESOURCES, Layout, Resource
 
 from .graphs import NAMES, build, from_text, inputs
 from .test_cli import call
@@ -219,7 +219,7 @@ def test_time_counts_weights_that_are_read_once() -> None:
     widths = np.zeros(len(places), np.int64)
     for group in channels.groups:
         widths[places[group.family]] = group.unit
-    time = RESOURCES["time"](channels, places)
+    time = RESOURCES["time"](Layout(channels, places))
     conv, large, small = 64 * 16 * 2 * 9 + 16 * 16 * 16 * 9, 256 * 4200, 4200 * 4
     assert time(widths) == conv + 12 * large + small
     dense = next(g for g in channels.groups if g.channels == 4200)
