@@ -173,7 +173,7 @@ def _widths(families: Families, position: NDArray[np.int64]) -> Widths:
 def use_up(
     families: Families, costs: Sequence[Vector], limits: Sequence[Limit], widths: Widths, least: float
 ) -> Widths:
-    """What costs least of those that use `least` of some limit, with one or two families a little wider or narrower.
+    """What costs least of those that use `least` of some limit, with a few families a little wider or narrower.
 
     `widths`, or what is cheaper, where there are none.
     """
@@ -187,9 +187,9 @@ def use_up(
 
 
 def _near(families: Families, widths: Widths) -> Iterator[Widths]:
-    """`widths` with one family changed by up to a block, finer widths too; then with two families changed."""
+    """`widths` with one family changed by up to a block, finer widths too; then with two changed, and so on."""
     changes = [(i, other) for i, width in enumerate(widths) for other in families.near(i, int(width)).tolist()]
-    for number in (1, 2):
+    for number in range(1, len(widths) + 1):
         for change in combinations(changes, number):
             trial = widths.copy()
             for place, width in change:

@@ -31,7 +31,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "s
 SAVED_BY: Mapping[str, str] = {"macs": "time"}
 """Resource → what a channel is valued by that goes for it, where that is another: what takes long goes first."""
 CLOSE = 0.98
-"""Of a budget must be used: where whole blocks leave more, one or two families of groups end within a block."""
+"""Of a budget must be used: where whole blocks leave more, some families of groups end within a block."""
 SHARES = {"x": 1.0, "%": 0.01}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,27 +36,28 @@ class Blocks:
         padded: multiples of it are padded to whole blocks; other numbers are left to a kernel that can take
             several times as long, so that a smaller model is slower than its original.
         few: below this number no blocks are needed.
+        places: that each of a group's channels has where the kernel counts them, as behind a Reshape.
     """
 
     whole: int
     padded: int
     few: int = 1
+    places: int = 1
 
     def fill(self, channels: Widths) -> NDArray[np.bool_]:
         """Which of these numbers of channels fill blocks."""
-        return _multiple(channels, self.whole, self.few)
+        return self._multiple(channels * self.places, self.whole)
 
     def suit(self, channels: Widths) -> NDArray[np.bool_]:
         """Which of these numbers of channels the kernel takes."""
-        return _multiple(channels, self.padded, self.few)
+        return self._multiple(channels * self.places, self.padded)
+
+    def _multiple(self, count: Widths, of: int) -> NDArray[np.bool_]:
+        fits: NDArray[np.bool_] = (count % of == 0) | (count < self.few)
+        return fits
 
 
 FREE = Blocks(1, 1)
-
-
-def _multiple(channels: Widths, of: int, few: int) -> NDArray[np.bool_]:
-    fits: NDArray[np.bool_] = (channels % of == 0) | (channels < few)
-    return fits
 
 
 def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
@@ -63,24 +65,33 @@ def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
     if options.round_to != "auto":
         asked = int(options.round_to)
         return {g: Blocks(asked, asked) if g.channels > asked else FREE for g in channels.groups}
-    provider = provider_list(options.provider)[0]
-    if provider != PROVIDERS["cpu"]:
-        return _by_size(channels.groups, Blocks(TENSOR_CORES, 1))
-    convolved = _convolved(channels)
-    return dict.fromkeys(channels.groups, FREE) | _by_size(convolved, convolution_blocks())
+    if provider_list(options.provider)[0] != PROVIDERS["cpu"]:
+        return _by_size(dict.fromkeys(channels.groups, 1), Blocks(TENSOR_CORES, 1))
+    return dict.fromkeys(channels.groups, FREE) | _by_size(_convolved(channels), convolution_blocks())
 
 
-def _by_size(groups: Sequence[ChannelGroup], kernel: Blocks) -> dict[ChannelGroup, Blocks]:
-    part = replace(kernel, whole=kernel.padded)
-    enough = [(g, FEW_BLOCKS * kernel.whole <= g.channels) for g in groups if g.channels > kernel.whole]
-    return {g: kernel if whole else part for g, whole in enough}
+def _by_size(places: Mapping[ChannelGroup, int], kernel: Blocks) -> dict[ChannelGroup, Blocks]:
+    """Whole blocks for groups of enough places, padded ones for smaller groups."""
+    found = {}
+    for group, each in places.items():
+        if (count := group.channels * each) > kernel.whole:
+            whole = kernel.whole if count >= FEW_BLOCKS * kernel.whole else kernel.padded
+            found[group] = replace(kernel, whole=whole, places=each)
+    return found
 
 
-def _convolved(channels: Channels) -> list[ChannelGroup]:
-    """Groups that a two-dimensional convolution makes or reads: onnxruntime blocks no others."""
+def _convolved(channels: Channels) -> dict[ChannelGroup, int]:
+    """Groups that a two-dimensional convolution makes or reads, and how many places each channel has there at least.
+
+    onnxruntime blocks no other convolutions.
+    """
     t = channels.tracker
     nodes = {label(n) for n in t.graph.nodes if n.op == "Conv" and len(t.probe.shapes.get(n.outputs[0].name, ())) == 4}
-    return [g for g in channels.groups if any(s.node in nodes for s in g.slots)]
+    found = {}
+    for group in channels.groups:
+        if places := [s.positions.shape[1] for s in group.slots if s.node in nodes]:
+            found[group] = math.gcd(*places)
+    return found
 
 
 def convolution_blocks() -> Blocks:
@@ -121,7 +132,7 @@ def rounding_notes(channels: Channels, kept: Mapping[ChannelGroup, int], options
     shrunk = {g: b for g, b in blocks(channels, options).items() if b.whole > 1 and kept[g] < g.channels}
     told: list[str] = []
     for block in sorted({b.whole for b in shrunk.values()}, reverse=True):
-        filled = [kept[g] % block == 0 for g, b in shrunk.items() if b.whole == block]
+        filled = [kept[g] * b.places % block == 0 for g, b in shrunk.items() if b.whole == block]
         told.append(f"of {block} in {sum(filled)} of {len(filled)} {'groups' if not told else 'smaller groups'}")
     why = "what this CPU's convolutions take at a time" if options.round_to == "auto" else "as asked"
     return (f"widths are multiples {', '.join(told)} ({why})",) if told else ()

@@ -95,6 +95,20 @@ def test_auto_rounds_what_convolutions_make() -> None:
     assert small.notes == ()
 
 
+def test_channels_count_where_the_convolution_has_them() -> None:
+    """Behind the Reshape four places of the convolution's input belong to one channel: any number of these fits."""
+    model = from_text("""(float[N,8,5] x) => (float[N,6,2,1] y) <float[5,40] w1, float[6,160,1,1] w2,
+        int64[4] shape = {0, 2, 160, 1}, int64[4] last = {0, 160, 2, 1}> {
+        h = MatMul(x, w1)
+        s = Reshape(h, shape)
+        t = Transpose<perm = [0, 2, 1, 3]>(s)
+        y = Conv(t, w2)
+    }""")
+    report = onnxfuse.fuse(model, target_params=0.93, method="drop").report
+    padded = convolution_blocks().padded
+    assert [g.after for g in report.groups] == [37 if padded <= 4 else 36]
+
+
 def test_small_groups_end_where_onnxruntime_pads() -> None:
     """With 14 channels of 16 a convolution is left to a kernel that takes longer than the whole one."""
     block = convolution_blocks()

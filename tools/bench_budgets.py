@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ Row = list[Any]
 GRAPHS = ("resnet50.ts17", "mobilenet_v2.ts17", "densenet121.ts17", "vgg11_bn.ts17", "efficientnet_b0.ts17")
 BUDGETS = (("macs", 0.5), ("macs", 0.3), ("params", 0.5), ("size", 0.5))
 FIELDS = {"macs": "macs", "params": "parameters", "size": "file_bytes"}
-SPEED_GRAPHS = ("resnet18.ts17", "resnet50.ts17", "vgg11_bn.ts17")
+SPEED_GRAPHS = ("resnet18.ts17", "resnet50.ts17", "vgg11_bn.ts17", "resnet20_fmnist", "svhn", "crepe_tiny", "ppocr_cls")
 SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3)
 SPARSITIES = (0.1, 0.2, 0.3, 0.5)
 METHODS: Mapping[str, tuple[str, int]] = {
@@ -47,14 +47,11 @@ def graph(name: str) -> ModelProto:
     return module(ZOO / "refill.py").refill(ZOO / "torchvision" / f"{name}.onnx")  # type: ignore[no-any-return]
 
 
-def models(names: list[str] | None) -> Iterator[tuple[str, ModelProto]]:
-    """The zoo's graphs and the trained assets of these names, or all."""
-    for name in GRAPHS:
-        if not names or name in names:
-            yield name, graph(name)
-    for path in sorted((ASSETS / "models").glob("*.onnx")):
-        if not names or path.stem in names:
-            yield path.stem, onnx.load(path)
+def models(names: Sequence[str]) -> Iterator[tuple[str, ModelProto]]:
+    """The zoo's graphs and the trained assets of these names; `GRAPHS` and all assets if there are none."""
+    for name in names or (*GRAPHS, *(path.stem for path in sorted((ASSETS / "models").glob("*.onnx")))):
+        asset = ASSETS / "models" / f"{name}.onnx"
+        yield name, onnx.load(asset) if asset.exists() else graph(name)
 
 
 def budgets(args: argparse.Namespace) -> Iterator[Row]:
@@ -85,9 +82,8 @@ def met(name: str, model: ModelProto, resource: str, share: float, **options: An
 
 
 def speed(args: argparse.Namespace) -> Iterator[Row]:
-    """A row for each graph, share of the multiply-accumulates and rounding: measured speed-up against the possible."""
-    for name in args.models or SPEED_GRAPHS:
-        model = graph(name)
+    """A row for each model, share of the multiply-accumulates and rounding: measured speed-up against the possible."""
+    for name, model in models(args.models or SPEED_GRAPHS):
         for share in SHARES:
             for round_to in ("auto", 1):
                 report = fuse(
@@ -184,7 +180,7 @@ def main() -> None:
     """Read the arguments, measure, write the CSV file row by row, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="only these")
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", choices=METHODS, default=list(METHODS), help="only these"
     )
