@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from .channels import ChannelGroup, Channels
+from .channels import ChannelGroup, Channels, Slot
 from .graph import label
 from .options import Options
 from .providers import PROVIDERS, provider_list
@@ -66,32 +66,36 @@ def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
         asked = int(options.round_to)
         return {g: Blocks(asked, asked) if g.channels > asked else FREE for g in channels.groups}
     if provider_list(options.provider)[0] != PROVIDERS["cpu"]:
-        return _by_size(dict.fromkeys(channels.groups, 1), Blocks(TENSOR_CORES, 1))
-    return dict.fromkeys(channels.groups, FREE) | _by_size(_convolved(channels), convolution_blocks())
+        return {g: _enough(g.channels, Blocks(TENSOR_CORES, 1)) for g in channels.groups}
+    kernel, nodes = convolution_blocks(), _convolutions(channels)
+    return {g: _blocked([s for s in g.slots if s.node in nodes], g.channels, kernel) for g in channels.groups}
 
 
-def _by_size(places: Mapping[ChannelGroup, int], kernel: Blocks) -> dict[ChannelGroup, Blocks]:
-    """Whole blocks for groups of enough places, padded ones for smaller groups."""
-    found = {}
-    for group, each in places.items():
-        if (count := group.channels * each) > kernel.whole:
-            whole = kernel.whole if count >= FEW_BLOCKS * kernel.whole else kernel.padded
-            found[group] = replace(kernel, whole=whole, places=each)
-    return found
+def _enough(count: int, kernel: Blocks) -> Blocks:
+    """Whole blocks for so many channels, padded ones for fewer."""
+    if count <= kernel.whole:
+        return FREE
+    return kernel if count >= FEW_BLOCKS * kernel.whole else replace(kernel, whole=kernel.padded)
 
 
-def _convolved(channels: Channels) -> dict[ChannelGroup, int]:
-    """Groups that a two-dimensional convolution makes or reads, and how many places each channel has there at least.
+def _blocked(slots: Sequence[Slot], count: int, kernel: Blocks) -> Blocks:
+    """What `kernel` wants of the channels that have these slots in convolutions.
 
-    onnxruntime blocks no other convolutions.
+    Of a grouped convolution onnxruntime pads nothing, so a part of a group's blocks is no gain over the other kernel,
+    unless it is half of them.
     """
+    if not slots:
+        return FREE
+    if any(s.split > 1 for s in slots):
+        return replace(kernel, padded=kernel.whole, few=count // 2 + 1) if count % kernel.whole == 0 else FREE
+    places = math.gcd(*(s.positions.shape[1] for s in slots))
+    return replace(_enough(count * places, kernel), places=places)
+
+
+def _convolutions(channels: Channels) -> set[str]:
+    """Two-dimensional ones: onnxruntime blocks no others."""
     t = channels.tracker
-    nodes = {label(n) for n in t.graph.nodes if n.op == "Conv" and len(t.probe.shapes.get(n.outputs[0].name, ())) == 4}
-    found = {}
-    for group in channels.groups:
-        if places := [s.positions.shape[1] for s in group.slots if s.node in nodes]:
-            found[group] = math.gcd(*places)
-    return found
+    return {label(n) for n in t.graph.nodes if n.op == "Conv" and len(t.probe.shapes.get(n.outputs[0].name, ())) == 4}
 
 
 def convolution_blocks() -> Blocks:
@@ -129,7 +133,8 @@ def _optimized(channels: Sequence[int]) -> onnx.GraphProto:
 
 def rounding_notes(channels: Channels, kept: Mapping[ChannelGroup, int], options: Options) -> tuple[str, ...]:
     """What rounding did, for the report; nothing if nothing was to be rounded."""
-    shrunk = {g: b for g, b in blocks(channels, options).items() if b.whole > 1 and kept[g] < g.channels}
+    sizes = {g: b for g, b in blocks(channels, options).items() if b.whole > 1 and kept[g] < g.channels}
+    shrunk = {g: b for g, b in sizes.items() if kept[g] * b.places >= b.few}  # fewer need no blocks
     told: list[str] = []
     for block in sorted({b.whole for b in shrunk.values()}, reverse=True):
         filled = [kept[g] * b.places % block == 0 for g, b in shrunk.items() if b.whole == block]

@@ -109,6 +109,21 @@ def test_channels_count_where_the_convolution_has_them() -> None:
     assert [g.after for g in report.groups] == [37 if padded <= 4 else 36]
 
 
+@pytest.mark.parametrize(("sparsity", "kept"), [(0.1, {4, 8}), (0.5, {4})])
+def test_groups_of_a_convolution_are_not_padded(sparsity: float, kept: set[int]) -> None:
+    """With 7 channels in each group of a convolution it takes longer than with 8; of 6 there is no block to lose."""
+    n, model = convolution_blocks().whole, "(float[N,3,8,8] x) => (float[N,6,8,8] y)"
+    for size, widths in ((n, {k * n // 8 for k in kept}), (6, {5 if sparsity == 0.1 else 3})):
+        d = 4 * size
+        text = f"""{model} <float[{d},3,1,1] w1, float[{d},{size},3,3] w2, float[6,{d},1,1] w3> {{
+            a = Conv(x, w1)
+            b = Conv<group = 4, pads = [1, 1, 1, 1]>(a, w2)
+            y = Conv(b, w3)
+        }}"""
+        groups = onnxfuse.fuse(from_text(text), sparsity=sparsity, method="drop").report.groups
+        assert {g.after for g in groups} <= widths
+
+
 def test_small_groups_end_where_onnxruntime_pads() -> None:
     """With 14 channels of 16 a convolution is left to a kernel that takes longer than the whole one."""
     block = convolution_blocks()
