@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from .errors import ModelError, one_line
 from .feeds import candidates, check_overrides, free_axes, made_up
 from .protos import outer_names, proto_label, subgraphs
-from .sessions import native, session_options, without_weights
+from .sessions import exact_session, native, session_options, without_weights
 from .standin import in_float32, needs_stand_in
 from .tensors import Array, values_of
 
@@ -74,7 +74,7 @@ def _open(model: ModelProto, providers: Sequence[str]) -> _Opened:
     options.add_external_initializers(list(weights), list(weights.values()))
     asked, captured = _ask_for_shapes(skeleton), _ask_for_captured(model, skeleton)
     try:
-        session = ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
+        session = exact_session(skeleton.SerializeToString(), options, providers)
     except Exception as error:  # onnxruntime has no base class for what it raises
         raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; repair the model first") from error
     return _Opened(model, session, mapped, asked, captured, providers)

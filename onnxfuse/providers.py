@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
@@ -19,6 +23,11 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
 }
 
+WHEELS: Mapping[str, str] = dict.fromkeys(
+    ("CUDAExecutionProvider", "TensorrtExecutionProvider"), "pip install 'onnxruntime-gpu[cuda,cudnn]', or "
+)
+"""Provider whose libraries may come as wheels → how to get them."""
+
 
 def provider_list(name: str) -> list[str]:
     """onnxruntime's provider list for a short or full provider name, CPU last.
@@ -34,7 +43,8 @@ def provider_list(name: str) -> list[str]:
     if full == PROVIDERS["cpu"]:
         return [full]
     if (reason := _refuses(full)) is not None:
-        raise UsageError(f"provider {name!r} cannot start here ({reason}); use --provider cpu")
+        remedy = WHEELS.get(full, "")
+        raise UsageError(f"provider {name!r} cannot start here ({reason}); {remedy}use --provider cpu")
     return [full, PROVIDERS["cpu"]]
 
 
@@ -44,6 +54,9 @@ def _refuses(provider: str) -> str | None:
     graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "trial", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     ort.set_default_logger_severity(4)
+    if provider in WHEELS and hasattr(ort, "preload_dlls"):
+        with redirect_stdout(io.StringIO()):  # it tells there what it misses; the trial tells whether that matters
+            ort.preload_dlls()
     try:
         options = session_options(optimized=True)
         trial = ort.InferenceSession(model.SerializeToString(), options, providers=[provider], enable_fallback=0)

@@ -143,8 +143,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     likeness, where = report.likeness
     if likeness < DOUBTFUL:
         console.print(DOUBT.format(where), style="bold yellow", soft_wrap=True, highlight=False)
-    if report.latency is not None and report.latency.change > SLOWER:
-        console.print(SLOW, style="bold yellow", soft_wrap=True, highlight=False)
+    for warning in slowness(report.latency):
+        console.print(warning, style="bold yellow", soft_wrap=True, highlight=False)
 
 
 SLOWER = 0.05
@@ -152,6 +152,10 @@ SLOWER = 0.05
 SLOW = (
     "it is slower than the original here, though smaller: give --target-latency, or another --round-to (auto, 8, 16): "
     "kernels take channels in blocks"
+)
+LATE = (
+    "timed once more it takes {:.3g} ms, {:.0f}% more than --target-latency: latency varies here; repeat the run on a "
+    "quiet machine, or ask for less"
 )
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
@@ -211,6 +215,12 @@ def latency_notes(t: Latency | None) -> list[str]:
     """How latency was measured."""
     threads = "" if t is None else f"{t.threads} thread" + "s" * (t.threads != 1)
     return [] if t is None else [f"latency: median of {t.runs} interleaved runs of each, {threads}, {t.provider}"]
+
+
+def slowness(t: Latency | None) -> list[str]:
+    """Warnings that the result is slower than its original, or than was asked for."""
+    late = [LATE.format(t.after, 100 * (t.after / t.most - 1))] if t is not None and t.most and t.missed else []
+    return [*([SLOW] if t is not None and t.change > SLOWER else []), *late]
 
 
 def verification_line(c: Comparison) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import ModelProto
 
 from .comparison import Outputs, furthest_apart
@@ -19,7 +18,7 @@ from .errors import Unsound, one_line
 from .files import file_bytes, too_large
 from .picking import feeds_of, numeric, picked, with_outputs, with_picks
 from .probe import Probe
-from .sessions import session, session_options
+from .sessions import exact_session, session, session_options
 from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
@@ -67,7 +66,7 @@ def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], opti
         opened = session(model, providers, optimized)
     else:
         options = session_options(optimized, large=file_bytes(model) > LARGE)
-        opened = ort.InferenceSession(str(model), options, providers=list(providers))
+        opened = exact_session(str(model), options, providers)
     names = [o.name for o in opened.get_outputs()]
     return dict(zip(names, opened.run(names, dict(feeds)), strict=True))
 

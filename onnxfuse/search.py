@@ -7,6 +7,7 @@ one point on it, merged, and measured in onnxruntime.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto
@@ -49,7 +50,9 @@ class Judge:
 
     def latency(self, model: ModelProto) -> Latency:
         """Both models, timed in turns."""
-        return measure(self.original, model, self.reference.inputs, self.providers, self.options.threads)
+        time = measure(self.original, model, self.reference.inputs, self.providers, self.options.threads)
+        target = self.options.target_latency
+        return time if target is None else replace(time, most=latency_amount(target).of(time.before))
 
     def holds(self, model: ModelProto) -> bool:
         """Whether the model is as good as every floor says."""

@@ -5,7 +5,7 @@ Weights are handed to onnxruntime by reference (`add_external_initializers`) ins
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ from .tensors import values_of
 
 INLINE = 128
 """Initializers of at most this many elements stay in the proto: shape inference wants to see their values."""
+
+EXACT: Mapping[str, Mapping[str, str]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
+"""Provider → options with which it computes float32 as such, and tries no algorithms out for a session's few runs."""
 
 
 def session_options(optimized: bool, large: bool = False) -> ort.SessionOptions:
@@ -40,7 +45,15 @@ def session(model: ModelProto, providers: Sequence[str], optimized: bool = True)
     options = session_options(optimized)
     skeleton, weights = without_weights(model)
     options.add_external_initializers(list(weights), list(weights.values()))
-    return ort.InferenceSession(skeleton.SerializeToString(), options, providers=list(providers))
+    return exact_session(skeleton.SerializeToString(), options, providers)
+
+
+def exact_session(
+    model: str | bytes, options: ort.SessionOptions, providers: Sequence[str], **more: Any
+) -> ort.InferenceSession:
+    """A session, of a path or of bytes, that computes as exactly as its providers can: for all but the clock."""
+    how = [dict(EXACT.get(name, {})) for name in providers]
+    return ort.InferenceSession(model, options, providers=list(providers), provider_options=how, **more)
 
 
 def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:

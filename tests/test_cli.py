@@ -15,7 +15,7 @@ from rich.console import Console
 import onnxfuse
 from onnxfuse.cli import main
 from onnxfuse.latency import Latency
-from onnxfuse.report import print_report, result_line
+from onnxfuse.report import print_report, result_line, slowness
 
 from .graphs import build, dims, from_text, gap, run, weights
 
@@ -111,6 +111,12 @@ def test_a_result_that_is_slower_is_called_so(model: Path, capfd: pytest.Capture
         print_report(timed, Console(width=200))
         assert ("slower than the original" in capfd.readouterr().out) == slower
         assert f"latency {100 * (after - 1):+.0f}%" in result_line(timed)
+
+
+def test_a_result_that_misses_its_latency_when_timed_again_is_called_so() -> None:
+    for after, late in ((7.9, True), (7.5, False), (4.0, False)):
+        assert any("13%" in w and "--target-latency" in w for w in slowness(Latency(10.0, after, 9, 1, "", 7.0))) == late
+    assert slowness(Latency(10.0, 9.9, 9, 1, "")) == []
 
 
 def test_json_in_a_file(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
