@@ -11,10 +11,11 @@ from .channels import Channels
 from .errors import Unsound
 from .folding import Folded
 from .graph import Graph
+from .levels import levelled
 from .merge import MEASURING
 from .options import Options
 from .repair import Repair
-from .samples import sample_count, synthetic
+from .samples import sample_count, synthetic, waveforms
 from .scheme import Lowered
 from .tensors import FLOATS
 
@@ -87,6 +88,7 @@ def survey(
     batch = max((len(v) for v in t.probe.inputs.values() if v.ndim), default=1)
     made = synthetic(t.graph.model, t.probe, sample_count(size[1] // batch), options.seed)
     try:
+        made = levelled(channels, folded, made, waveforms(t.graph.model))
         return study(channels, folded, made, True, options.exclude, wanted)
     except Unsound as error:
         if options.repair:

@@ -8,7 +8,7 @@ cover each other, whose statistics are close to those of photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -27,6 +27,8 @@ WORK = 30e9
 """Multiply-accumulates that all samples together may cost in one pass through the model."""
 FEWEST, MOST = 8, 256
 """Samples, whatever they cost."""
+CHEAP, MANY = 2e9, 1024
+"""Multiply-accumulates for which more than `MOST` are taken, up to so many: small models see few places in each."""
 SHAPES = (3, 60)
 """Leaves in an image, at least and at most."""
 HIGHEST, HARMONICS = 0.12, 60
@@ -37,21 +39,22 @@ REPEATED = 0.5
 """Of a text: the share that is copied from elsewhere in it."""
 STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """Inputs of recurrent operators that are states before the first step."""
-MOVING = ("Cast", "Identity", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Split", "Gather")
+MOVING = "Cast Identity Expand Reshape Unsqueeze Squeeze Transpose Slice Split Gather Pad".split()
 """Operators through which an input is followed to what reads it."""
 
 
 def sample_count(macs: int) -> int:
     """How many samples a model of this many multiply-accumulates for one of them is measured on."""
-    return int(np.clip(WORK / max(macs, 1), FEWEST, MOST))
+    count = WORK / max(macs, 1)
+    return int(max(np.clip(count, FEWEST, MOST), min(count * CHEAP / WORK, MANY)))
 
 
 def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches:
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
-    Images are dead leaves, signals harmonics in noise; tokens are drawn from the rows of the embedding that they index;
-    a recurrent network starts from zero, as on its first call; other inputs are normal, or what the probe used if they
-    are not floats.
+    Images are dead leaves; signals and recorded sound are harmonics in noise, of deviation 1; tokens are drawn from the
+    rows of the embedding that they index; a recurrent network starts from zero, as on its first call; other inputs are
+    normal, or what the probe used if they are not floats.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(_open_batch(v) for v in inputs)
@@ -59,9 +62,9 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     vocabulary = {v.name: _vocabulary(model, v.name) for v in inputs}
     states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if _is_state(model, v.name)}
-    drawn = [v.name for v in inputs if v.name not in states]
+    drawn, sounds = [v.name for v in inputs if v.name not in states], waveforms(model)
     return [
-        {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], rng) for n in drawn} | states
+        {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], n in sounds, rng) for n in drawn} | states
         for _ in range(math.ceil(count / size))
     ]
 
@@ -108,12 +111,31 @@ def _is_state(model: ModelProto, name: str) -> bool:
     return any(slot in STATES.get(node.op_type, ()) for node, slot in _readers(model, name))
 
 
-def _sample(like: Array, shape: tuple[int, ...], vocabulary: int | None, rng: np.random.Generator) -> Array:
+def waveforms(model: ModelProto) -> set[str]:
+    """Inputs of one channel that a convolution reads along one axis: sound as it was recorded."""
+    constants = constant_tensors(model.graph)
+    weights = {
+        value.name: [constants[n.input[1]].dims for n, slot in _readers(model, value.name)
+                     if n.op_type == "Conv" and slot == 0 and n.input[1] in constants]
+        for value in model.graph.input
+    }  # fmt: skip
+    return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
+
+
+def _along_one_axis(dims: Sequence[int]) -> bool:
+    return dims[1] == 1 and sum(size > 1 for size in dims[2:]) == 1
+
+
+def _sample(
+    like: Array, shape: tuple[int, ...], vocabulary: int | None, sound: bool, rng: np.random.Generator
+) -> Array:
     if vocabulary is not None and like.dtype.kind in "iu":
         texts = [_text(shape[1:], vocabulary, rng) for _ in range(math.prod(shape[:1]))]
         return np.stack(texts).reshape(shape).astype(like.dtype)
     if like.dtype not in FLOATING:
         return np.resize(like, shape)
+    if sound and shape and shape[-1] > 1:
+        return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])]).astype(like.dtype)
     return _floats(shape, rng).astype(like.dtype)
 
 

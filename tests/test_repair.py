@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_the_report_says_what_was_repaired_on_what() -> None:
         return [note for note in notes if note.startswith("repaired")]
 
     assert repaired(method="fold") == []
-    assert repaired(method="fold", repair=True) == ["repaired 2 consumers, on 256 synthetic samples"]
+    assert repaired(method="fold", repair=True) == ["repaired 2 consumers, on 1024 synthetic samples"]
     assert repaired(calib=inputs(build("mlp"), batch=64)) == ["repaired 2 consumers, on 64 given samples"]
 
 
@@ -319,6 +320,19 @@ def test_a_model_that_explodes_is_refused_where_there_is_another_way() -> None:
     assert sound.outputs[0].relative == pytest.approx(99, rel=1e-3)
     with pytest.raises(Unsound, match="is 99 times as far off as zeros would be"):
         verify(louder, reference, provider_list("cpu"), None, None, lambda: model, wary=True)
+
+
+def test_shares_of_one_do_not_explode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probability near zero may become a thousand times as large, and is one still."""
+    model, reference = build("residual"), probe(build("residual"), provider_list("cpu"), seed=0)
+    before, after = ({n: np.full_like(a, x) for n, a in reference.outputs.items()} for x in (1e-4, 0.1))
+    quiet = replace(reference, outputs=before)
+    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_: (after, after))
+    found = verify(model, quiet, provider_list("cpu"), None, None, lambda: model, wary=True)
+    assert found.outputs[0].relative == pytest.approx(999, rel=1e-3)
+    after.update({n: a * 11 for n, a in after.items()})
+    with pytest.raises(Unsound, match="times as far off"):
+        verify(model, quiet, provider_list("cpu"), None, None, lambda: model, wary=True)
 
 
 def test_a_score_that_saturates_may_be_made_of_roundings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
+from onnxfuse.calibdata import Batches
+from onnxfuse.grouping import find_channels
+from onnxfuse.levels import levelled
+from onnxfuse.picking import with_outputs
+from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
-from onnxfuse.samples import synthetic
+from onnxfuse.quantized import lowered_graph
+from onnxfuse.samples import sample_count, synthetic, waveforms
 from onnxfuse.tensors import Array
 
 from .graphs import from_text
@@ -32,6 +40,14 @@ TEXTS = {
         <float[1,20,6] w1, float[1,20,5] r1, int64[1] zero = {0}> {
         c1 = Unsqueeze(c, zero)
         y, hn, cn = LSTM<hidden_size=5>(x, w1, r1, , , h, c1)
+    }""",
+    "sound": """(float[N,576] x) => (float[N,4,1,284] y)
+        <int64[2] axes = {1, 2}, float[4,1,1,10] w1, float[4] b1, float[4] scale, float[4] shift, float[4] mean,
+         float[4] variance> {
+        u = Unsqueeze(x, axes)
+        c = Conv<strides=[1,2]>(u, w1, b1)
+        r = Relu(c)
+        y = BatchNormalization(r, scale, shift, mean, variance)
     }""",
     "signal": "(float[N,1,300] x) => (float[N,4,296] y) <float[4,1,5] w1> { y = Conv(x, w1) }",
 }
@@ -68,3 +84,50 @@ def test_signals_have_deviation_one() -> None:
     x = drawn("signal")["x"]
     assert np.allclose(x.mean(axis=(1, 2)), 0, atol=1e-5)
     assert np.allclose(x.std(axis=(1, 2)), 1, atol=1e-5)
+
+
+def test_sound_is_no_flattened_image() -> None:
+    """576 = 24², but a convolution along one axis reads it."""
+    assert waveforms(from_text(TEXTS["sound"])) == {"x"}
+    assert waveforms(from_text(TEXTS["embedding"])) == set()
+    x = drawn("sound")["x"]
+    assert x.shape[1] == 576
+    assert np.allclose(x.std(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.3, 0.1, 0.03])
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_normalization_tells_how_loud_sound_is(level: float, folded: bool) -> None:
+    model = from_text(TEXTS["sound"].replace("Relu(c)", "Identity(c)" if folded else "Relu(c)"))
+    batches = synthetic(model, probe(model, provider_list("cpu")), 64, seed=1)
+    shown = with_outputs(model, ["r"])
+    run = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
+    made = np.concatenate([run.run(["r"], {"x": b["x"] * np.float32(level)})[0] for b in batches])
+    statistics = {"mean": made.mean((0, 2, 3)), "variance": made.var((0, 2, 3)), "scale": made.std((0, 2, 3))}
+    for tensor in model.graph.initializer:
+        if tensor.name in statistics:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(statistics[tensor.name].astype(np.float32), tensor.name))
+    assert found_level(model, batches) == pytest.approx(level, rel=1e-3)
+
+
+def test_without_a_normalization_sound_is_as_loud_as_recordings_are() -> None:
+    model = from_text(TEXTS["sound"].replace("BatchNormalization(r, scale, shift, mean, variance)", "Identity(r)"))
+    batches = synthetic(model, probe(model, provider_list("cpu")), 4, seed=1)
+    assert found_level(model, batches) == pytest.approx(0.1, rel=1e-3)
+
+
+def found_level(model: onnx.ModelProto, batches: Batches) -> float:
+    folded = prepare(model)
+    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    found = levelled(channels, folded, batches, waveforms(model))
+    return float(found[0]["x"].std() / batches[0]["x"].std())
+
+
+def test_cheap_models_are_measured_on_more_samples() -> None:
+    assert [sample_count(macs) for macs in (10**4, 1_500_000, 40_000_000, 300_000_000, 10**10)] == [
+        1024,
+        1024,
+        256,
+        100,
+        8,
+    ]
