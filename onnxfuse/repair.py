@@ -10,7 +10,8 @@ shrinkage of the correlations of y (OAS: Chen, Wiesel, Eldar and Hero, IEEE TSP 
 
 A least-squares prediction varies less than what it predicts, and layer after layer that adds up until nothing passes
 a ReLU any more. So what a reader makes is then scaled and shifted to the mean and deviation it had (REPAIR: Jordan et
-al., ICLR 2023), in its own weights and bias.
+al., ICLR 2023), in its own weights and bias. What goes into a sum or the next layer as it is (`CARRYING`) passes all
+the same, and on the user's data is only shifted, which leaves its error least.
 
 Readers are repaired in graph order: each sees what the repairs before it have left.
 """
@@ -51,6 +52,8 @@ RIDGE: Mapping[Source, float] = {Source.DATA: 1e-2, Source.ANCHORED: 1e-2, Sourc
 """The least λ, by what was measured on: moments of synthetic inputs alone only correct a quarter of the merge."""
 GAIN = 3.0
 """No output is made larger or smaller by more than this factor."""
+CARRYING = frozenset("Add Sum Sub Concat Conv ConvTranspose Gemm MatMul Identity".split())
+"""Operators that pass small values on like large ones."""
 SILENT = 1e-3
 """Outputs that vary less than this, relative to what they did before, are left alone: they were removed."""
 
@@ -121,15 +124,16 @@ def repair(
     for i, (reader, original) in enumerate(zip(measured.readers, originals, strict=True)):
         tell(i, len(measured.readers))
         own = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]])
-        done.append(_repaired(reader, original, after, own, both, merges, RIDGE[measured.source]))
+        done.append(_repaired(reader, original, after, own, both, merges, measured.source))
     return real, done
 
 
 def _repaired(
     reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], both: Sequence[Weights], merges: Merges,
-    least: float,
+    source: Source,
 ) -> Repair:  # fmt: skip
     """One reader, in both versions of the weights, the graph's own first; what it makes in `after` follows."""
+    least = RIDGE[source]
     node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
     kernel, wanted = both[0][reader.slot.tensor].shape[2:], merged(original.made, reader.slot.tensor, merges)
     with ThreadPoolExecutor(1) as pool:
@@ -140,7 +144,7 @@ def _repaired(
             _read(weights, reader, kept, expand, shift)
         added = correct(both, reader, kept, patched.result())
     del seen, patched  # the walk may let it go
-    gain, offset = _restore(reader, original, after, both)
+    gain, offset = _restore(reader, original, after, both, source)
     return Repair(reader, kept, expand, shift, added, gain, offset, out_axis(node))
 
 
@@ -228,7 +232,14 @@ def _outputs(columns: Array, shift: Matrix, blocks: int) -> Array:
 
 
 # --- variance -------------------------------------------------------------------------------------------------------
-def _restore(reader: Reader, original: Original, after: Walk, both: Sequence[Weights]) -> tuple[Matrix, Matrix]:
+def _is_carried(value: str, walk: Walk) -> bool:
+    """Whether all that reads a value passes small ones on like large ones, or nothing does."""
+    return all(node.op_type in CARRYING for node in walk.nodes if value in node.input)
+
+
+def _restore(
+    reader: Reader, original: Original, after: Walk, both: Sequence[Weights], source: Source
+) -> tuple[Matrix, Matrix]:
     """Scale and shift what a reader makes to the mean and deviation it had; returns (gain, offset), each (outputs,)."""
     node = after.nodes[reader.slot.edge.node]
     if not reader.bias:
@@ -236,6 +247,8 @@ def _restore(reader: Reader, original: Original, after: Walk, both: Sequence[Wei
     axis, (mean, deviation) = _channel_axis(node), (original.mean, original.deviation)
     new_mean, new = statistics(after.value(reader.made), axis)
     alive = new > SILENT * deviation
+    if source is Source.DATA and _is_carried(reader.made, after):
+        deviation = new
     gain = np.where(alive, np.clip(deviation / np.where(alive, new, 1), 1 / GAIN, GAIN), 1)
     offset = np.where(alive, mean - gain * new_mean, 0)
     for weights in both:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from .bytestreams import BYTES, stream
 from .calibdata import Batches
 from .probe import Probe
 from .protos import constant_tensors, consumers
@@ -53,8 +55,8 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
     Images are dead leaves; signals and recorded sound are harmonics in noise, of deviation 1; tokens are drawn from the
-    rows of the embedding that they index; a recurrent network starts from zero, as on its first call; other inputs are
-    normal, or what the probe used if they are not floats.
+    rows of the embedding that they index, bytes are those of texts and binary files; a recurrent network starts from
+    zero, as on its first call; other inputs are normal, or what the probe used if they are not floats.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(_open_batch(v) for v in inputs)
@@ -130,8 +132,9 @@ def _sample(
     like: Array, shape: tuple[int, ...], vocabulary: int | None, sound: bool, rng: np.random.Generator
 ) -> Array:
     if vocabulary is not None and like.dtype.kind in "iu":
-        texts = [_text(shape[1:], vocabulary, rng) for _ in range(math.prod(shape[:1]))]
-        return np.stack(texts).reshape(shape).astype(like.dtype)
+        count, size = math.prod(shape[:1]), math.prod(shape[1:])
+        read = stream if vocabulary in BYTES else partial(_text, vocabulary=vocabulary)
+        return np.stack([read(size, rng) for _ in range(count)]).reshape(shape).astype(like.dtype)
     if like.dtype not in FLOATING:
         return np.resize(like, shape)
     if sound and shape and shape[-1] > 1:
@@ -139,9 +142,9 @@ def _sample(
     return _floats(shape, rng).astype(like.dtype)
 
 
-def _text(shape: tuple[int, ...], vocabulary: int, rng: np.random.Generator) -> Array:
+def _text(count: int, rng: np.random.Generator, vocabulary: int) -> Array:
     """Tokens of which few are frequent (Zipf's law), other ones in each sample, and of which whole runs come again."""
-    count, order = math.prod(shape), rng.permutation(vocabulary)
+    order = rng.permutation(vocabulary)
     chances = 1 / np.arange(1, vocabulary + 1) ** rng.uniform(0, 2)
     tokens = order[rng.choice(vocabulary, count, p=chances / chances.sum())]
     at = 0
@@ -151,7 +154,7 @@ def _text(shape: tuple[int, ...], vocabulary: int, rng: np.random.Generator) -> 
             source = rng.integers(0, count - length + 1)
             tokens[at : at + length] = tokens[source : source + length].copy()
         at += max(length, 1)
-    return tokens.reshape(shape)
+    return tokens
 
 
 FLOATING = tuple(

@@ -358,6 +358,16 @@ STREAM = """(float[N,6,5,5] x) => (float[N,3,5,5] y)
 """A residual stream without a function on it: s, and what is added to it, may be written in any basis."""
 
 
+def test_what_goes_into_a_sum_is_left_at_its_least_error() -> None:
+    """Scaled to the deviation that it had it would be further off; what a Relu reads is scaled."""
+    data = {"x": np.random.default_rng(0).standard_normal((64, 6, 5, 5)).astype(np.float32)}
+    for change, scaled in ((("", ""), False), (("t = Add(s, d)", "r = Relu(d) t = Add(s, r)"), True)):
+        plan = onnxfuse.fuse(from_text(STREAM.replace(*change)), sparsity=0.75, method="surgeon", calib=data).plan
+        gains = [r.gain for r in plan.repairs if r.reader.made == "d"]
+        assert len(gains) == 1
+        assert bool((gains[0] != 1).any()) == scaled
+
+
 def test_channels_that_are_mere_coordinates_are_mixed() -> None:
     """Three outputs depend on three mixtures of 16 channels, which no four channels of them hold."""
     one = STREAM.replace("d = Conv(s, w1, b1)", "").replace("Add(s, d)", "Identity(s)")
@@ -370,7 +380,8 @@ def test_channels_that_are_mere_coordinates_are_mixed() -> None:
 
     assert lost(one, "auto") < 0.02  # a ridge is all
     assert lost(one, "surgeon") > 0.3
-    assert lost(STREAM, "auto") < 0.8 * lost(STREAM, "surgeon")
+    assert lost(STREAM, "auto") < 0.6
+    assert lost(STREAM, "auto") < 0.9 * lost(STREAM, "surgeon")
 
 
 @pytest.mark.parametrize(

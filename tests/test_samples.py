@@ -66,6 +66,20 @@ def test_tokens(case: str) -> None:
     assert len(np.unique(x, axis=0)) == len(x)
 
 
+def test_bytes_are_those_of_files() -> None:
+    """A vocabulary of 256 and a few codes more."""
+    text = "(int64[N,2048] x) => (float[N,2048,2] y) <float[257,2] w1> { y = Gather(w1, x) }"
+    model = from_text(text)
+    batches = synthetic(model, probe(model, provider_list("cpu")), 64, seed=1)
+    files = [bytes(x.astype(np.uint8)) for b in batches for x in b["x"]]
+    texts = [f for f in files if all(c in b"\r\n" or 32 <= c < 127 for c in f)]
+    assert 0.5 < len(texts) / len(files) < 0.9
+    assert len(set(files)) == len(files)
+    common = np.array([[f.count(letter) for letter in (b" ", b"e", b"q")] for f in texts]).sum(axis=0)
+    assert list(np.argsort(-common)) == [0, 1, 2]
+    assert all(f.count(0) > 0 for f in files if f not in texts)
+
+
 def test_one_token_alone() -> None:
     model = from_text(TEXTS["one token"])
     batches = synthetic(model, probe(model, provider_list("cpu")), 4, seed=1)
