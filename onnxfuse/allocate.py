@@ -190,7 +190,7 @@ def _near(families: Families, widths: Widths) -> Iterator[Widths]:
     """`widths` with one family changed by up to a block, finer widths too; then with two changed, and so on."""
     changes = [(i, other) for i, width in enumerate(widths) for other in families.near(i, int(width)).tolist()]
     for number in range(1, len(widths) + 1):
-        for change in combinations(changes, number):
+        for change in (c for c in combinations(changes, number) if len({place for place, _ in c}) == number):
             trial = widths.copy()
             for place, width in change:
                 trial[place] = width

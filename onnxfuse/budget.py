@@ -107,11 +107,11 @@ def choose(
         return exact
     choices = families.around(exact) if local and exact is not None else families
     costs = _costs(channels, choices, measured, options.method)
+    layout = Layout(channels, families.places)
     if exact is not None:
-        main = _main(Layout(channels, families.places), families)
+        main = _main(layout, families)
         near = cheapest(families.around(exact), costs, [main.at(exact)])
         return near if local else cheapest(families, costs, [main.at(near)])
-    layout = Layout(channels, families.places)
     limits = _limits(layout, families.finest(), options)
     if not all(limit.holds(families.narrowest) for limit in limits):
         families = families.finest()  # blocks are too coarse for such a budget

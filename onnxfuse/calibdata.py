@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from .errors import UsageError, one_line
+from .errors import UsageError, near, one_line
 from .images import Preprocess, load_images, parse
 from .probe import Probe
 from .sessions import session
-from .sources import Source, arrays_of, near
+from .sources import Source, arrays_of
 from .standin import in_float32
 from .tensors import Array
 

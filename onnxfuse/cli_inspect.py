@@ -10,9 +10,8 @@ from rich.console import Console
 
 from .channels import ChannelGroup
 from .command import Parser, dump, failed, guarded, permissions, shapes, start
-from .errors import UsageError
+from .errors import UsageError, near
 from .inspection import Analysis, print_analysis, print_slots
-from .patterns import near
 from .pipeline import analyze
 
 

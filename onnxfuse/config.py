@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError, one_line
-from .patterns import near
+from .errors import UsageError, near, one_line
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .channels import ChannelGroup
-from .errors import UsageError, one_line
-from .patterns import near
+from .errors import UsageError, near, one_line
 
 
 def planned(groups: Sequence[ChannelGroup], path: str | None) -> list[tuple[ChannelGroup, int]]:

@@ -12,6 +12,9 @@ Every message is one line: what is wrong, where, and what to do next.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class OnnxFuseError(Exception):
     """Base of everything onnxfuse raises on purpose."""
@@ -51,3 +54,9 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of any exception as a single line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def near(wanted: str, names: Iterable[str]) -> str:
+    """What ends a message about a name that does not exist: names like it."""
+    found = ", ".join(difflib.get_close_matches(wanted, list(names), 3, 0.3))
+    return f"; near: {found}" if found else ""

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto
 
-from .errors import UsageError
+from .errors import UsageError, near
 from .folding import Folded
 from .protos import constant_tensors
-from .sources import Source, arrays_of, near
+from .sources import Source, arrays_of
 from .tensors import Array, values_of
 
 

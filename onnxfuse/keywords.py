@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, ForwardRef, TypedDict, TypeVar
 
+from .errors import near
 from .options import Options
 from .origin import PathLike
 from .patterns import listed
 from .scores import Importance
-from .sources import Source, near
+from .sources import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

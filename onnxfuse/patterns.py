@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
 from .allocate import kept_count
-from .errors import UsageError
+from .errors import UsageError, near
 from .options import Options
 
 
@@ -51,9 +50,3 @@ def check_matches(option: str, patterns: Sequence[str], what: str, names: Sequen
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             raise UsageError(f"--{option} {pattern!r} matches no {what}" + near(pattern, names))
-
-
-def near(wanted: str, names: Sequence[str]) -> str:
-    """What ends a message about a name that does not exist: names like it."""
-    found = ", ".join(difflib.get_close_matches(wanted, names, 3, 0.3))
-    return f"; near: {found}" if found else ""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .channels import ChannelGroup, Channels, Slot
-from .errors import UsageError
+from .errors import UsageError, near
 from .features import Feature
 from .findings import Role
 from .importance import METRICS, Function, GroupView, Scores
-from .sources import Source, arrays_of, near
+from .sources import Source, arrays_of
 from .tensors import Array
 
 Importance = str | Mapping[str, Array] | Callable[[GroupView], Scores]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,3 @@ def _read(path: Path) -> dict[str, Array]:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, if a known name is like this one."""
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""

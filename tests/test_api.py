@@ -58,7 +58,7 @@ def test_every_option_is_a_documented_keyword() -> None:
 def test_an_unknown_keyword_is_named_and_so_is_a_near_one(wrong: str) -> None:
     options: dict[str, Any] = {wrong: 0.5}
     for name in ("fuse", "ensemble"):
-        with pytest.raises(TypeError, match=rf"^{name}\(\) got .* '{wrong}'; did you mean '(sparsity|progress)'\?$"):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got .* '{wrong}'; near: (sparsity|progress)"):
             getattr(onnxfuse, name)("none.onnx", **options)
     options = {"ratio": ["c=0.5"]}  # of `fuse` only
     with pytest.raises(TypeError, match=r"^ensemble\(\) got an unexpected keyword argument 'ratio'"):

@@ -98,7 +98,7 @@ NAN[3, 1, 2, 2] = np.nan
 REFUSED: Mapping[str, tuple[str, dict[str, Array], str]] = {
     "too few": ("open", {"x": normal(63, 3, 8, 8)}, "63 samples are too few; give 64 to 512"),
     "unknown name": ("open", {"X": NAN}, "'X' is no input; the model takes 'x' float32 [?, 3, 8, 8]"),
-    "near name": ("state", {"stat": normal(1, 4)}, "did you mean 'state'?"),
+    "near name": ("state", {"stat": normal(1, 4)}, "; near: state"),
     "missing": ("state", {"x": normal(64, 6)}, "has no array for input 'state' float32 [1, 4]"),
     "shape": ("open", {"x": normal(64, 3, 8, 9)}, "has shape [64, 3, 8, 9], the model takes 'x' float32 [?, 3, 8, 8]"),
     "channels last": ("open", {"x": normal(64, 8, 8, 3)}, "has its channels last, transpose it by (0, 3, 1, 2)"),
