@@ -27,6 +27,10 @@ Make = Callable[[float | None], Small]
 """The model at a point of the line; None: where the other options put it."""
 TRIALS = 7
 """Bisections: the smallest model is found to 1% of what can go."""
+BELOW = (0.25, 0.5, 0.75)
+"""Shares of what bisection found that are tried, too: a few samples may have misled it."""
+AGAIN = 3
+"""Bisections below the first of these that is good enough."""
 CLOSE = 0.94
 """Latency may stay below its budget by this factor before another trial is worth it."""
 
@@ -102,19 +106,42 @@ def find(make: Make, judge: Judge, options: Options, tell: Callable[[str, int, i
 
 
 def _smallest(make: Make, judge: Judge, tell: Callable[[str, int, int], None]) -> Small:
-    """Bisect for the smallest model that holds the floors."""
-    low, high, best = 0.0, 1.0, None
-    for trial in range(TRIALS):
-        tell("search", trial, TRIALS)
-        middle = (low + high) / 2
-        small = make(middle)
-        if judge.holds(small.model):
-            best, high = small, middle
-        else:
-            low = middle
+    """Bisect for the smallest model that holds the floors; then look for smaller ones that do, and bisect again.
+
+    Along the line a model may be better than a larger one, by chance on the few samples there are or by its widths.
+    """
+    trials = 0
+
+    def trial(room: float) -> Small | None:
+        nonlocal trials
+        tell("search", trials, TRIALS + len(BELOW) + AGAIN)
+        trials += 1
+        small = make(room)
+        return small if judge.holds(small.model) else None
+
+    best, least = _bisected(trial, 0.0, 1.0, TRIALS)
     if best is None:
         raise NothingToMerge("no smaller model is as good as asked; allow a greater loss")
+    worse = 0.0
+    for room in (share * least for share in BELOW):
+        if (found := trial(room)) is not None:
+            return _bisected(trial, worse, room, AGAIN)[0] or found
+        worse = room
     return best
+
+
+def _bisected(
+    trial: Callable[[float], Small | None], low: float, high: float, times: int
+) -> tuple[Small | None, float]:
+    """The model of least room found between the two that is good enough, if one is, and its room."""
+    best = None
+    for _ in range(times):
+        middle = (low + high) / 2
+        if (small := trial(middle)) is None:
+            low = middle
+        else:
+            best, high = small, middle
+    return best, high
 
 
 def _fast_enough(make: Make, judge: Judge, target: str | float, tell: Callable[[str, int, int], None]) -> Small:

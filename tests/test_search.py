@@ -30,6 +30,37 @@ def test_floors_are_searched_for(floor: str, value: float) -> None:
     assert report.comparison.cosine >= value if floor == "min_cosine" else worst <= value
 
 
+class Floors:
+    """Stands in for models and judge: a model is its place on the line, good enough within some intervals of it."""
+
+    def __init__(self, *good: tuple[float, float]) -> None:
+        self.good, self.trials = good, 0
+
+    def make(self, room: float | None) -> Any:
+        return type("Small", (), {"model": room})
+
+    def holds(self, room: Any) -> bool:
+        self.trials += 1
+        return any(low <= room <= high for low, high in self.good)
+
+
+@pytest.mark.parametrize(
+    ("good", "least", "trials"),
+    [
+        ([(0.3, 1)], 0.3, 10),
+        ([(0.0, 1)], 0.0, 11),
+        ([(0.98, 1)], 0.98, 10),
+        ([(0.6, 1), (0.28, 0.45)], 0.28, 12),  # bisection alone ends at 0.6
+        ([(0.6, 1), (0.44, 0.46)], 0.44, 13),
+    ],
+)
+def test_a_line_that_is_not_monotone(good: list[tuple[float, float]], least: float, trials: int) -> None:
+    floors = Floors(*good)
+    found: Any = find(floors.make, floors, Options(min_cosine=0.5), lambda *_: None)  # type: ignore[arg-type]
+    assert least <= found.model <= least + 0.03
+    assert floors.trials <= trials
+
+
 def test_no_model_is_that_good() -> None:
     with pytest.raises(onnxfuse.NothingToMerge, match="no smaller model is as good as asked"):
         onnxfuse.fuse(build("mlp"), max_error=0.0)
