@@ -4,8 +4,9 @@ python tools/bench_rivals.py FOLDER|MODEL [--only REGEX] [--sparsity 0.5] [--run
 
 onnxfuse runs as its command line does, checks and proof included; a rival runs as its documentation says: read, prune,
 write. All are fresh processes, in turn, with the floor of `bench_speed.py` beside them, after one run of each that is
-not counted. Rivals that are not installed are left out; no rival is a dependency: `pip install onnxsim`. A rival's
-result runs if onnxruntime takes it with all optimizations off.
+not counted. Rivals that are not installed are left out; no rival is a dependency: `pip install onnxsim torch-pruning
+torchvision onnxscript`. Torch-Pruning prunes networks of PyTorch, not files: it gets torchvision's network of the
+file's name, untrained, and exports it. A rival's result runs if onnxruntime takes it with all optimizations off.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from onnxfuse.files import load
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 
+CLASSES = 1000
+"""Outputs of torchvision's classifiers."""
 HEADER = ("graph", "tool", "median s", "times the floor", "MACs removed %", "remark")
 Rival = Callable[[Path, Path, float], None]
 Row = list[str]
@@ -42,7 +45,17 @@ def onnxsim(model: Path, out: Path, sparsity: float) -> None:
     onnx.save(pruning.apply_structured_pruning(onnx.load(model), sparsity=sparsity), out)
 
 
-RIVALS: Mapping[str, Rival] = {"onnxsim": onnxsim}
+def torch_pruning(model: Path, out: Path, sparsity: float) -> None:
+    """L1 norms over its dependency graph, the classifier left alone; torchvision builds, PyTorch exports."""
+    torch, networks, tp = map(importlib.import_module, ("torch", "torchvision.models", "torch_pruning"))
+    network, example = networks.get_model(model.name.split(".")[0]).eval(), torch.randn(1, 3, 224, 224)
+    last = [m for m in network.modules() if isinstance(m, torch.nn.Linear) and m.out_features == CLASSES]
+    importance = tp.importance.MagnitudeImportance(p=1)
+    tp.pruner.BasePruner(network, example, importance, pruning_ratio=sparsity, ignored_layers=last).step()
+    torch.onnx.export(network, (example,), out, dynamo=False)
+
+
+RIVALS: Mapping[str, Rival] = {"onnxsim": onnxsim, "torch_pruning": torch_pruning}
 """Name of the package → how it prunes a file."""
 
 
