@@ -137,6 +137,12 @@ def found_level(model: onnx.ModelProto, batches: Batches) -> float:
     return float(found[0]["x"].std() / batches[0]["x"].std())
 
 
+def test_runs_are_not_too_many_where_the_batch_is_fixed() -> None:
+    for dims, runs in (("N,1,300", 64), ("1,1,300", 256)):
+        model = from_text(TEXTS["signal"].replace("N,1,300", dims))
+        assert len(synthetic(model, probe(model, provider_list("cpu")), 1024, seed=1)) == runs
+
+
 def test_cheap_models_are_measured_on_more_samples() -> None:
     assert [sample_count(macs) for macs in (10**4, 1_500_000, 40_000_000, 300_000_000, 10**10)] == [
         1024,
