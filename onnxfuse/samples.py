@@ -23,8 +23,8 @@ from .tensors import Array, values_of
 LINE = 64
 """Last axes of at least this size are taken for a signal in time."""
 COLOURS = (1, 3, 4)
-CHUNK = 16
-"""Samples in a run, where the model leaves that open."""
+CHUNK, RUNS = 16, 512
+"""Samples in a run, where the model leaves that open, and runs, which have a cost of their own."""
 WORK = 30e9
 """Multiply-accumulates that all samples together may cost in one pass through the model."""
 FEWEST, MOST = 8, 256
@@ -61,7 +61,7 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(_open_batch(v) for v in inputs)
     size = min(CHUNK, count) if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
-    count = count if open_batch else min(count, MOST * size)  # each run has a cost of its own
+    count = min(count, RUNS * size)
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     vocabulary = {v.name: _vocabulary(model, v.name) for v in inputs}
     states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if _is_state(model, v.name)}
