@@ -17,6 +17,7 @@ from .options import Options
 from .repair import Repair
 from .samples import sample_count, synthetic, waveforms
 from .scheme import Lowered
+from .surgeon import Source
 from .tensors import FLOATS
 
 PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
@@ -82,6 +83,8 @@ def survey(
         log.warning("not repaired: %s", reason)
         return None
     wanted = MEASURING.get(options.method, frozenset())
+    if wanted and options.spreads:
+        wanted = frozenset(Source)  # weights alone tell less of what a layer costs than any samples do
     if batches is not None:
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -240,3 +241,28 @@ def test_what_takes_long_goes_first() -> None:
     macs, time = linear(2, 1), linear(2, 9)
     assert cheapest(families, costs, [Limit(macs, 20)]).tolist() == [6, 8]
     assert cheapest(families, costs, [Limit(macs, 20, time)]).tolist() == [8, 4]
+
+
+COPIES = """(float[N,3,16,16] x) => (float[N,5,10,10] y)
+    <float[16,3,3,3] w1, float[16] b1, float[16,16,3,3] w2, float[16] b2, float[5,16,3,3] w3> {
+    c1 = Conv(x, w1, b1)
+    r1 = Relu(c1)
+    c2 = Conv(r1, w2, b2)
+    r2 = Relu(c2)
+    y = Conv(r2, w3)
+}"""
+
+
+def test_global_measures_what_layers_cost_without_data_or_normalizations() -> None:
+    """Half of the first layer's channels are copies, which their weights alone do not tell."""
+    model = from_text(COPIES)
+    for tensor in model.graph.initializer[:2]:
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[8:] = values[:8]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    kept = {
+        m: [g.after for g in onnxfuse.fuse(model, sparsity=0.3, scope="global", round_to=1, method=m).report.groups]
+        for m in ("auto", "fold")
+    }
+    assert kept["auto"][0] == 8
+    assert kept["auto"][1] > kept["fold"][1]
