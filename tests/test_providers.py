@@ -54,7 +54,7 @@ def test_proofs_are_exact_and_the_clock_runs_as_deployed(cuda: Asked) -> None:
 
 def test_widths_suit_matrix_units(cuda: Asked) -> None:
     report = onnxfuse.fuse(from_text(WIDE), sparsity=0.3, provider="cuda").report
-    assert all(g.after % (8 if g.before >= 32 else 4) == 0 for g in report.groups)
+    assert all(g.after % 8 == 0 for g in report.groups)
     assert "accelerators' matrix units" in " ".join(report.notes)
 
 
@@ -66,3 +66,12 @@ def test_a_provider_that_does_not_start_says_how_to_get_it(monkeypatch: pytest.M
         onnxfuse.UsageError, match=r"pip install 'onnxruntime-gpu\[cuda,cudnn\]', or use --provider cpu"
     ):
         onnxfuse.fuse(tmp_path / "m.onnx", sparsity=0.4, provider="cuda")
+
+
+def test_small_groups_get_half_of_what_matrix_units_take(cuda: Asked) -> None:
+    small = from_text(
+        WIDE.replace("96,3,3,3", "20,3,3,3").replace("64,96,1,1", "28,20,1,1").replace("[64,50]", "[28,50]")
+    )
+    kept = {g.name: g.after for g in onnxfuse.fuse(small, sparsity=0.3, provider="cuda").report.groups}
+    assert kept["c1"] % 4 == kept["c2"] % 4 == 0
+    assert kept["c1"] < 20
