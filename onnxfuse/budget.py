@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
 from .calibrate import Study
 from .channels import Channels
-from .curves import CURVES, GroupWeights, cost_curve
+from .curves import CURVES, GroupWeights, Squares, cost_curve
 from .errors import UsageError
 from .findings import Role
 from .linear import linear
@@ -178,11 +178,11 @@ def _in_multiples(options: Options) -> str:
 def _costs(channels: Channels, families: Families, measured: Study | None, method: str) -> list[NDArray[np.float64]]:
     """For each family the costs of its widths 0 … unit, summed over its groups; zeros where it has no choice."""
     mixing = linear(channels) if measured is not None and measured.source in MIXING.get(method, ()) else set()
-    costs = [np.zeros(unit + 1) for unit in families.units.tolist()]
+    costs, squares = [np.zeros(unit + 1) for unit in families.units.tolist()], Squares(channels.tracker.graph)
     for group in channels.groups:
         if len(families.allowed[families.places[group.family]]) == 1:
             continue
-        weights = GroupWeights(channels.tracker.graph, group)
+        weights = GroupWeights(channels.tracker.graph, group, squares)
         if measured is not None:
             rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}
             views = measured.views(rows)

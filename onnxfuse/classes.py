@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from .components import components
 from .findings import RawSlot, Role
 from .ids import FIXED, Ids, varying
 from .tracker import Tracker
@@ -23,8 +22,7 @@ def kept_together(t: Tracker) -> Classes:
     pairs = [*t.unions, *_shared_weights(t.slots)]
     a = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
     b = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
-    links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(t.count, t.count))
-    return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
+    return components(a, b, t.count)
 
 
 def _shared_weights(slots: Sequence[RawSlot]) -> list[tuple[Ids, Ids]]:

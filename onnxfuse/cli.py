@@ -7,6 +7,7 @@ unsupported, unwritable or nothing to merge, 2 usage, 3 verification failed, 130
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -171,5 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """The console script."""
-    sys.exit(main())
+    """The console script: it ends at once, since to free every object before takes a tenth of a short run."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code)  # whoever read stdout is gone: Python's own end says so
+    os._exit(code)

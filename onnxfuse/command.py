@@ -89,10 +89,8 @@ class Progress:
         self.status: Status | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        seconds = time.perf_counter() - self.start
         text = f"{stage} {done + 1}/{total}" if total > 1 else stage
-        log.debug("%6.2f s  %s", seconds, text)
-        if seconds > DELAY and self.console.is_terminal:
+        if self._log(text) > DELAY and self.console.is_terminal:
             if self.status is None:
                 self.status = self.console.status(text)
                 self.status.start()
@@ -101,9 +99,17 @@ class Progress:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
         if self.status is not None:
             self.status.stop()
+        if not failed:
+            self._log("done")
+
+    def _log(self, text: str) -> float:
+        """Seconds since the start, written where --verbose writes."""
+        seconds = time.perf_counter() - self.start
+        log.debug("%6.2f s  %s", seconds, text)
+        return seconds
 
 
 def present(a: argparse.Namespace, result: FuseResult) -> None:

@@ -84,6 +84,7 @@ def compress(
     `studies`: what the first has measured of the whole model is not measured again.
     """
     studies = {} if studies is None else studies
+    tell("find channel groups", 0, 1)
     densify(model)
     before = (parameters(model), macs(model, reference.shapes))
     given = None if options.gradients is None else products(model, options.gradients)
@@ -112,6 +113,7 @@ def compress(
         )
         if measured is not None and options.repairs:
             weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
+    tell("rewrite", 0, 1)
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
     return _finish(channels, merges, repairs, before, folded, lowered, options, measured, room)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from .protos import add_initializer, every_constant, graphs
 from .sessions import without_weights
@@ -98,6 +97,8 @@ def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[st
             dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(types[n])
             feeds[n] = np.zeros(0, dtype)
     inputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in feeds]
+    from onnx.reference import ReferenceEvaluator  # dear to import, and few models need it
+
     output = helper.make_tensor_value_info(node.output[0], TensorProto.UNDEFINED, None)
     small = helper.make_model(
         helper.make_graph([node], "constant", inputs, [output]),

@@ -20,6 +20,24 @@ MOST = 1 - 1e-9
 """Of the signal may be lost: beyond, the cost would be infinite."""
 
 
+class Squares:
+    """Σ w² at each position of a slot's axes, computed once for all groups that have channels there."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._found: dict[tuple[str, tuple[int, ...], int], Vector] = {}
+
+    def __call__(self, slot: Slot) -> Vector:
+        """(n,) Σ w² of each of the group's channels, without gathering its weights."""
+        key = (slot.tensor, slot.axes, slot.split)
+        if key not in self._found:
+            weights = front(_floats(self.graph.array(slot.tensor)), slot)
+            axes = "abcdefgh"[: weights.ndim]
+            square = np.einsum(f"{axes},{axes}->{axes[: len(slot.axes)]}", weights, weights, dtype=np.float64)
+            self._found[key] = square.reshape(-1)
+        return np.asarray(self._found[key][slot.positions].sum(axis=1))
+
+
 @dataclass(frozen=True, eq=False)
 class GroupWeights:
     """One group, the weights it has before anything is merged, and how its consumers read it, as far as measured.
@@ -29,6 +47,7 @@ class GroupWeights:
 
     graph: Graph
     group: ChannelGroup
+    energy: Squares
     views: Sequence[View] = ()
     mixes: bool = False
 
@@ -38,16 +57,9 @@ class GroupWeights:
 
     def squares(self, role: Role) -> Vector:
         """(n,) mean over the slots of a role of each channel's Σ w², in units of the slot's mean; 1 without slots."""
-        found = [self._squares(s) for s in self.group.slots if s.role is role]
+        found = [self.energy(s) for s in self.group.slots if s.role is role]
         scaled = [e / (e.mean() or 1) for e in found] or [np.ones(self.group.channels)]
         return np.asarray(np.mean(scaled, axis=0))
-
-    def _squares(self, slot: Slot) -> Vector:
-        """(n,) Σ w² of each channel, without gathering its weights."""
-        weights = front(_floats(self.graph.array(slot.tensor)), slot)
-        axes = "abcdefgh"[: weights.ndim]
-        square = np.einsum(f"{axes},{axes}->{axes[: len(slot.axes)]}", weights, weights, dtype=np.float64)
-        return np.asarray(square.reshape(-1)[slot.positions].sum(axis=1))
 
 
 def _floats(array: Array) -> Array:

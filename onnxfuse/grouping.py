@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from .channels import ChannelGroup, Channels, Locked, Slot
 from .classes import Classes, Stays, class_locks, kept_together
+from .components import components
 from .findings import Lock, RawSlot, Role
 from .graph import Graph, label
 from .probe import Probe
@@ -63,8 +62,7 @@ def _families(labels: Classes, placed: Placed, grids: Sequence[Classes]) -> dict
         if members and (fixed != fixed[0]).any():
             stuck.append(members[0])
     a, b = np.array([*links, *((x, x) for x in placed)], np.int64).reshape(-1, 2).T
-    pairs = coo_array((np.ones(len(a)), (a, b)), shape=(labels.max() + 1,) * 2)
-    family = connected_components(pairs, directed=False)[1]
+    family = components(a, b, int(labels.max()) + 1)
     bad = {int(family[x]) for x in stuck}
     return {x: -1 if int(family[x]) in bad else int(family[x]) for x in placed}
 

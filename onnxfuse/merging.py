@@ -26,8 +26,8 @@ from .weights import Weights, gather, side_by_side
 
 LARGE = 1 << 28
 """Bytes of weights from which on a group is merged alone, with as few copies as can be."""
-SMALL = 1 << 16
-"""Bytes of weights for each group, on average, up to which one thread is faster than several that take turns."""
+SMALL = 1 << 15
+"""Bytes of weights for each slot, on average, up to which one thread is faster than several that take turns."""
 
 
 def merge_all(
@@ -69,7 +69,7 @@ def merge_all(
         return result
 
     groups = [g for g, _ in todo]
-    workers = 1 if _bytes(groups, weights.graph) < SMALL * len(groups) else WORKERS
+    workers = 1 if _bytes(groups, weights.graph) < SMALL * sum(len(g.slots) for g in groups) else WORKERS
     wait = _shared_tensors(groups, weights.graph)
     merges = in_order(merge, wait, lambda count: tell(count, len(todo)), workers)
     return [(g, m) for (g, _), m in zip(todo, merges, strict=True)], weights

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
-from scipy.linalg import cho_factor, cho_solve
 
 from .channels import ChannelGroup
 from .findings import Role
@@ -120,6 +119,8 @@ def patch_moments(
         kept: (k,) channels of the reader's layout that are left, ascending.
         least: the least λ.
     """
+    from scipy import linalg  # dear to import
+
     if not wanted:
         return []
     found, moves, rows = list[PatchMoments](), window(node, kernel), sum(len(m.values) for m in wanted)
@@ -133,7 +134,7 @@ def patch_moments(
         square, product, count = _moments(seen, p, bool(reader.bias))
         added = shrunk(square, max(least, p / count)).astype(square.dtype)
         square[np.diag_indices_from(square)] += added
-        factor, _ = cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
+        factor, _ = linalg.cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
         found.append(PatchMoments(own, added, factor, product.T))
     return found
 
@@ -195,12 +196,14 @@ def correct(
 
 def _correction(columns: Array, moments: Sequence[PatchMoments]) -> Array:
     """(k, q, outputs of a block, *taps) w′ − w for such columns of weights."""
+    from scipy import linalg
+
     found = np.zeros_like(columns)
     for m in moments:
         part = columns[m.own]
         k, q, outputs = part.shape[:3]
         weights = part.reshape(k * q, outputs, -1).transpose(2, 0, 1).reshape(-1, outputs)  # in the order of patches
-        new = cho_solve((m.factor, True), m.product + m.added[:, None] * weights, check_finite=False)
+        new = linalg.cho_solve((m.factor, True), m.product + m.added[:, None] * weights, check_finite=False)
         change = (new - weights).reshape(-1, k * q, outputs).transpose(1, 2, 0)
         found[m.own] = change.reshape(part.shape)
     return found

@@ -27,7 +27,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
-from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array, diags_array
 
 from .calibrate import Study
@@ -197,6 +196,8 @@ def solve(
     With several blocks (a grouped convolution) each is solved for by itself. The equation above, with one product less:
     E = (C_xy + λ E₀ diag C_yy)(C_yy + λ diag C_yy)⁻¹.
     """
+    from scipy import linalg  # dear to import, and methods without repair need it not
+
     expand = np.zeros((n := prior.shape[0], len(kept)), moments.product.dtype)
     for block in np.split(np.arange(n), blocks):
         own = np.flatnonzero(np.isin(kept, block))
@@ -205,8 +206,8 @@ def solve(
         square[np.diag_indices_from(square)] += added.astype(square.dtype)
         pull = (prior[block][:, kept[own]] @ diags_array(added)).astype(expand.dtype)
         wanted = moments.product[np.ix_(block, own)] + pull.toarray()
-        factor = cho_factor(square, overwrite_a=True, check_finite=False)
-        expand[np.ix_(block, own)] = cho_solve(factor, wanted.T, overwrite_b=True, check_finite=False).T
+        factor = linalg.cho_factor(square, overwrite_a=True, check_finite=False)
+        expand[np.ix_(block, own)] = linalg.cho_solve(factor, wanted.T, overwrite_b=True, check_finite=False).T
     return expand, moments.mean - expand @ moments.after.mean
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Removal:
     group: ChannelGroup
     kept: Ids
 
-    @property
+    @cached_property
     def gone(self) -> Ids:
         """The others, ascending."""
         return others(self.kept, self.group.channels)

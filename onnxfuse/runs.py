@@ -90,12 +90,16 @@ def run_both(
     return Runs(reference.outputs, plain, fast)
 
 
+def many_weights(model: Path | ModelProto) -> bool:
+    """Whether there must not be one more copy of a model's weights than there has to be."""
+    return too_large(model) if isinstance(model, ModelProto) else file_bytes(model) > LARGE
+
+
 def _plain_and_fast(
     model: Path | ModelProto, feeds: Outputs, providers: Sequence[str]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Outputs with optimizations off and on; at the same time, unless the weights are many."""
-    many = too_large(model) if isinstance(model, ModelProto) else file_bytes(model) > LARGE
-    with ThreadPoolExecutor(1 if many else 2) as pool:
+    with ThreadPoolExecutor(1 if many_weights(model) else 2) as pool:
         plain, fast = pool.map(lambda optimized: run(model, feeds, providers, optimized), (False, True))
     return plain, fast
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
+from .components import components
 from .groundcost import Matrix, ground_cost
 from .lazy import part_of
 from .nearplan import near_plan
@@ -33,7 +34,7 @@ def solve(cost: Matrix, sources: Matrix, targets: Matrix) -> Matrix:
     """
     solvers = part_of("ot", "lp")  # a quarter of the time that the whole of POT takes to import
     masses = sources, targets * (sources.sum() / targets.sum())
-    plan, log = solvers.emd(*masses, cost, numItermax=10_000_000, log=True)
+    plan, log = solvers.emd(*masses, cost, numItermax=10_000_000, log=True, center_dual=False)
     if log["warning"]:
         raise RuntimeError(f"transport plan not optimal: {log['warning']}")
     return np.asarray(plan)
@@ -50,9 +51,8 @@ def kept_plan(features: NDArray[np.floating], kept: NDArray[np.int64], p: int = 
     mass, rows, columns = np.full(m, 1 / n), kept, np.arange(m)
     if len(gone):
         masses = np.full(len(gone), 1 / n), np.full(m, 1 / m - 1 / n)
-        flow = _flow(features[gone], features[kept], *masses, p)
-        mass, rows = np.append(mass, flow.data), np.append(rows, gone[rows_of(flow)])
-        columns = np.append(columns, flow.indices)
+        flow, source, target = _flow(features[gone], features[kept], *masses, p)
+        mass, rows, columns = np.append(mass, flow), np.append(rows, gone[source]), np.append(columns, target)
     return from_entries(mass, rows, columns, (n, m))
 
 
@@ -61,16 +61,20 @@ def full_plan(
 ) -> csr_array:
     """(n, m) optimal plan between any masses; each side is normalised to 1."""
     a, b = source_mass / source_mass.sum(), target_mass / target_mass.sum()
-    return _flow(features, targets, a, b, p)
+    return from_entries(*_flow(features, targets, a, b, p), (len(a), len(b)))
 
 
-def _flow(sources: NDArray[np.floating], targets: NDArray[np.floating], a: Matrix, b: Matrix, p: int) -> csr_array:
-    """(s, t) plan between these masses: exact, or over near pairs if there are too many."""
+def _flow(
+    sources: NDArray[np.floating], targets: NDArray[np.floating], a: Matrix, b: Matrix, p: int
+) -> tuple[Matrix, NDArray[np.int64], NDArray[np.int64]]:
+    """The plan between these masses, exact, or over near pairs if there are too many: (entries,) what goes, from where,
+    and where to."""
     if len(sources) * len(targets) > EXACT:
-        return near_plan(sources, targets, a, b, p).plan
-    plan = solve(ground_cost(sources, targets, p), a, b)
-    row, column = np.nonzero(plan)
-    return from_entries(plan[row, column], row, column, plan.shape)
+        plan = near_plan(sources, targets, a, b, p).plan
+        return plan.data, rows_of(plan), plan.indices
+    dense = solve(ground_cost(sources, targets, p), a, b)
+    row, column = np.nonzero(dense)
+    return dense[row, column], row, column
 
 
 def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np.int64]:
@@ -101,13 +105,10 @@ def clusters(rows: NDArray[np.floating], m: int, rounds: int = 20) -> NDArray[np
 
 def _cut(joins: NDArray[np.float64], m: int) -> NDArray[np.int64]:
     """(n,) cluster number of each leaf of a hierarchy of n − 1 joins, as SciPy's `linkage` returns it, cut into m."""
-    from scipy.sparse.csgraph import connected_components
-
     n = len(joins) + 1
     pairs = joins[: n - m, :2].astype(np.int64)
     made = np.repeat(np.arange(n, 2 * n - m), 2)
-    edges = coo_array((np.ones(len(made), bool), (pairs.reshape(-1), made)), shape=(2 * n - m, 2 * n - m))
-    _, labels = connected_components(edges, directed=False)
+    labels = components(pairs.reshape(-1), made, 2 * n - m)
     return np.unique(labels[:n], return_inverse=True)[1]
 
 

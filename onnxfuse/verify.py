@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from .comparison import Comparison, OutputError, Outputs, compare, floor_missed
 from .errors import Unsound, VerificationFailed, one_line
 from .files import too_large
 from .probe import Probe
-from .runs import Runs, own_agreement, run_both, with_given_picks
+from .runs import Runs, many_weights, own_agreement, run_both, with_given_picks
 from .standin import in_float32
 from .tensors import Array
 
@@ -58,10 +59,10 @@ def verify(
         VerificationFailed: invalid, outputs of another type, or beyond `min_cosine` or `max_error`.
         Unsound: does not run, outputs that are not finite, not the same with optimizations off and on, or far off.
     """
-    _check_as_well_as(model, original)
     opened = _stand_in(model) if reference.stand_in else model
     again = cache(lambda: _source(original(), reference))
-    runs = run_both(opened, reference, providers, again)
+    running: Callable[[], Runs] = partial(run_both, opened, reference, providers, again)
+    runs = _checked(model, original, running)
     _same_interface(runs.original, runs.plain)
     agreement = WARY if wary else AGREEMENT
     if not runs.agreement <= agreement or any(math.isnan(e.cosine) for e in compare(runs.original, runs.plain)):
@@ -78,6 +79,14 @@ def verify(
     if (missed := floor_missed(result, min_cosine, max_error)) is not None:
         raise VerificationFailed(missed)
     return result
+
+
+def _checked(model: Path | ModelProto, original: Callable[[], ModelProto], running: Callable[[], Runs]) -> Runs:
+    """Check and run a result at the same time, which onnxruntime does without Python; unless its weights are many."""
+    with ThreadPoolExecutor(1) as pool:
+        early = None if many_weights(model) else pool.submit(running)
+        _check_as_well_as(model, original)
+        return running() if early is None else early.result()
 
 
 def _source(original: ModelProto, reference: Probe) -> ModelProto:

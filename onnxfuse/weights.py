@@ -7,6 +7,7 @@ and the tensors are shortened once, at the end.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -121,10 +122,12 @@ def _to_front(axes: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 def matrix(merge: Merge, role: Role, dtype: np.dtype[Any]) -> csr_array | Array:
     """(k, n) what multiplies a slot of this role from the left, its channels in front; dense if it is small."""
+    small = math.prod(merge.compress.shape) <= SMALL
     if role is Role.CONSUMES:
-        factor = turned(merge.expand)
-    else:
-        factor = per_row(merge.compress) if role is Role.SCALE else merge.compress
-    if factor.shape[0] * factor.shape[1] <= SMALL:
-        return np.asarray(factor.toarray(), dtype)
-    return factor.astype(dtype)
+        return _dense(merge.expand, dtype).T if small else turned(merge.expand).astype(dtype)
+    factor = per_row(merge.compress) if role is Role.SCALE else merge.compress
+    return _dense(factor, dtype) if small else factor.astype(dtype)
+
+
+def _dense(factor: csr_array, dtype: np.dtype[Any]) -> Array:
+    return np.asarray(factor.toarray(), dtype)

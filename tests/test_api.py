@@ -173,7 +173,7 @@ def test_analyze_has_the_same_errors(tmp_path: Path) -> None:
 def test_progress() -> None:
     calls: list[tuple[str, int, int]] = []
     onnxfuse.fuse(build("residual"), sparsity=0.5, progress=lambda *call: calls.append(call))
-    stages = ["load", "run the original", "measure", "merge", "repair", "verify"]
+    stages = ["load", "run the original", "find channel groups", "measure", "merge", "repair", "rewrite", "verify"]
     assert list(dict.fromkeys(stage for stage, _, _ in calls)) == stages
     assert all(0 <= done <= total for _, done, total in calls)
     assert next(total for stage, _, total in calls if stage == "merge") == 3

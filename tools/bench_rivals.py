@@ -3,7 +3,7 @@
 python tools/bench_rivals.py FOLDER|MODEL [--only REGEX] [--sparsity 0.5] [--runs 3] [--out FILE.csv]
 
 onnxfuse runs as its command line does, checks and proof included; a rival runs as its documentation says: read, prune,
-write. All are fresh processes, in turn, with the floor of `bench_speed.py` beside them, after one run of each that is
+write. All are fresh processes, in turn, with the floor of `floors.py` beside them, after one run of each that is
 not counted. Rivals that are not installed are left out; no rival is a dependency: `pip install onnxsim torch-pruning
 torchvision onnxscript`. Torch-Pruning prunes networks of PyTorch, not files: it gets torchvision's network of the
 file's name, untrained, and exports it. A rival's result runs if onnxruntime takes it with all optimizations off.
@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from bench_speed import Shapes, Subject, apart, run
-from bench_speed import commands as both
 from common import RESULTS, ZOO, ToolError, entry, markdown, write_csv
+from floors import Shapes, Subject, apart, run
+from floors import commands as both
 
 from onnxfuse import ModelError
 from onnxfuse.counts import macs

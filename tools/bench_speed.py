@@ -1,237 +1,170 @@
 """Time and peak memory of onnxfuse against a floor that any tool has: load, check, run once, save.
 
 python tools/bench_speed.py MODEL [--sparsity 0.4] [--runs 5] [--method NAME] [--calib FILE.npz]
-python tools/bench_speed.py --floor MODEL OUT                    the floor alone, once
+python tools/bench_speed.py FOLDER [--only REGEX] [--out FILE.csv]      all of its graphs, a row each
 
-Both run in fresh processes, in turn, after one run of each that is not counted. A graph of the zoo without weights
-is refilled first.
+Both run in fresh processes, in turn, after one run of each that is not counted; one more run of onnxfuse, not counted
+either, says what its stages take. A graph of the zoo without weights is refilled first.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import multiprocessing
-import os
-import subprocess
+import re
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
 
-# onnx, onnxruntime and numpy are imported where they are used: on Linux a child's peak memory is never below that of
-# its parent when it started, so the process that measures must stay small
-from common import ROOT, ZOO, ToolError, entry, markdown, module
+from common import RESULTS, ZOO, ToolError, entry, markdown, write_csv
+from floors import Run, Subject, apart, commands, interleaved, parse_shapes, run
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-Shapes = Mapping[str, tuple[int, ...]]
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in one unit of ru_maxrss."""
-FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-"""onnxruntime's name of a type → NumPy's."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model with weights on disk.
-
-    Attributes:
-        path: of the file.
-        file_bytes: of the file and its external data.
-        shapes: input shapes to give to both programs.
-    """
-
-    path: Path
-    file_bytes: int
-    shapes: Shapes
+LARGE = 5e6
+"""Parameters above which a model may take so many times the floor; smaller ones so much longer than it."""
+TIMES, SECONDS = 3.0, 1.5
+STAGE = re.compile(r"^ *([0-9.]+) s  (.*?)(?: [0-9]+/[0-9]+)?$", re.MULTILINE)
+"""A line of --verbose: seconds since the start, and what begins."""
+HEADER = (
+    "graph", "parameters M", "onnxfuse s", "floor s", "times", "over s", "peak MB", "× file", "within", "stages",
+)  # fmt: skip
+Row = list[str]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One process: wall-clock seconds, and bytes of memory at its peak."""
+class Measured:
+    """The runs of both programs on one graph, and the seconds of onnxfuse's stages in one more."""
 
-    seconds: float
-    peak: int
+    subject: Subject
+    fuse: Sequence[Run]
+    floor: Sequence[Run]
+    stages: Mapping[str, float]
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Medians of onnxfuse and of the floor."""
+        return median(r.seconds for r in self.fuse), median(r.seconds for r in self.floor)
 
-# --- the floor ------------------------------------------------------------------------------------------------------
-def floor(model: Path, out: Path, shapes: Shapes) -> None:
-    """The least that a tool must do that reads, checks, runs and writes a model."""
-    import onnx
-    import onnxruntime as ort
+    @property
+    def peak(self) -> int:
+        """Bytes of memory onnxfuse takes at most."""
+        return max(r.peak for r in self.fuse)
 
-    loaded = onnx.load(model)
-    onnx.checker.check_model(loaded, full_check=True)
-    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    session.run(None, {i.name: _random(i, shapes) for i in session.get_inputs()})
-    onnx.save(loaded, out)
-
-
-def _random(value: Any, shapes: Shapes) -> Any:
-    """A random array for one input of a session: normal for floats, 0 or 1 for others; an open batch is 1."""
-    import numpy as np
-
-    dims = shapes.get(value.name) or (1 if isinstance(value.shape[0], str) else value.shape[0], *value.shape[1:])
-    if not all(isinstance(d, int) for d in dims):
-        raise ToolError(f"input {value.name} is {value.shape}; give --input-shape {value.name}:1,…")
-    rng = np.random.default_rng(0)
-    dtype = FLOATS.get(value.type)
-    if dtype:
-        return rng.standard_normal(dims).astype(dtype)
-    return rng.integers(0, 2, dims).astype(value.type.removeprefix("tensor(").removesuffix(")"))
+    @property
+    def within(self) -> bool:
+        """Whether it is `TIMES` the floor at most, or `SECONDS` over it where the model is small."""
+        fuse, floor = self.seconds
+        return fuse <= TIMES * floor if self.subject.parameters > LARGE else fuse <= SECONDS + floor
 
 
-# --- preparation ----------------------------------------------------------------------------------------------------
-def prepare(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
-    """Refill a graph that was stripped of its weights; any other model is taken as it is.
+def measured(subject: Subject, options: Sequence[str], runs: int, directory: Path) -> Measured:
+    """Run both programs on a graph.
 
     Raises:
-        ToolError: the model cannot be read.
+        ToolError: one of them failed.
     """
-    from onnxfuse import ModelError
-    from onnxfuse.files import load
-
-    try:
-        loaded = load(model)
-    except ModelError as error:
-        raise ToolError(str(error)) from error  # a class that the small process knows
-    if any(p.key == "zoo.weights" for p in loaded.model.metadata_props):
-        return _of_the_zoo(loaded.model, model, directory / model.name, shapes, zoo)
-    return Subject(model, loaded.file_bytes, shapes)
+    fuse, base = commands(subject, options, directory)
+    talking = [*(x for x in fuse if x != "--quiet"), "--verbose"]
+    return Measured(subject, *interleaved(fuse, base, runs), stages(talking))
 
 
-def _of_the_zoo(graph: ModelProto, path: Path, filled: Path, shapes: Shapes, zoo: Path) -> Subject:
-    """A graph of the zoo at the input shapes recorded in it; `filled` is written if its weights are missing."""
-    import onnx
-
-    refill = module(zoo / "refill.py")
-    recorded = {name: tuple(d["shape"]) for name, d in refill.meta(graph, "zoo.inputs", {}).items()}
-    needed = {name: recorded[name] for name in _open_inputs(graph) if name in recorded}
-    if any(refill.is_stub(tensor) for _, tensor in refill.walk_tensors(graph)):
-        onnx.save(refill.refill(graph), filled)
-        path = filled
-    return Subject(path, path.stat().st_size, {**needed, **shapes})
+def stages(command: Sequence[str]) -> dict[str, float]:
+    """The seconds of each stage of one run, what comes before them first; a stage that comes again is added up."""
+    whole = run(command)
+    begins = [(float(at), name) for at, name in STAGE.findall(whole.log)]
+    found = {"start": whole.seconds - begins[-1][0]}  # imports; the last line is "done"
+    for (begin, name), (end, _) in pairwise(begins):
+        found[name] = found.get(name, 0.0) + end - begin
+    return found
 
 
-def _open_inputs(model: ModelProto) -> list[str]:
-    """Names of the inputs with dimensions that the model leaves open."""
-    return [v.name for v in model.graph.input if any(d.dim_value <= 0 for d in v.type.tensor_type.shape.dim)]
+def in_words(seconds: Mapping[str, float]) -> str:
+    """Stages that take a hundredth of a second or more."""
+    return ", ".join(f"{name} {t:.2f}" for name, t in seconds.items() if t >= 0.01)
 
 
-def apart(model: Path, shapes: Shapes, directory: Path, zoo: Path) -> Subject:
-    """`prepare` in a process of its own, so that its memory is not counted."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(prepare, model, shapes, directory, zoo).result()
-
-
-def _as_installed() -> Mapping[str, str]:
-    """The environment, in which Python keeps compiled modules, as pip does: the run that is not counted writes them."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-# --- measuring ------------------------------------------------------------------------------------------------------
-def run(command: Sequence[str]) -> Run:
-    """Run a command and measure it.
-
-    Raises:
-        ToolError: it failed; with the last line that it wrote.
-    """
-    with tempfile.TemporaryFile("w+") as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=_as_installed())
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
-        if process.returncode:
-            log.seek(0)
-            lines = log.read().strip().splitlines() or ["no message"]
-            raise ToolError(f"{' '.join(command)}: exit code {process.returncode}: {lines[-1]}")
-    return Run(seconds, usage.ru_maxrss * RSS_UNIT)
-
-
-def interleaved(a: Sequence[str], b: Sequence[str], runs: int) -> tuple[list[Run], list[Run]]:
-    """`runs` measurements of both commands, A B A B, after one of each that fills the disk cache."""
-    pairs = [(run(a), run(b)) for _ in range(runs + 1)][1:]
-    return [x for x, _ in pairs], [y for _, y in pairs]
-
-
-def commands(subject: Subject, options: Sequence[str], directory: Path) -> tuple[list[str], list[str]]:
-    """onnxfuse's command line with these options, and the floor's."""
-    given = [f"--input-shape={name}:{','.join(map(str, dims))}" for name, dims in subject.shapes.items()]
-    model, out = str(subject.path.resolve()), str(directory / "out.onnx")
-    fuse = [sys.executable, "-m", "onnxfuse", model, out, "--quiet", *options, *given]
-    return fuse, [sys.executable, __file__, "--floor", model, out, *given]
-
-
-def summary(subject: Subject, fuse: Sequence[Run], base: Sequence[Run]) -> str:
-    """The table of both programs, and the ratios of their times."""
-    rows = [_row(name, runs, subject.file_bytes) for name, runs in (("onnxfuse", fuse), ("floor", base))]
+# --- tables ---------------------------------------------------------------------------------------------------------
+def summary(found: Measured) -> str:
+    """The table of both programs on one graph, the ratios of their times, and the stages."""
+    fuse, base = found.fuse, found.floor
+    rows = [_row(name, runs, found.subject.file_bytes) for name, runs in (("onnxfuse", fuse), ("floor", base))]
     pairs = [a.seconds / b.seconds for a, b in zip(fuse, base, strict=True)]
-    of_medians = median(r.seconds for r in fuse) / median(r.seconds for r in base)
+    of_medians = found.seconds[0] / found.seconds[1]
     return "\n".join(
         [
-            f"{subject.path.name}, {subject.file_bytes / 1e6:.2f} MB, {len(fuse)} runs of each, A B A B",
+            f"{found.subject.path.name}, {found.subject.file_bytes / 1e6:.2f} MB, {len(fuse)} runs of each, A B A B",
             markdown(["", "min s", "median s", "max s", "peak RSS MB", "× file"], rows),
             f"time, onnxfuse / floor: {of_medians:.2f} of medians; pair by pair {' '.join(f'{p:.2f}' for p in pairs)}",
+            f"stages, in seconds: {in_words(found.stages)}",
         ]
     )
 
 
-def _row(name: str, runs: Sequence[Run], file_bytes: int) -> list[str]:
+def _row(name: str, runs: Sequence[Run], file_bytes: int) -> Row:
     seconds, peak = [r.seconds for r in runs], max(r.peak for r in runs)
     times = [f"{t:.2f}" for t in (min(seconds), median(seconds), max(seconds))]
     return [name, *times, f"{peak / 1e6:.0f}", f"{peak / file_bytes:.1f}"]
 
 
-# --- command line ---------------------------------------------------------------------------------------------------
-def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """NAME:1,3,224,224 → {name: shape}.
+def as_row(found: Measured) -> Row:
+    """One graph of many."""
+    (fuse, floor), subject = found.seconds, found.subject
+    times = [f"{fuse:.2f}", f"{floor:.2f}", f"{fuse / floor:.2f}", f"{fuse - floor:.2f}"]
+    memory = [f"{found.peak / 1e6:.0f}", f"{found.peak / subject.file_bytes:.1f}"]
+    verdict = "yes" if found.within else "no"
+    return [subject.path.name, f"{subject.parameters / 1e6:.2f}", *times, *memory, verdict, in_words(found.stages)]
 
-    Raises:
-        ToolError: not of that form.
-    """
-    shapes = {}
-    for item in items:
-        name, _, dims = item.rpartition(":")
-        if not name or not all(d.isdigit() for d in dims.split(",")):
-            raise ToolError(f"--input-shape {item!r} is not NAME:1,3,224,224")
-        shapes[name] = tuple(int(d) for d in dims.split(","))
-    return shapes
+
+def rows(folder: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """A row for each graph of a folder, at any depth; what fails says so in its last column."""
+    for path in sorted(p for p in folder.rglob("*.onnx") if re.search(args.only, p.name)):
+        try:
+            yield as_row(_measure(path, args))
+        except ToolError as error:
+            yield [path.name, *[""] * (len(HEADER) - 2), str(error).rpartition("exit code")[2].strip()]
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+def _measure(path: Path, args: argparse.Namespace) -> Measured:
+    options = [f"--sparsity={args.sparsity}", f"--method={args.method}"]
+    options += [f"--calib={args.calib.resolve()}"] if args.calib else []
+    with tempfile.TemporaryDirectory() as name:
+        subject = apart(path, parse_shapes(args.input_shape), Path(name), args.zoo)
+        return measured(subject, options, args.runs, Path(name))
+
+
+def _all(args: argparse.Namespace) -> None:
+    done: list[Row] = []
+    for row in rows(args.model, args):
+        done.append(row)
+        print("  ".join(row), file=sys.stderr, flush=True)
+        write_csv(args.out, HEADER, done)
+    if not done:
+        raise ToolError(f"{args.model}: no .onnx file matches")
+    print(markdown(HEADER, done))
 
 
 def main() -> None:
-    """Read the arguments; be the floor, or measure both."""
+    """Read the arguments; measure one graph or many."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help=".onnx")
-    parser.add_argument("out", type=Path, nargs="?", help="where the floor writes")
-    parser.add_argument("--floor", action="store_true", help="only load, check, run once and save")
+    parser.add_argument("model", type=Path, help=".onnx, or a folder of them")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of a folder: files whose name matches")
     parser.add_argument("--sparsity", type=float, default=0.4, help="default: %(default)s")
     parser.add_argument("--method", default="auto", help="default: %(default)s")
     parser.add_argument("--calib", type=Path, help="samples to measure on")
     parser.add_argument("--runs", type=int, default=5, help="of each program (default: %(default)s)")
     parser.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open ones")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder with refill.py")
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed.csv", help="CSV file, of a folder")
     args = parser.parse_args()
-    if args.floor != (args.out is not None) or args.runs < 1:
-        parser.error("OUT goes with --floor and only with it, and there must be a run")
-    shapes = parse_shapes(args.input_shape)
-    if args.floor:
-        floor(args.model, args.out, shapes)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        subject = apart(args.model, shapes, directory, args.zoo)
-        options = [f"--sparsity={args.sparsity}", f"--method={args.method}"]
-        options += [f"--calib={args.calib.resolve()}"] if args.calib else []
-        fuse, base = interleaved(*commands(subject, options, directory), args.runs)
-        print(summary(subject, fuse, base))
+    if args.runs < 1:
+        parser.error("there must be a run")
+    if args.model.is_dir():
+        _all(args)
+    else:
+        print(summary(_measure(args.model, args)))
 
 
 if __name__ == "__main__":
