@@ -26,6 +26,9 @@ from .surgeon import Source, View
 from .tensors import Array
 from .walk import Walk
 
+LEAST = 1e-6
+"""Of the mean variance of a reader's outputs: below, an output counts as one of this variance."""
+
 
 @dataclass(frozen=True, eq=False)
 class Study:
@@ -49,7 +52,21 @@ class Study:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots."""
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]
-        return [_view(self.readers[i], self.moments[i], s, rows[s]) for s, i in found if i is not None and self.moments]
+        return [self._view(i, s, rows[s]) for s, i in found if i is not None and self.moments]
+
+    def _view(self, number: int, slot: Slot, weights: Array) -> View:
+        reader, moments = self.readers[number], self.moments[number]
+        channel = np.empty(reader.layout.size, np.int64)
+        channel[reader.layout] = np.arange(len(reader.layout))[:, None]
+        own = channel[slot.positions[:, 0]]
+        covariance = moments.square[np.ix_(own, own)]
+        if self.source is not Source.DATA and slot.split == 1:
+            weights = _evenly(weights, covariance, reader.taps)
+        gram = weights @ weights.T
+        if slot.split > 1:  # a block's weights do not read the others
+            block = slot.positions[:, 0] // (reader.layout.size // slot.split)
+            gram *= block[:, None] == block
+        return View(covariance, gram, oas(moments.square, moments.count))
 
 
 def study(
@@ -87,12 +104,12 @@ def study(
     return Study(batches, twin, tuple(found), tuple(m.result() for m in moments), source)
 
 
-def _view(reader: Reader, moments: Moments, slot: Slot, weights: Array) -> View:
-    channel = np.empty(reader.layout.size, np.int64)
-    channel[reader.layout] = np.arange(len(reader.layout))[:, None]
-    own = channel[slot.positions[:, 0]]
-    gram = weights @ weights.T
-    if slot.split > 1:  # a block's weights do not read the others
-        block = slot.positions[:, 0] // (reader.layout.size // slot.split)
-        gram *= block[:, None] == block
-    return View(moments.square[np.ix_(own, own)], gram, oas(moments.square, moments.count))
+def _evenly(weights: Array, covariance: Array, taps: int) -> Array:
+    """(n, outputs · taps) weights, scaled so that all outputs vary alike.
+
+    What is lost counts by how much of each output it is then: synthetic samples tell how channels go together better
+    than how much training data moves the one output or the other.
+    """
+    varies = np.einsum("nk,nk->k", covariance @ weights, weights).reshape(-1, taps).sum(axis=1)
+    size = float(varies.mean()) or 1.0
+    return np.asarray(weights * np.repeat(np.sqrt(size / np.maximum(varies, LEAST * size)), taps), weights.dtype)

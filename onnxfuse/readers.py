@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Reader:
         bias: the initializer that is added to what it makes, one number for each output, or None.
         made: what it makes, the bias included.
         layout: (n, q) the q positions of each of the n channels it reads (several behind a Flatten).
+        taps: of its kernel: weights with which one output reads one position.
     """
 
     slot: RawSlot
@@ -41,6 +43,7 @@ class Reader:
     bias: str | None
     made: str
     layout: Ids
+    taps: int
 
     @property
     def key(self) -> tuple[str, tuple[int, ...], int]:
@@ -63,7 +66,8 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
                 continue
             value = node.input[s.data[0]]
             if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
-                found.append(Reader(s, value, s.data[1], *_bias(graph, node), layout))
+                kernel = graph.constants[s.tensor].dims[2:] if node.op_type in ("Conv", "ConvTranspose") else ()
+                found.append(Reader(s, value, s.data[1], *_bias(graph, node), layout, math.prod(kernel)))
     return sorted(found, key=lambda r: r.slot.edge.node)
 
 

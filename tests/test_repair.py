@@ -132,6 +132,23 @@ def test_the_surgeon_drops_channels_that_others_can_replace() -> None:
     assert np.linalg.norm(again - dense) < 0.1 * np.linalg.norm(dense)  # the ridge costs a few per cent
 
 
+UNEVEN = """(float[N,4,8,8] x) => (float[N,2,8,8] y)
+    <float[4,4,1,1] w1, float[4] b1, float[2,4,1,1] w2 = {100, 10, 0, 0, 0, 0, 1, 0.9}> {
+    h = Conv (x, w1, b1)
+    r = Relu(h)
+    y = Conv (r, w2)
+}"""
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, [0, 1, 2]), (False, [0, 2, 3])])
+def test_on_synthetic_samples_all_outputs_count_alike(given: bool, kept: list[int]) -> None:
+    """Channel 1 is a hundredth of a loud output, channel 3 two fifths of a quiet one, and a hundred times as quiet."""
+    model = from_text(UNEVEN, {"w1": np.eye(4)[:, :, None, None], "b1": np.full(4, 3.0)})
+    samples = {"calib": inputs(model, seed=1, batch=64)} if given else {}
+    result = onnxfuse.fuse(model, sparsity=0.25, method="surgeon", round_to=1, **samples)
+    assert result.plan.merges[0][1].kept.tolist() == kept
+
+
 ORTHOGONAL = """(float[N,2] x) => (float[N,1] y) <float[2,2] w1 = {1, 0, 0, 1}, float[1,2] w2 = {1, 1}> {
     h = Gemm <transB=1> (x, w1)
     y = Gemm <transB=1> (h, w2)
