@@ -43,12 +43,14 @@ class Families:
         units: (families,) the width that keeps everything.
         allowed: for each family the widths it may have, ascending.
         finer: those, and more to choose from where they are too coarse for a budget.
+        billed: for each family the widths that take as long as its widths 0 … unit: a part of a block as a whole one.
     """
 
     places: dict[int, int]
     units: Widths
     allowed: tuple[Widths, ...]
     finer: tuple[Widths, ...]
+    billed: tuple[Widths, ...]
 
     @property
     def widest(self) -> Widths:
@@ -63,6 +65,10 @@ class Families:
     def finest(self) -> Families:
         """The same with all of the finer widths allowed."""
         return replace(self, allowed=self.finer)
+
+    def bill(self, widths: Widths) -> Widths:
+        """The widths that take as long as these."""
+        return np.array([b[w] for b, w in zip(self.billed, widths, strict=True)], np.int64)
 
     def near(self, place: int, width: int) -> Widths:
         """All finer widths of a family from one allowed width below `width` to one above it."""
@@ -102,9 +108,14 @@ class Limit:
     most: float
     saved_by: Resource | None = None
 
+    @property
+    def by(self) -> Resource:
+        """What a step is valued by."""
+        return self.saved_by or self.resource
+
     def gradient(self, widths: Widths) -> Vector:
         """(families,) what one unit less of each family saves."""
-        return (self.saved_by or self.resource).gradient(widths)
+        return self.by.gradient(widths)
 
     def holds(self, widths: Widths) -> bool:
         """Whether these widths keep it; float rounding forgiven."""
@@ -173,14 +184,18 @@ def _widths(families: Families, position: NDArray[np.int64]) -> Widths:
 def use_up(
     families: Families, costs: Sequence[Vector], limits: Sequence[Limit], widths: Widths, least: float
 ) -> Widths:
-    """What costs least of those that use `least` of some limit, with a few families a little wider or narrower.
+    """Those that use `least` of some limit, with a few families a little wider or narrower, at the least cost for what
+    they save; a part of a block saves nothing until the block is gone.
 
-    `widths`, or what is cheaper, where there are none.
+    Where there are none, those that come nearest, but none that would take longer than to keep everything.
     """
+    most = [limit.by(families.widest) for limit in limits]
 
-    def rank(trial: Widths) -> tuple[bool, float]:
+    def rank(trial: Widths) -> tuple[bool, float, float]:
         used = max(limit.resource(trial) / limit.most for limit in limits)
-        return used < least, float(sum(c[w] for c, w in zip(costs, trial, strict=True)))
+        cost, billed = float(sum(c[w] for c, w in zip(costs, trial, strict=True))), families.bill(trial)
+        saved = sum(1 - limit.by(billed) / m for limit, m in zip(limits, most, strict=True))
+        return saved < -ROUNDING, max(0.0, least - used), cost / max(saved, ROUNDING)
 
     found = [w for w in islice(_near(families, widths), TRIES) if all(limit.holds(w) for limit in limits)]
     return min([widths, *found], key=rank)

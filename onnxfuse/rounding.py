@@ -35,12 +35,25 @@ class Blocks:
             several times as long, so that a smaller model is slower than its original.
         few: below this number no blocks are needed.
         places: that each of a group's channels has where the kernel counts them, as behind a Reshape.
+        block: what the kernel takes at a time, whatever is asked of the channels.
+        pooled: parts of a block are put back in their order first, for an operator of `WHOLE`.
     """
 
     whole: int
     padded: int
     few: int = 1
     places: int = 1
+    block: int = 1
+    pooled: bool = False
+
+    def billed(self, channels: Widths) -> NDArray[np.float64]:
+        """Numbers of channels that take as long as these: a part of a block takes as long as all of it.
+
+        Where it has to be put in order it takes longer than all of them (the last number) did.
+        """
+        blocks = channels * self.places / self.block
+        whole = np.ceil(blocks) * self.block / self.places
+        return np.where(self.pooled & (blocks % 1 > 0), ORDERED * whole[-1], whole)
 
     def fill(self, channels: Widths) -> NDArray[np.bool_]:
         """Which of these numbers of channels fill blocks."""
@@ -55,6 +68,12 @@ class Blocks:
         return fits
 
 
+SHORT = 0.75
+"""Of a block: so many channels take no longer without blocks than a whole one does, more take up to a tenth longer."""
+WHOLE = ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
+"""Operators that onnxruntime has for whole blocks only: before others it puts the channels back in their order."""
+ORDERED = 1.25
+"""Times as long as a layer took, takes one with a part of a block that is put in order."""
 FREE = Blocks(1, 1)
 TENSOR_CORES = Blocks(8, 4, few=4)
 """What accelerators' matrix units take at a time. On an H200 convolutions of 121 to 127 channels take up to 1.6 times
@@ -68,8 +87,9 @@ def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
         return {g: Blocks(asked, asked) if g.channels > asked else FREE for g in channels.groups}
     if not on_cpu(options):
         return {g: _enough(g.channels, TENSOR_CORES) for g in channels.groups}
-    kernel, nodes = convolution_blocks(), _convolutions(channels)
-    return {g: _blocked([s for s in g.slots if s.node in nodes], g.channels, kernel) for g in channels.groups}
+    kernel, nodes, whole = convolution_blocks(), _convolutions(channels), _taken_whole(channels)
+    found = {g: _blocked([s for s in g.slots if s.node in nodes], g.channels, kernel) for g in channels.groups}
+    return {g: replace(b, pooled=bool(np.isin(g.classes, whole).any())) for g, b in found.items()}
 
 
 def on_cpu(options: Options) -> bool:
@@ -79,8 +99,9 @@ def on_cpu(options: Options) -> bool:
 
 def _enough(count: int, kernel: Blocks) -> Blocks:
     """Whole blocks for so many channels, padded ones for fewer."""
-    if count <= kernel.whole:
+    if count < kernel.whole:
         return FREE
+    kernel = replace(kernel, block=kernel.whole)
     return kernel if count >= FEW_BLOCKS * kernel.whole else replace(kernel, whole=kernel.padded)
 
 
@@ -104,6 +125,14 @@ def _convolutions(channels: Channels) -> set[str]:
     return {label(n) for n in t.graph.nodes if n.op == "Conv" and len(t.probe.shapes.get(n.outputs[0].name, ())) == 4}
 
 
+def _taken_whole(channels: Channels) -> NDArray[np.int64]:
+    """Classes that an operator of `WHOLE` reads."""
+    t = channels.tracker
+    nodes = [n for n in t.graph.nodes if n.op in WHOLE and len(t.out_shape(n)) == 4]
+    read = [channels.classes[t.of(n, i)].ravel() for n in nodes for i in range(len(n.inputs))]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *read]))
+
+
 def convolution_blocks() -> Blocks:
     """Blocks of onnxruntime's convolutions on this CPU: 8 with AVX2, 16 with AVX-512, 1 where it has none.
 
@@ -117,7 +146,8 @@ def convolution_blocks() -> Blocks:
     plain = {n.name for n in _optimized(numbers.tolist()).node if not n.domain}
     taken = np.array([str(n) not in plain for n in numbers])
     padded = min(d for d in numbers[:block].tolist() if block % d == 0 and (taken[d - 1 :: d].all() or d == block))
-    return Blocks(block, padded, int(numbers[~taken].min(initial=block)))
+    few = int(numbers[~taken].min(initial=block))
+    return Blocks(block, padded, min(few, int(SHORT * block) + 1))
 
 
 def _optimized(channels: Sequence[int]) -> onnx.GraphProto:

@@ -15,7 +15,7 @@ from .findings import Role
 from .options import Options
 from .patterns import check_matches, ratios
 from .resources import Widths, family_places
-from .rounding import blocks
+from .rounding import Blocks, blocks
 
 
 def makers(group: ChannelGroup) -> tuple[str, ...]:
@@ -36,14 +36,20 @@ def families(channels: Channels, options: Options) -> Families:
     for g in groups:
         units[places[g.family]] = g.unit
     allowed = [np.arange(1, unit + 1) for unit in units.tolist()]
-    finer = list(allowed)
+    finer, billed = list(allowed), [np.arange(unit + 1) for unit in units.tolist()]
     for g, block in blocks(channels, options).items():
         place, share = places[g.family], g.channels // g.unit
         allowed[place] = _those(block.fill, allowed[place], share)
         finer[place] = _those(block.suit, finer[place], share)
+        billed[place] = np.maximum(billed[place], _billed(block, units[place], share))
     for place, wish in _wishes(groups, places, units, options):
         allowed[place] = finer[place] = np.array([wish], np.int64)
-    return Families(places, units, tuple(allowed), tuple(finer))
+    return Families(places, units, tuple(allowed), tuple(finer), tuple(billed))
+
+
+def _billed(block: Blocks, unit: int, share: int) -> Widths:
+    """(unit + 1,) the widths, of `share` channels each, that take as long as the widths 0 … unit."""
+    return np.ceil(block.billed(np.arange(unit + 1) * share) / share).astype(np.int64)
 
 
 def _those(fit: Callable[[Widths], NDArray[np.bool_]], widths: Widths, share: int) -> Widths:

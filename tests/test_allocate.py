@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxfuse
-from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within
+from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
 from onnxfuse.budget import COUNTS, UNITS, amount
 from onnxfuse.grouping import find_channels
 from onnxfuse.oracle import oracle_error
@@ -39,7 +40,8 @@ def problems(draw: st.DrawFn) -> Problem:
     index = rng.integers(0, n + 1, (rng.integers(1, 6), 2))
     slope = np.concatenate([np.zeros((1, n)), np.diag(rng.integers(1, 5, n))])
     count = Resource(3.0, rng.integers(1, 9, len(index)).astype(float), index, np.eye(1, n + 1)[0], slope)
-    return Families({i: i for i in range(n)}, np.array(units), tuple(allowed), tuple(allowed)), costs, count
+    billed = tuple(np.arange(u + 1) for u in units)
+    return Families({i: i for i in range(n)}, np.array(units), tuple(allowed), tuple(allowed), billed), costs, count
 
 
 @settings(deadline=None, max_examples=60)
@@ -62,7 +64,7 @@ def test_cheapest_stays_within(problem: Problem, share: float) -> None:
 def test_uniform_within_is_the_largest_that_fits(problem: Problem, share: float) -> None:
     families, _, count = problem
     every = tuple(np.arange(1, u + 1) for u in families.units)
-    families = Families(families.places, families.units, every, every)
+    families = replace(families, allowed=every, finer=every)
     limit = Limit(count, share * count(families.units))
     widths = uniform_within(families, [limit])
     assert limit.holds(widths) or (widths == families.narrowest).all()
@@ -231,7 +233,7 @@ def test_time_counts_weights_that_are_read_once() -> None:
 def test_what_takes_long_goes_first() -> None:
     """Both resources shrink with either family; the second saves more of the time that is to be saved."""
     every = tuple(np.arange(1, 9) for _ in range(2))
-    families = Families({0: 0, 1: 1}, np.array([8, 8]), every, every)
+    families = Families({0: 0, 1: 1}, np.array([8, 8]), every, every, (np.arange(9), np.arange(9)))
     costs = [np.arange(8.0, -1, -1)] * 2
 
     def linear(*slope: float) -> Resource:
@@ -241,6 +243,21 @@ def test_what_takes_long_goes_first() -> None:
     macs, time = linear(2, 1), linear(2, 9)
     assert cheapest(families, costs, [Limit(macs, 20)]).tolist() == [6, 8]
     assert cheapest(families, costs, [Limit(macs, 20, time)]).tolist() == [8, 4]
+
+
+def test_what_is_left_of_a_budget_goes_where_it_saves_a_block() -> None:
+    """Blocks of 4 leave 4 of 14: one channel less is cheaper in the first family, but a whole block goes in the second.
+
+    The second's 5 take two blocks; with 6 of the first as many as all 8 do, of the second's 4 one.
+    """
+    blocks, every = np.array([4, 8]), np.arange(1, 9)
+    billed = np.repeat([0, 4, 8], [1, 4, 4])
+    families = Families({0: 0, 1: 1}, np.array([8, 8]), (blocks, blocks), (every, every), (billed, billed))
+    costs = [np.arange(8.0, -1, -1) * 0.1, np.arange(8.0, -1, -1) * 0.11]
+    rows = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
+    found = use_up(families, costs, [Limit(count, 12.1)], np.array([4, 4]), 0.98)
+    assert found.tolist() == [4, 8]
 
 
 COPIES = """(float[N,3,16,16] x) => (float[N,5,10,10] y)

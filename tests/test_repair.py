@@ -144,8 +144,8 @@ UNEVEN = """(float[N,4,8,8] x) => (float[N,2,8,8] y)
 def test_on_synthetic_samples_all_outputs_count_alike(given: bool, kept: list[int]) -> None:
     """Channel 1 is a hundredth of a loud output, channel 3 two fifths of a quiet one, and a hundred times as quiet."""
     model = from_text(UNEVEN, {"w1": np.eye(4)[:, :, None, None], "b1": np.full(4, 3.0)})
-    samples = {"calib": inputs(model, seed=1, batch=64)} if given else {}
-    result = onnxfuse.fuse(model, sparsity=0.25, method="surgeon", round_to=1, **samples)
+    samples = inputs(model, seed=1, batch=64) if given else None
+    result = onnxfuse.fuse(model, sparsity=0.25, method="surgeon", round_to=1, calib=samples)
     assert result.plan.merges[0][1].kept.tolist() == kept
 
 

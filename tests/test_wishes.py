@@ -68,6 +68,24 @@ def test_rounding_does_not_miss_a_budget(share: float) -> None:
     assert all(k % block.padded == 0 for k in kept)
 
 
+@pytest.mark.parametrize(
+    ("between", "whole"), [("GlobalAveragePool", True), ("MaxPool<kernel_shape = [2, 2]>", True), ("Relu", False)]
+)
+def test_what_a_pool_reads_ends_with_a_block(between: str, whole: bool) -> None:
+    """7.5 of 8 blocks would use up the budget, but onnxruntime pools whole ones only: the model would be slower."""
+    block = convolution_blocks()
+    n = 8 * block.whole
+    text = f"""(float[N,3,8,8] x) => (float[N,6,a,b] y) <float[{n},3,3,3] w1, float[6,{n},1,1] w2> {{
+        c1 = Conv<pads = [1, 1, 1, 1]>(x, w1)
+        r1 = Relu(c1)
+        p = {between}(r1)
+        y = Conv(p, w2)
+    }}"""
+    report = onnxfuse.fuse(from_text(text), target_macs=0.95, method="drop").report
+    part = block.whole // 2 if block.padded < block.whole and not whole else 0
+    assert [g.after for g in report.groups] == [n - block.whole + part]
+
+
 def test_what_was_asked_for_is_not_overruled() -> None:
     """Blocks of 32 leave some of a budget unused, and one that they cannot reach is out of reach."""
     report = onnxfuse.fuse(from_text(WIDE), target_macs=0.6, round_to=32, method="drop").report
