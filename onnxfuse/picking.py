@@ -55,14 +55,18 @@ def with_outputs(model: ModelProto, names: list[str]) -> ModelProto:
     return part
 
 
+def compared(graph: GraphProto) -> list[str]:
+    """What two models with the same picks are compared in: their outputs, and what the picks read."""
+    return list(dict.fromkeys([*(o.name for o in graph.output), *_read_by_picks(graph)]))
+
+
 def with_picks(model: ModelProto, given: Mapping[str, Array]) -> ModelProto:
     """A copy that takes what it picks as inputs; what the picks would have read are outputs beside its own.
 
     Outputs that are picks themselves go: there is nothing to compare. What is read is what was compared, in place of a
     comparison's result.
     """
-    own = [o.name for o in model.graph.output if o.name not in given]
-    wanted = list(dict.fromkeys([*own, *(n for n in _read_by_picks(model.graph) if n not in given)]))
+    wanted = [name for name in compared(model.graph) if name not in given]
     part = ModelProto()
     part.CopyFrom(model)
     graph, mine = part.graph, [name for name in picked(model.graph) if name in given]

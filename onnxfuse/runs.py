@@ -16,7 +16,7 @@ from onnx import ModelProto
 from .comparison import Outputs, furthest_apart
 from .errors import Unsound, one_line
 from .files import file_bytes, too_large
-from .picking import feeds_of, numeric, picked, with_outputs, with_picks
+from .picking import compared, feeds_of, numeric, picked, with_outputs, with_picks
 from .probe import Probe
 from .sessions import exact_session, session, session_options
 from .tensors import Array
@@ -112,12 +112,12 @@ def with_given_picks(
     names = picked(original.graph)
     if not names:
         return None
-    given = numeric(run(with_outputs(original, names), reference.inputs, providers, optimized=False))
-    parts = [with_picks(m, given) for m in (original, result)]
-    feeds = [feeds_of(part, reference.inputs, given) for part in parts]
-    before = run(parts[0], feeds[0], providers, optimized=False)
+    asked = list(dict.fromkeys([*names, *compared(original.graph)]))
+    before = run(with_outputs(original, asked), reference.inputs, providers, optimized=False)
+    given = numeric({name: before[name] for name in names})
+    part = with_picks(result, given)
     try:
-        plain, fast = _plain_and_fast(parts[1], feeds[1], providers)
+        plain, fast = _plain_and_fast(part, feeds_of(part, reference.inputs, given), providers)
     except Exception as error:  # onnxruntime has no base class for what it raises
         log.debug("nor does the result run with the original's picks: %s", one_line(error))
         return None
