@@ -9,7 +9,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .protos import add_initializer, every_constant, graphs
-from .sessions import without_weights
+from .sessions import skeleton_of
 from .tensors import Array, values_of
 
 EVALUATED = frozenset(
@@ -76,7 +76,7 @@ def _fold_constants_of(
 
 def _element_types(model: ModelProto) -> dict[str, int]:
     """Value name → element type, as far as shape inference finds it."""
-    graph = onnx.shape_inference.infer_shapes(without_weights(model)[0]).graph
+    graph = onnx.shape_inference.infer_shapes(skeleton_of(model)[0]).graph
     return {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.value_info, *graph.output]}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
-from .protos import consumers
+from .protos import outer_names
 from .tensors import values_of
 
 INLINE = 128
@@ -58,6 +58,12 @@ def exact_session(
 
 def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtValue]]:
     """A copy of `model` whose large initializers are external, and these initializers as OrtValues."""
+    skeleton, weights = skeleton_of(model)
+    return skeleton, {tensor.name: _ort_value(tensor) for tensor in weights}
+
+
+def skeleton_of(model: ModelProto) -> tuple[ModelProto, list[TensorProto]]:
+    """A copy of `model` whose large initializers are external, and these initializers."""
     skeleton = ModelProto(ir_version=max(model.ir_version, 4))
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
@@ -68,15 +74,15 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, ort.OrtVal
     graph.output.extend(source.output)
     graph.sparse_initializer.extend(source.sparse_initializer)
     graph.value_info.extend(source.value_info)
-    weights, used = {}, consumers(source)
+    weights, used = list[TensorProto](), set(outer_names(source))
     for tensor in source.initializer:
-        if not used.get(tensor.name) and all(v.name != tensor.name for v in source.input):
+        if tensor.name not in used and all(v.name != tensor.name for v in source.input):
             continue  # onnxruntime drops it before it looks for its values
         if int(np.prod(tensor.dims)) <= INLINE or tensor.data_type == TensorProto.STRING:
             graph.initializer.append(tensor)
             continue
         graph.initializer.append(memory_stub(tensor, tensor.name))
-        weights[tensor.name] = _ort_value(tensor)
+        weights.append(tensor)
     return skeleton, weights
 
 

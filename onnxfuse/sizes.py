@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .protos import add_initializer, attribute, constant_tensors
-from .sessions import without_weights
+from .sessions import skeleton_of
 from .tensors import Array
 
 Sizes = NDArray[Any]
@@ -32,7 +32,7 @@ def fold_sizes(model: ModelProto) -> bool:
     if not any(node.op_type == "Shape" for node in graph.node):
         return False
     known, outputs = known_sizes(model), {o.name for o in graph.output}
-    constants = {name: numpy_helper.to_array(t) for name, t in constant_tensors(graph).items() if len(t.dims) < 2}
+    constants = {name: tensor for name, tensor in constant_tensors(graph).items() if len(tensor.dims) < 2}
     vectors: dict[str, Sizes] = {}
     gone = []
     for i, node in enumerate(graph.node):
@@ -51,7 +51,7 @@ def fold_sizes(model: ModelProto) -> bool:
 
 def known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
     """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing."""
-    skeleton = without_weights(model)[0]
+    skeleton = skeleton_of(model)[0]
     skeleton.graph.ClearField("value_info")
     inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     kinds = {v.name: v.type.tensor_type for v in [*inferred.input, *inferred.value_info]}
@@ -60,7 +60,7 @@ def known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
 
 
 def _sizes(
-    node: NodeProto, known: Mapping[str, Sizes], vectors: Mapping[str, Sizes], constants: Mapping[str, Array]
+    node: NodeProto, known: Mapping[str, Sizes], vectors: Mapping[str, Sizes], constants: Mapping[str, TensorProto]
 ) -> Sizes | None:
     """What a node makes of sizes, None in place of open ones; None if it is no Shape, nor reads one's result."""
     if node.domain not in ("", "ai.onnx"):
@@ -69,9 +69,9 @@ def _sizes(
         sizes = known[node.input[0]]
         return sizes[attribute(node, "start", 0) : attribute(node, "end", len(sizes))]
     if node.op_type in ("Gather", "Slice") and node.input[0] in vectors:
-        operands = [constants.get(name) for name in node.input[1:] if name]
-        if all(o is not None for o in operands):
-            return _selected(node, vectors[node.input[0]], [o for o in operands if o is not None])
+        operands = [name for name in node.input[1:] if name]
+        if all(name in constants for name in operands):
+            return _selected(node, vectors[node.input[0]], [numpy_helper.to_array(constants[n]) for n in operands])
     return None
 
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TypeProto, helper, numpy_helper
 
 from .protos import add_initializer, attribute, constant_tensors, free_name
-from .sessions import without_weights
+from .sessions import skeleton_of
 from .tensors import Array, values_of
 
 Dims = Sequence[int | str]
@@ -106,7 +106,7 @@ def _changed(node: NodeProto, rows: Rows, other: Array | None) -> Rows | None:
 
 def _dims(model: ModelProto) -> Mapping[str, Dims]:
     """Every value's dimensions as far as inference proves them."""
-    skeleton = without_weights(model)[0]
+    skeleton = skeleton_of(model)[0]
     skeleton.graph.ClearField("value_info")
     graph = onnx.shape_inference.infer_shapes(skeleton).graph
     return {v.name: _of(v.type) for v in [*graph.input, *graph.value_info] if v.type.tensor_type.HasField("shape")}
