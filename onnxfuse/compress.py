@@ -111,8 +111,8 @@ def compress(
         merges, weights = merge_all(
             channels, keep, options, transport, partial(tell, "merge"), salience, energies, measured
         )
-        if measured is not None and options.repairs:
-            weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
+    if measured is not None and options.repairs:
+        weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
     tell("rewrite", 0, 1)
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
     return _finish(channels, merges, repairs, before, folded, lowered, options, measured, room)

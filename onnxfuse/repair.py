@@ -18,6 +18,7 @@ Readers are repaired in graph order: each sees what the repairs before it have l
 
 from __future__ import annotations
 
+import importlib
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ from .producers import out_axis, scaled_rows
 from .readers import Reader
 from .refit import Made, columns_of, correct, made, merged, patch_moments, refittable
 from .rewrite import Removal, removed_mask
-from .schedule import ahead
+from .schedule import ahead, blas_for_one_of_two
 from .shrinkage import ridge
 from .surgeon import Source
 from .tensors import Array
@@ -108,6 +109,14 @@ def repair(
         measured: moments of its readers.
         tell: called with the number of readers done and of all.
     """
+    importlib.import_module("scipy.linalg")  # dear, so put off until here; its BLAS must be there to be limited
+    with blas_for_one_of_two():
+        return _repair(channels, merges, measured, tell)
+
+
+def _repair(
+    channels: Channels, merges: Merges, measured: Study, tell: Callable[[int, int], None]
+) -> tuple[Weights, list[Repair]]:
     graph = channels.tracker.graph
     real = Weights(graph, keep=True)
     twin = Weights(graph, measured.twin, keep=True) if measured.twin else real

@@ -81,7 +81,8 @@ def ahead(task: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
 def blas_for_one_of_two() -> AbstractContextManager[object]:
     """NumPy's and SciPy's products leave half of the cores to others.
 
-    Their workers wait for the next product in a busy loop, and so slow down whatever runs between two products.
+    Their workers wait for the next product in a busy loop, and so slow down whatever runs between two products. Only
+    what is loaded is limited: SciPy has a BLAS of its own, which comes with `scipy.linalg`.
     """
     limit: AbstractContextManager[object] = threadpool_limits(max(1, (os.cpu_count() or 1) // 2), "blas")
     return limit
