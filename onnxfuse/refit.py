@@ -133,8 +133,8 @@ def patch_moments(
         seen = joined(_seen(chunks, read, wanted, outputs, moves), p)
         square, product, count = _moments(seen, p, bool(reader.bias))
         added = shrunk(square, max(least, p / count)).astype(square.dtype)
-        square[np.diag_indices_from(square)] += added
-        factor, _ = linalg.cho_factor(square, lower=True, overwrite_a=True, check_finite=False)
+        square[np.diag_indices_from(square)] += added  # and turned, for LAPACK wants columns first and would copy it
+        factor, _ = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
         found.append(PatchMoments(own, added, factor, product.T))
     return found
 

@@ -215,7 +215,7 @@ def solve(
         square[np.diag_indices_from(square)] += added.astype(square.dtype)
         pull = (prior[block][:, kept[own]] @ diags_array(added)).astype(expand.dtype)
         wanted = moments.product[np.ix_(block, own)] + pull.toarray()
-        factor = linalg.cho_factor(square, overwrite_a=True, check_finite=False)
+        factor = linalg.cho_factor(square.T, overwrite_a=True, check_finite=False)
         expand[np.ix_(block, own)] = linalg.cho_solve(factor, wanted.T, overwrite_b=True, check_finite=False).T
     return expand, moments.mean - expand @ moments.after.mean
 
