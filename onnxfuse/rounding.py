@@ -49,11 +49,11 @@ class Blocks:
     def billed(self, channels: Widths) -> NDArray[np.float64]:
         """Numbers of channels that take as long as these: a part of a block takes as long as all of it.
 
-        Where it has to be put in order it takes longer than all of them (the last number) did.
+        Where it has to be put in order first that takes longer still.
         """
         blocks = channels * self.places / self.block
         whole = np.ceil(blocks) * self.block / self.places
-        return np.where(self.pooled & (blocks % 1 > 0), ORDERED * whole[-1], whole)
+        return np.where(self.pooled & (blocks % 1 > 0), ORDERED * whole, whole)
 
     def fill(self, channels: Widths) -> NDArray[np.bool_]:
         """Which of these numbers of channels fill blocks."""
@@ -73,7 +73,7 @@ SHORT = 0.75
 WHOLE = ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 """Operators that onnxruntime has for whole blocks only: before others it puts the channels back in their order."""
 ORDERED = 1.25
-"""Times as long as a layer took, takes one with a part of a block that is put in order."""
+"""Times as long as with whole blocks it takes if a part of one is to be put in order."""
 FREE = Blocks(1, 1)
 TENSOR_CORES = Blocks(8, 4, few=4)
 """What accelerators' matrix units take at a time. On an H200 convolutions of 121 to 127 channels take up to 1.6 times
