@@ -73,29 +73,22 @@ def start(verbose: bool) -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class Progress:
-    """A status line on a terminal's stderr, once the run has taken a second; and where a run ends on Ctrl-C.
-
-    Python drops what a signal raises in a callback, of a weak reference for one: then the next step raises it.
-    """
+    """A status line on a terminal's stderr, once the run has taken a second."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.start = time.perf_counter()
         self.status: Status | None = None
-        self.interrupted = False
-
-    def interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
-        """What a signal does."""
-        self.interrupted = True
-        raise KeyboardInterrupt
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
         text = f"{stage} {done + 1}/{total}" if total > 1 else stage
         if self._log(text) > DELAY and self.console.is_terminal:
             if self.status is None:
@@ -104,11 +97,9 @@ class Progress:
             self.status.update(text)
 
     def __enter__(self) -> None:
-        self.handlers = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        pass
 
     def __exit__(self, failed: object, *_: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
         if self.status is not None:
             self.status.stop()
         if not failed:

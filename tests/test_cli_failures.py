@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -15,8 +14,6 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
-
-from onnxfuse.command import Progress
 
 from .graphs import ROOT, build, from_text
 from .test_cli import Run, call, last, report_of
@@ -331,16 +328,3 @@ def test_interrupted(number: signal.Signals, folder: Path) -> None:
     assert last(out) == f"FAILED (exit code 130): {folder / 'out.onnx'} is as it was"
     assert (folder / "out.onnx").read_bytes() == PRECIOUS
     assert {p.name for p in folder.iterdir()} == {"in.onnx", "bad.onnx", "out.onnx"}
-
-
-def test_an_interrupt_that_python_drops_ends_the_run_at_its_next_step() -> None:
-    """As it drops whatever is raised while a weak reference's object goes."""
-    progress = Progress()
-    with progress:
-        progress("merge", 0, 2)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            progress("merge", 1, 2)
-    with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
-        signal.raise_signal(signal.SIGINT)
