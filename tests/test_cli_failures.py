@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -283,12 +284,14 @@ def test_failed_check_as_json(folder: Path, capfd: pytest.CaptureFixture[str]) -
 
 # --- as a process ---------------------------------------------------------------------------------------------------
 def process(*arguments: object) -> subprocess.Popen[str]:
+    """The command, which takes SIGINT even where these tests were started in the background and so ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "onnxfuse", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
 
 
