@@ -72,8 +72,9 @@ SHORT = 0.75
 """Of a block: so many channels take no longer without blocks than a whole one does, more take up to a tenth longer."""
 WHOLE = ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 """Operators that onnxruntime has for whole blocks only: before others it puts the channels back in their order."""
-ORDERED = 1.25
-"""Times as long as with whole blocks it takes if a part of one is to be put in order."""
+ORDERED = 1.5
+"""Times as much as whole blocks counts a part of one that is to be put in order: it takes a tenth longer than they do,
+and is to be the last resort."""
 FREE = Blocks(1, 1)
 TENSOR_CORES = Blocks(8, 4, few=4)
 """What accelerators' matrix units take at a time. On an H200 convolutions of 121 to 127 channels take up to 1.6 times
