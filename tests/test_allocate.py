@@ -246,14 +246,11 @@ def test_what_takes_long_goes_first() -> None:
 
 
 def test_what_is_left_of_a_budget_goes_where_it_saves_a_block() -> None:
-    """Blocks of 4 leave 4 of 14: one channel less is cheaper in the first family, but a whole block goes in the second.
-
-    The second's 5 take two blocks; with 6 of the first as many as all 8 do, of the second's 4 one.
-    """
+    """Of 12 channels in blocks of 4, 6 and 6 cost least but take as long as 8 and 8; with 4 and 8 a block is gone."""
     blocks, every = np.array([4, 8]), np.arange(1, 9)
     billed = np.repeat([0, 4, 8], [1, 4, 4])
     families = Families({0: 0, 1: 1}, np.array([8, 8]), (blocks, blocks), (every, every), (billed, billed))
-    costs = [np.arange(8.0, -1, -1) * 0.1, np.arange(8.0, -1, -1) * 0.11]
+    costs = [np.arange(8.0, -1, -1) ** 2, 1.1 * np.arange(8.0, -1, -1) ** 2]
     rows = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
     found = use_up(families, costs, [Limit(count, 12.1)], np.array([4, 4]), 0.98)
