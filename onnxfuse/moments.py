@@ -37,28 +37,13 @@ class Moments:
     count: int
 
 
-@dataclass(frozen=True, eq=False)
-class Crossed:
-    """What a reader sees before, x of n channels, and after, y of k of them.
-
-    Attributes:
-        mean: (n,) of x.
-        after: moments of y.
-        product: (n, k) E[x yᵀ], centred as they are.
-    """
-
-    mean: Moment
-    after: Moments
-    product: Moment
-
-
-def rows(reader: Reader, chunks: Chunks) -> Iterator[Array]:
-    """(samples, n) what the reader sees in each batch, at as many places as are needed."""
-    n = len(reader.layout)
-    wanted = max(ROWS * n, FEWEST) // len(chunks) + 1
+def rows(reader: Reader, chunks: Chunks, kept: NDArray[np.int64] | slice = slice(None)) -> Iterator[Array]:
+    """(samples, n) what the reader sees in each batch, at as many places as are needed; or only the channels `kept`."""
+    wanted = max(ROWS * len(reader.layout), FEWEST) // len(chunks) + 1
+    layout = reader.layout[kept]
     for chunk in chunks:
         flat = _sampled(chunk, reader.axis, wanted)
-        yield _sampled(flat[:, reader.layout.T].reshape(-1, n), 1, wanted)
+        yield _sampled(flat[:, layout.T].reshape(-1, len(layout)), 1, wanted)
 
 
 def _sampled(chunk: Array, axis: int, wanted: int) -> Array:
@@ -76,9 +61,9 @@ def _sampled(chunk: Array, axis: int, wanted: int) -> Array:
     return np.ascontiguousarray(chunk.reshape(-1, d, inner)[outer, :, inside], dtype)
 
 
-def blocks(reader: Reader, chunks: Chunks) -> Iterator[Array]:
+def blocks(reader: Reader, chunks: Chunks, kept: NDArray[np.int64] | slice = slice(None)) -> Iterator[Array]:
     """`rows`, joined until there are n samples at least: then a product of them is worth the (n, n) it is added to."""
-    return joined(rows(reader, chunks), len(reader.layout))
+    return joined(rows(reader, chunks, kept), len(reader.layout))
 
 
 def joined(parts: Iterable[Array], least: int) -> Iterator[Array]:
@@ -93,48 +78,49 @@ def joined(parts: Iterable[Array], least: int) -> Iterator[Array]:
         yield np.concatenate(held)
 
 
+class Centred:
+    """Samples of n channels around the mean of the first block of them, so that single precision suffices.
+
+    Attributes:
+        total: samples so far.
+        origin: (n,) that mean; zero if samples are taken as they are.
+        off: (n,) the sum of what is left.
+    """
+
+    def __init__(self, centred: bool) -> None:
+        self.centred, self.total = centred, 0
+        self.origin: Moment = np.zeros(1)
+        self.off: Moment = np.zeros(1)
+
+    def __call__(self, block: Array) -> Array:
+        """A (samples, n) block of its own memory, which changes in place."""
+        if not self.total:
+            self.origin = block.mean(axis=0) if self.centred else np.zeros(block.shape[1])
+        if self.centred:
+            block -= self.origin
+            self.off = self.off + block.sum(axis=0)
+        self.total += len(block)
+        return block
+
+    def mean(self) -> Moment:
+        """(n,) of all blocks; zero if they were not centred."""
+        return np.asarray(self.origin + self.off / self.total)
+
+    def product(self, total: Moment, other: Centred) -> Moment:
+        """(n, m) sum of products of two versions of the samples, divided by their number and around their means."""
+        total /= self.total
+        if self.centred:
+            total -= np.outer(self.off / self.total, other.off / self.total)
+        return total
+
+
 def measure(reader: Reader, chunks: Chunks) -> Moments:
     """The moments of what a reader sees."""
-    pairs = ((x, x) for x in blocks(reader, chunks))
-    mean, _, square, count = _products(pairs, centred=bool(reader.bias))
-    return Moments(mean, square, count)
-
-
-def cross(reader: Reader, before: Iterable[Array], after: Iterable[Array], kept: NDArray[np.int64]) -> Crossed:
-    """Moments of two versions x and y of what a reader sees, in blocks, of the latter only the k channels `kept`."""
-    joined = (np.concatenate([x, y[:, kept]], axis=1) for x, y in zip(before, after, strict=True))
-    n = len(reader.layout)
-    mean, _, product, count = _products(((z, z[:, n:]) for z in joined), centred=bool(reader.bias))
-    return Crossed(mean[:n], Moments(mean[n:], product[n:], count), product[:n])
-
-
-def _products(pairs: Iterator[tuple[Array, Array]], centred: bool) -> tuple[Moment, Moment, Moment, int]:
-    """Means of x (count, a) and y (count, b), their E[x yᵀ] (a, b) around these, and count.
-
-    The means are zero unless `centred`. Everything is summed around the first block's, so that single precision
-    suffices.
-    """
-    total, origin, off, product = (
-        0,
-        (np.zeros(1), np.zeros(1)),
-        [np.zeros(1), np.zeros(1)],
-        np.zeros((1, 1), np.float32),
-    )
-    for x, y in pairs:
-        same = x is y
-        if centred:
-            origin = (x.mean(axis=0), y.mean(axis=0)) if not total else origin
-            x = x - origin[0]
-            y = x if same else y - origin[1]
-            off = [off[0] + x.sum(axis=0), off[1] + y.sum(axis=0)]
-        total += len(x)
-        product = product + x.T @ y
-    product /= total
-    if not centred:
-        return np.zeros(len(product)), np.zeros(product.shape[1]), product, total
-    off = [o / total for o in off]
-    product -= np.outer(*off)
-    return origin[0] + off[0], origin[1] + off[1], product, total
+    x, square = Centred(bool(reader.bias)), np.zeros((1, 1), np.float32)
+    for block in blocks(reader, chunks):
+        block = x(block)
+        square = square + block.T @ block
+    return Moments(x.mean(), x.product(square, x), x.total)
 
 
 def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:

@@ -132,7 +132,7 @@ def patch_moments(
             return []
         seen = joined(_seen(chunks, read, wanted, outputs, moves), p)
         square, product, count = _moments(seen, p, bool(reader.bias))
-        added = shrunk(square, max(least, p / count)).astype(square.dtype)
+        added = shrunk(square.diagonal(), max(least, p / count)).astype(square.dtype)
         square[np.diag_indices_from(square)] += added  # and turned, for LAPACK wants columns first and would copy it
         factor, _ = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
         found.append(PatchMoments(own, added, factor, product.T))

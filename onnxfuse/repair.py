@@ -1,12 +1,7 @@
 """What a merge cannot keep is repaired: what consumers make stays as close as it can to what they made before.
 
 Every reader gets its own `expand` E and shift s, so that E·y + s is closest to x, where x is what it saw in the
-original network and y what it sees in the small one (centred covariances C):
-
-    E = E₀ + (C_xy − E₀ C_yy)(C_yy + λ diag C_yy)⁻¹        s = mean x − E · mean y
-
-E₀ is the merge's own expand, to which λ pulls what the samples do not determine. λ is the oracle-approximating
-shrinkage of the correlations of y (OAS: Chen, Wiesel, Eldar and Hero, IEEE TSP 2010), `RIDGE` at least.
+original network and y what it sees in the small one (`leastsquares`). λ is `RIDGE` at least.
 
 A least-squares prediction varies less than what it predicts, and layer after layer that adds up until nothing passes
 a ReLU any more. So what a reader makes is then scaled and shifted to the mean and deviation it had (REPAIR: Jordan et
@@ -21,26 +16,26 @@ from __future__ import annotations
 import importlib
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 
 from .calibrate import Study
 from .channels import ChannelGroup, Channels
 from .findings import Role
+from .leastsquares import Prior, fit
 from .merge import Merge
-from .moments import Crossed, Moment, blocks, cross, scaled_and_shifted, statistics
+from .moments import Moment, blocks, scaled_and_shifted, statistics
 from .producers import out_axis, scaled_rows
 from .readers import Reader
 from .refit import Made, columns_of, correct, made, merged, patch_moments, refittable
 from .rewrite import Removal, removed_mask
-from .schedule import ahead, blas_for_one_of_two
-from .shrinkage import ridge
+from .schedule import ahead, blas_for_one_of_two, in_halves
 from .surgeon import Source
 from .tensors import Array
 from .walk import Walk
@@ -144,12 +139,12 @@ def _repaired(
     least = RIDGE[source]
     node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
     kernel, wanted = both[0][reader.slot.tensor].shape[2:], merged(original.made, reader.slot.tensor, merges)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, least)
-        moments = cross(reader, original.blocks, blocks(reader, seen), kept)
-        expand, shift = solve(moments, kept, _expand(reader, merges), least, reader.slot.split)
+        prior = Prior(_expand(reader, merges)[:, kept], kept, reader.slot.split, least)
+        expand, shift = fit(original.blocks, blocks(reader, seen, kept), bool(reader.bias), prior, pool)
         for weights in both:
-            _read(weights, reader, kept, expand, shift)
+            _read(weights, reader, kept, expand, shift, pool)
         added = correct(both, reader, kept, patched.result())
     del seen, patched  # the walk may let it go
     gain, offset = _restore(reader, original, after, both, source)
@@ -196,31 +191,9 @@ def _expand(reader: Reader, merges: Merges) -> csr_array:
     return csr_array((data, (row, column)), shape=(n, n))
 
 
-# --- least squares --------------------------------------------------------------------------------------------------
-def solve(
-    moments: Crossed, kept: NDArray[np.int64], prior: csr_array, least: float, blocks: int = 1
-) -> tuple[Matrix, Matrix]:
-    """(n, k) expand and (n,) shift from the moments, the k `kept` channels and the (n, n) prior; λ is at least `least`.
-
-    With several blocks (a grouped convolution) each is solved for by itself. The equation above, with one product less:
-    E = (C_xy + λ E₀ diag C_yy)(C_yy + λ diag C_yy)⁻¹.
-    """
-    from scipy import linalg  # dear to import, and methods without repair need it not
-
-    expand = np.zeros((n := prior.shape[0], len(kept)), moments.product.dtype)
-    for block in np.split(np.arange(n), blocks):
-        own = np.flatnonzero(np.isin(kept, block))
-        square = moments.after.square[np.ix_(own, own)]
-        added = ridge(square, moments.after.count, least)
-        square[np.diag_indices_from(square)] += added.astype(square.dtype)
-        pull = (prior[block][:, kept[own]] @ diags_array(added)).astype(expand.dtype)
-        wanted = moments.product[np.ix_(block, own)] + pull.toarray()
-        factor = linalg.cho_factor(square.T, overwrite_a=True, check_finite=False)
-        expand[np.ix_(block, own)] = linalg.cho_solve(factor, wanted.T, overwrite_b=True, check_finite=False).T
-    return expand, moments.mean - expand @ moments.after.mean
-
-
-def _read(weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Matrix, shift: Matrix) -> None:
+def _read(
+    weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Matrix, shift: Matrix, pool: Executor
+) -> None:
     """Give a weight its repaired columns, and its bias the shift."""
     slot, n = reader.slot, len(reader.layout)
     view, index = columns_of(weights, reader)
@@ -229,7 +202,7 @@ def _read(weights: Weights, reader: Reader, kept: NDArray[np.int64], expand: Mat
         made = _outputs(columns, shift, slot.split)
         bias = weights[reader.bias]
         weights[reader.bias] = bias + made.reshape(bias.shape).astype(bias.dtype)
-    left = expand.T.astype(columns.dtype) @ columns.reshape(n, -1)
+    left = in_halves(pool, expand.T.astype(columns.dtype).__matmul__, columns.reshape(n, -1))
     view[index] = 0
     view[tuple(i[kept] for i in index)] = left.reshape(len(kept), *columns.shape[1:])
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from typing import TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits
+
+from .tensors import Array
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -76,6 +79,13 @@ def ahead(task: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
             yield result
             del result  # it may be large
         yield from (future.result() for future in coming)
+
+
+def in_halves(pool: Executor, task: Callable[[Array], Array], columns: Array) -> Array:
+    """task(columns) for a task that treats every column by itself: half of them by another thread."""
+    middle = columns.shape[1] // 2
+    other = pool.submit(task, columns[:, middle:])
+    return np.concatenate([task(columns[:, :middle]), other.result()], axis=1)
 
 
 def blas_for_one_of_two() -> AbstractContextManager[object]:

@@ -5,28 +5,42 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .tensors import Array
+
 FLOOR = 1e-5
 """Of the mean variance: the least that is added to each channel's, so that dead ones can be solved for."""
 Moment = NDArray[np.floating]
 Variances = NDArray[np.float64]
 
 
-def ridge(square: Moment, count: int, least: float) -> Variances:
-    """(n,) what is added to the diagonal of a covariance of `count` samples before it is inverted."""
-    return shrunk(square, max(least, oas(square, count)))
-
-
-def shrunk(square: Moment, share: float) -> Variances:
-    """(n,) a share of the variances, and a little for dead channels."""
-    size = np.maximum(square.diagonal(), 0)
+def shrunk(size: Moment, share: float) -> Variances:
+    """(n,) what is added to a covariance's diagonal: a share of the variances `size`, a little for dead channels."""
+    size = np.maximum(size, 0)
     return np.asarray(share * size + FLOOR * (size.mean() or 1))
 
 
 def oas(square: Moment, count: int) -> float:
-    """ρ / (1 − ρ), with ρ the oracle-approximating shrinkage of the correlations towards none (Chen et al., eq. 23)."""
-    p = len(square)
-    size = square.diagonal()
-    deviation = np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))  # a dead channel correlates with none
-    trace = float(np.square(square / np.outer(deviation, deviation)).sum())
+    """ρ / (1 − ρ), with ρ the oracle-approximating shrinkage of the correlations towards none (Chen et al., eq. 23).
+
+    Of an (n, n) covariance of `count` samples.
+    """
+    deviation = _deviations(square.diagonal())
+    return _odds(float(np.square(square / np.outer(deviation, deviation)).sum()), len(square), count)
+
+
+def oas_of_samples(samples: Array) -> float:
+    """The same of the covariance of (m, n) centred samples, m < n."""
+    count, n = samples.shape
+    alike = samples / _deviations(np.einsum("mn,mn->n", samples, samples) / count).astype(samples.dtype)
+    return _odds(float(np.square(alike @ alike.T / count).sum()), n, count)
+
+
+def _deviations(size: Moment) -> Moment:
+    """(n,) square roots of variances; a dead channel gets one with which it correlates with none."""
+    return np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))
+
+
+def _odds(trace: float, p: int, count: int) -> float:
+    """Equation 23, for p variables whose correlations have this sum of squares, over `count` samples."""
     rho = ((1 - 2 / p) * trace + p * p) / ((count + 1 - 2 / p) * max(trace - p, 1e-12))
     return rho / (1 - rho) if rho < 0.999 else 1e3

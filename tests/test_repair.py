@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto
+from scipy.sparse import csr_array
 
 import onnxfuse
 from onnxfuse import attempt, runs
@@ -17,12 +19,14 @@ from onnxfuse.cli import main
 from onnxfuse.comparison import Comparison
 from onnxfuse.errors import Unsound
 from onnxfuse.grouping import find_channels
+from onnxfuse.leastsquares import Prior, fit
 from onnxfuse.linear import linear
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
+from onnxfuse.shrinkage import oas, shrunk
 from onnxfuse.verify import verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
@@ -451,3 +455,27 @@ def test_likeness_on_the_users_samples(tmp_path: Path, capsys: pytest.CaptureFix
     assert text.rstrip().splitlines()[-1].startswith("PASSED")
     assert f"cosine {found.cosine:.4f} on your samples" in text.rstrip().splitlines()[-1]
     assert onnxfuse.fuse(source, sparsity=0.2, method="drop").report.fidelity is None
+
+
+@pytest.mark.parametrize("count", [20, 200])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_expand_is_the_equations_for_few_samples_and_for_many(count: int, centred: bool, blocks: int) -> None:
+    rng, least = np.random.default_rng(count), 0.02
+    x = rng.normal(size=(count, 40)).astype(np.float32) + 2
+    kept = np.flatnonzero(np.tile([1, 0, 1, 1, 0, 1, 0, 1, 0, 1], 4))  # 24, equally many of each half
+    y = x[:, kept] + 0.3 * rng.normal(size=(count, len(kept))).astype(np.float32)
+    prior = 0.5 * np.eye(40)[:, kept]
+    with ThreadPoolExecutor(1) as pool:
+        known = Prior(csr_array(prior), kept, blocks, least)
+        expand, shift = fit([x.copy()], iter([y.copy()]), centred, known, pool)
+    mean_x, mean_y = (v.mean(axis=0) if centred else np.zeros(v.shape[1]) for v in (x, y))
+    x, y = x.astype(np.float64) - mean_x, y.astype(np.float64) - mean_y
+    expected = np.zeros((40, len(kept)))
+    for rows, columns in zip(np.split(np.arange(40), blocks), np.split(np.arange(len(kept)), blocks), strict=True):
+        square, product = y[:, columns].T @ y[:, columns] / count, x[:, rows].T @ y[:, columns] / count
+        start = prior[np.ix_(rows, columns)]
+        added = np.diag(shrunk(square.diagonal(), max(least, oas(square, count))))
+        expected[np.ix_(rows, columns)] = start + (product - start @ square) @ np.linalg.inv(square + added)
+    np.testing.assert_allclose(expand, expected, atol=2e-5)
+    np.testing.assert_allclose(shift, mean_x - expected @ mean_y, atol=2e-4)
