@@ -19,6 +19,7 @@ from .checks import CHOICES
 from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
 from .config import config_arguments
 from .errors import UsageError
+from .heap import keep_freed
 from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
@@ -153,8 +154,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         p.error(str(error))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
+    """Run the command line, and nothing else in its process if it is `alone`; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
@@ -165,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         with progress:
             _check_files(a)
+            if alone:
+                keep_freed(Path(a.input))
             result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
         present(a, result)
 
@@ -173,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script: it ends at once, since to free every object before takes a tenth of a short run."""
-    code = main()
+    code = main(alone=True)
     try:
         sys.stdout.flush()
         sys.stderr.flush()

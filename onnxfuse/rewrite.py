@@ -19,7 +19,7 @@ from .ids import Ids
 from .protos import Edge, drop_attribute, every_constant, graphs, set_attribute
 from .symbols import Place
 from .tensors import Array, set_values
-from .weights import Weights, front, others
+from .weights import Weights, front, in_blocks, others
 
 Mask = NDArray[np.bool_]
 
@@ -118,6 +118,9 @@ def shrink(array: Array, slot: Slot, mask: Mask) -> Array:
     differ = [a for a in range(axes) if (mask != mask.take([0], a)).any()]
     if not differ:
         return array
+    if axes == 1:  # in the order of memory, which is faster
+        small = in_blocks(array, slot).compress(mask, axis=slot.axes[0])
+        return small.reshape(-1, *small.shape[2:]) if slot.split > 1 else small
     view, last = front(array, slot), axes - 1
     view, mask = np.moveaxis(view, differ[-1], last), np.moveaxis(mask, differ[-1], last)
     small = view[mask].reshape(*view.shape[:last], -1, *view.shape[axes:])

@@ -23,6 +23,11 @@ from .merge import Merge, per_row
 from .sparse import turned
 from .tensors import Array
 
+Index = tuple[Any, ...]
+ALL: Index = (slice(None), slice(None))
+"""All channels and their places, in the (n, q, …) values of a slot."""
+ACROSS, STRIP = 1 << 20, 16
+"""Elements of an array that is read and written in strips, and how many rows of memory one has: a line of the cache."""
 SMALL = 1 << 12
 """Elements of a matrix up to which it multiplies faster as a dense one than SciPy prepares a sparse one."""
 
@@ -62,9 +67,11 @@ class Weights:
     def scatter(self, slot: Slot, kept: Ids, gone: Ids, values: Array) -> None:
         """Write (k, q·rest) `values` to the positions of the channels `kept`, and zeros to those of the others."""
         view, index = _view(self[slot.tensor], slot)
-        view[tuple(i[gone] for i in index)] = 0
-        shape = (len(kept), slot.positions.shape[1], *view.shape[len(index) :])
-        view[tuple(i[kept] for i in index)] = values.reshape(shape)
+        left, lost = (tuple(i[own] for i in index) for own in (kept, gone))
+        values = values.reshape((*left[0].shape, *view.shape[len(index) :]))
+        for strip in _strips(view, len(index)):
+            view[lost + strip] = 0
+            view[left + strip] = values[ALL + strip]
 
     def apply(self, slots: Sequence[Slot], merge: Merge, rows: Mapping[Slot, Array]) -> None:
         """Merge the channels of a group in these slots; `rows` has what was gathered of some of them already."""
@@ -97,10 +104,25 @@ def others(kept: Ids, n: int) -> Ids:
 def gather(array: Array, slot: Slot) -> Array:
     """(n, q·rest) what each channel of a group has in this slot of a tensor."""
     view, index = _view(array, slot)
-    return np.ascontiguousarray(view[index]).reshape(len(slot.positions), -1)
+    strips = _strips(view, len(index))
+    if len(strips) == 1:
+        return np.ascontiguousarray(view[index]).reshape(len(slot.positions), -1)
+    found = np.empty((*slot.positions.shape, *view.shape[len(index) :]), view.dtype)
+    for strip in strips:
+        found[ALL + strip] = view[index + strip]
+    return found.reshape(len(slot.positions), -1)
 
 
-def _view(array: Array, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
+def _strips(view: Array, axes: int) -> list[Index]:
+    """Parts of the axis behind the first `axes`, one at a time: if channels lie closer in a large array than what each
+    has, whole columns would go through the cache again and again."""
+    size = view.shape[axes] if view.ndim > axes else 0
+    if view.size < ACROSS or size <= STRIP or view.strides[0] > view.strides[axes]:
+        return [()]
+    return [(slice(i, i + STRIP),) for i in range(0, size, STRIP)]
+
+
+def _view(array: Array, slot: Slot) -> tuple[Array, Index]:
     """The tensor with the slot's axes in front, and the (n, q) index of its channels there."""
     moved = front(array, slot)
     if len(slot.axes) == 1:
@@ -110,8 +132,13 @@ def _view(array: Array, slot: Slot) -> tuple[Array, tuple[Ids, ...]]:
 
 def front(array: Array, slot: Slot | RawSlot) -> Array:
     """A view of `array`, axis 0 split into (split, −1), with the slot's axes moved to the front."""
-    split = array.reshape(slot.split, -1, *array.shape[1:]) if slot.split > 1 else array
+    split = in_blocks(array, slot)
     return split.transpose(_to_front(slot.axes, split.ndim))
+
+
+def in_blocks(array: Array, slot: Slot | RawSlot) -> Array:
+    """A view of `array` that has the slot's axes, axis 0 split into (split, −1)."""
+    return array.reshape(slot.split, -1, *array.shape[1:]) if slot.split > 1 else array
 
 
 @functools.cache
