@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .components import components
 from .findings import RawSlot, Role
-from .ids import FIXED, Ids, varying
+from .ids import FIXED, Ids, counted, varying
 from .tracker import Tracker
 
 Classes = NDArray[np.int64]
@@ -41,11 +41,11 @@ def class_locks(t: Tracker, classes: Classes) -> Stays:
     """class → (reason, node) of the first lock on it."""
     found: Stays = {int(classes[FIXED]): ("", "")}
     for lock in t.locks:
-        for c in np.unique(classes[lock.ids]):
+        for c in counted(classes[lock.ids])[0]:
             found.setdefault(int(c), (lock.reason, lock.node))
     for pin in t.pins:
         if shrinking_axis(classes[pin.ids]) == pin.axis:
-            for c in np.unique(classes[pin.held]):
+            for c in counted(classes[pin.held])[0]:
                 found.setdefault(int(c), ("they are blocks or single channels that another value counts on", pin.node))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ EVALUATED = frozenset(
     Unsqueeze Where Xor""".split()
 )
 """Operators that are evaluated when all their inputs are constant."""
+GROWING = frozenset("ConstantOfShape Expand Range Tile".split())
+"""Those of them that make much of little."""
+NUMBERS = TensorProto(data_type=TensorProto.INT64)
+"""Stands for what a node will make."""
 GROWTH = 1 << 16
 """Bytes by which a folded constant may be larger than what it was computed from."""
 
@@ -61,17 +66,34 @@ def fold_constants(model: ModelProto) -> None:
 def _fold_constants_of(
     graph: GraphProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
 ) -> None:
-    outputs, gone = {o.name for o in graph.output}, []
-    for i, node in enumerate(graph.node):
-        if _can_evaluate(node, constants, types) and not outputs & set(node.output):
-            result = _evaluate(node, constants, types, model)
+    outputs, found, tried = {o.name for o in graph.output}, dict[int, TensorProto](), set[int]()
+    while batch := _evaluable(graph, constants, types, outputs, tried):
+        results = _evaluate([graph.node[i] for i in batch], constants, types, model)
+        for i, result in zip(batch, results, strict=True):
+            node = graph.node[i]
             given = sum(values_of(constants[n]).nbytes for n in node.input if n in constants)
-            if result.nbytes <= GROWTH + given:
-                tensor = numpy_helper.from_array(np.asarray(result, order="C"))
-                constants[node.output[0]] = add_initializer(model, tensor, node.output[0])
-                gone.append(i)
-    for i in reversed(gone):
+            if _can_evaluate(node, constants, types) and result.nbytes <= GROWTH + given:
+                found[i] = constants[node.output[0]] = numpy_helper.from_array(np.asarray(result, order="C"))
+        tried.update(batch)
+        if not any(graph.node[i].op_type in GROWING for i in batch):
+            break
+    for i, tensor in sorted(found.items()):
+        constants[graph.node[i].output[0]] = add_initializer(model, tensor, graph.node[i].output[0])
+    for i in sorted(found, reverse=True):
         del graph.node[i]
+
+
+def _evaluable(
+    graph: GraphProto, constants: dict[str, TensorProto], types: dict[str, int], outputs: set[str], tried: set[int]
+) -> list[int]:
+    """Positions of nodes that can be evaluated one after the other; what may grow must become a constant first."""
+    found, known = list[int](), dict(constants)
+    for i, node in enumerate(graph.node):
+        if i not in tried and _can_evaluate(node, known, types) and not outputs & set(node.output):
+            found.append(i)
+            if node.op_type not in GROWING:
+                known[node.output[0]] = NUMBERS
+    return found
 
 
 def _element_types(model: ModelProto) -> dict[str, int]:
@@ -88,22 +110,27 @@ def _can_evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dic
     return typed and all(n in constants and constants[n].data_type != TensorProto.STRING for n in data if n)
 
 
-def _evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto) -> Array:
-    feeds: dict[str, Array] = {}
-    for n in node.input:
-        if n in constants:
-            feeds[n] = values_of(constants[n])
-        elif n:  # CastLike wants to know a type only
-            dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(types[n])
-            feeds[n] = np.zeros(0, dtype)
-    inputs = [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in feeds]
+def _evaluate(
+    nodes: Sequence[NodeProto], constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
+) -> list[Array]:
+    """What each node makes."""
     from onnx.reference import ReferenceEvaluator  # dear to import, and few models need it
 
-    output = helper.make_tensor_value_info(node.output[0], TensorProto.UNDEFINED, None)
+    names = [node.output[0] for node in nodes]
+    feeds: dict[str, Array] = {}
+    for n in {n: None for node in nodes for n in node.input if n}:
+        if n in constants:
+            feeds[n] = values_of(constants[n])
+        elif n not in names:  # CastLike wants to know a type only
+            dtype: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(types[n])
+            feeds[n] = np.zeros(0, dtype)
+    inputs, made = (
+        [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in side] for side in (feeds, names)
+    )
     small = helper.make_model(
-        helper.make_graph([node], "constant", inputs, [output]),
+        helper.make_graph(nodes, "constants", inputs, made),
         opset_imports=[o for o in model.opset_import if o.domain in ("", "ai.onnx")],
     )
     with np.errstate(all="ignore"):  # an exporter's masks hold log(0) on purpose
         outputs: Any = ReferenceEvaluator(small).run(None, feeds)
-    return np.asarray(outputs[0])
+    return [np.asarray(o) for o in outputs]

@@ -11,6 +11,7 @@ from .classes import Classes, Stays, class_locks, kept_together
 from .components import components
 from .findings import Lock, RawSlot, Role
 from .graph import Graph, label
+from .ids import counted
 from .probe import Probe
 from .refinement import rows_of, signatures
 from .track import track
@@ -56,7 +57,7 @@ def _families(labels: Classes, placed: Placed, grids: Sequence[Classes]) -> dict
     """
     links, stuck = [], [x for x, slots in placed.items() if not _is_made(slots)]
     for rows in grids:
-        members = [int(x) for x in np.unique(labels[rows]) if x != 1]
+        members = [int(x) for x in counted(labels[rows])[0] if x != 1]
         links += [(members[0], m) for m in members]
         fixed = (labels[rows] == 1).sum(axis=1)
         if members and (fixed != fixed[0]).any():
@@ -126,7 +127,7 @@ def _names(t: Tracker, classes: Classes, labels: Classes) -> dict[int, tuple[str
     position = {label(node): i for i, node in enumerate(t.graph.nodes)}
     found: dict[int, tuple[str, int]] = {}
     for ids, name in t.producers:
-        for x in np.unique(labels[classes[ids]]):
+        for x in counted(labels[classes[ids]])[0]:
             found.setdefault(int(x), (name, position.get(name, 0)))
     return found
 
@@ -135,7 +136,7 @@ def _selections(t: Tracker, classes: Classes, labels: Classes) -> dict[int, str]
     """label → why its channels may not be mixed."""
     found: dict[int, str] = {}
     for lock in t.selections:
-        for x in np.unique(labels[classes[lock.ids]]).tolist():
+        for x in counted(labels[classes[lock.ids]])[0].tolist():
             found.setdefault(x, lock.reason)
     return found
 
@@ -145,7 +146,7 @@ def _locked(t: Tracker, classes: Classes, locks: Stays) -> list[Locked]:
     rows: dict[tuple[str, str, str], set[int]] = {}
     seen: set[int] = set()
     for ids, name in t.producers:
-        for c in np.unique(classes[ids]).tolist():
+        for c in counted(classes[ids])[0].tolist():
             if c in locks and c not in seen:
                 seen.add(c)
                 rows.setdefault((name, *locks[c]), set()).add(c)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+SPARSE = 0.1
+"""Numbers for each that could be, from which on they are counted."""
 FIXED = 0
 """The id of a position that can never be removed."""
 
@@ -41,3 +43,14 @@ def spread(ids: Ids, extent: int, axis: int) -> Ids:
 def lead(ids: Ids, rank: int) -> Ids:
     """Prepend axes of size 1 up to `rank`, as NumPy broadcasting does."""
     return ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
+
+
+def counted(ids: Ids) -> tuple[Ids, Ids]:
+    """The non-negative numbers that occur, ascending, and how often; many of few are counted sooner than sorted."""
+    flat = ids.ravel()
+    if flat.size < SPARSE * int(flat.max(initial=0)):
+        present, counts = np.unique(flat, return_counts=True)
+        return present, counts
+    counts = np.bincount(flat)
+    present = np.flatnonzero(counts)
+    return present, counts[present]

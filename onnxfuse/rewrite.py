@@ -15,7 +15,7 @@ from .classes import shrinking_axis
 from .extents import kept_extent, shrunk_number, shrunk_shape
 from .findings import Demand, Lock, Pick
 from .graph import Graph
-from .ids import Ids
+from .ids import Ids, counted
 from .protos import Edge, drop_attribute, every_constant, graphs, set_attribute
 from .symbols import Place
 from .tensors import Array, set_values
@@ -70,7 +70,7 @@ def _needed(channels: Channels, kept: Mask, d: Demand) -> float:
 def _locks(channels: Channels, d: Demand) -> list[Lock]:
     reason = "a shape is computed from their count in a way that cannot follow"
     ids = [d.ids, *(channels.tracker.ids[name] for name, _ in d.number.dims if name in channels.tracker.ids)]
-    return [Lock(np.unique(i), reason, d.node) for i in ids]
+    return [Lock(counted(i)[0], reason, d.node) for i in ids]
 
 
 # --- rewriting ------------------------------------------------------------------------------------------------------

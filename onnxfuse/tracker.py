@@ -14,7 +14,7 @@ import numpy as np
 
 from .findings import Demand, Lock, Norm, Pick, Pin, RawSlot, Role
 from .graph import Graph, Node
-from .ids import FIXED, Ids, varying
+from .ids import FIXED, Ids, counted, varying
 from .probe import Probe
 from .protos import Edge
 from .symbols import Dim, Number, Numbers, Place, as_numbers, constant, dimension, opaque
@@ -152,12 +152,12 @@ class Tracker:
     def lock(self, ids: Ids, reason: str) -> None:
         """These channels must stay."""
         if ids.any():
-            self.locks.append(Lock(np.unique(ids), reason, self.node_label))
+            self.locks.append(Lock(counted(ids)[0], reason, self.node_label))
 
     def select(self, ids: Ids, reason: str) -> None:
         """These channels may go, but not be mixed with each other."""
         if ids.any():
-            self.selections.append(Lock(np.unique(ids), reason, self.node_label))
+            self.selections.append(Lock(counted(ids)[0], reason, self.node_label))
 
     def pin(self, ids: Ids, axis: int, only: Ids | None = None) -> None:
         """Along `axis` no position (of `only` these ids) may go, though whole positions of a later axis may."""
