@@ -134,6 +134,9 @@ class Tracker:
     def unite(self, a: Ids, b: Ids) -> None:
         """Keep or remove together, position by position (broadcasting)."""
         x, y = (v.ravel() for v in np.broadcast_arrays(a, b))
+        new = np.ones(len(x), bool)
+        new[1:] = (x[1:] != x[:-1]) | (y[1:] != y[:-1])
+        x, y = x[new], y[new]  # a channel's places follow each other: of millions of pairs few differ
         free = (x != FIXED) & (y != FIXED)
         self.lock((x + y)[~free], "shares positions with a value whose size must stay")
         differ = free & (x != y)
