@@ -7,6 +7,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxfuse.components import components
+from onnxfuse.ids import counted
 
 
 def test_by_hand() -> None:
@@ -31,3 +32,10 @@ def test_as_scipy(case: tuple[int, list[tuple[int, int]]]) -> None:
     a, b = np.array(edges, np.int64).reshape(-1, 2).T
     links = coo_array((np.ones(len(a)), (a, b)), shape=(count, count))
     assert components(a, b, count).tolist() == connected_components(links, directed=False)[1].tolist()
+
+
+@given(st.lists(st.integers(0, 9)), st.sampled_from([1, 7, 1000]))
+def test_counting_is_sorting(numbers: list[int], step: int) -> None:
+    ids = np.array(numbers, np.int64) * step
+    for ours, numpys in zip(counted(ids), np.unique(ids, return_counts=True), strict=True):
+        assert ours.tolist() == numpys.tolist()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,21 @@ def test_mapped_weights_give_the_same_result(tmp_path: Path) -> None:
     written = onnx.load(tmp_path / "out.onnx")
     assert gap(run(written), run(plain.model)) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.bin", "in.onnx", "out.onnx", "out.onnx.data"]
+
+
+def test_freed_memory_is_kept_for_a_model_of_moderate_size_whose_weights_are_in_its_file(tmp_path: Path) -> None:
+    """Asked in processes of their own, for whose whole life it holds; only glibc can."""
+    inside, beside, none = (
+        tmp_path / "in.onnx",
+        saved(from_text(LARGE), tmp_path / "beside.onnx"),
+        tmp_path / "none.onnx",
+    )
+    onnx.save(from_text(LARGE), inside)
+    code = "import sys, pathlib, onnxfuse.heap as h; print([h.keep_freed(pathlib.Path(p)) for p in sys.argv[1:]])"
+    told = subprocess.run(
+        [sys.executable, "-c", code, beside, none, inside], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == str([False, False, platform.libc_ver()[0] == "glibc"])
 
 
 def test_mapped_weights_that_no_group_touches(tmp_path: Path) -> None:

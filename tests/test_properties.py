@@ -102,6 +102,24 @@ def test_duplicates_vanish_in_a_concat(method: str) -> None:
     assert dims(result.model)["w4"] == (2, 8, 1, 1)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_duplicates_vanish_in_a_large_matrix(turned: bool) -> None:
+    """A million weights and more go through memory in strips, if the channels lie along its rows."""
+    shape, gemm = ("1040,1030", "<transB = 1> (a, w2)") if turned else ("1030,1040", "(a, w2)")
+    text = f"(float[N,6] x) => (float[N,1040] y) <float[6,1030] w1, float[{shape}] w2>"
+    model = from_text(text + "{ h = MatMul(x, w1) a = Relu(h) y = Gemm " + gemm + " }")
+
+    def change(name: str, values: Array) -> Array:
+        axis = int(name == "w1" or turned)
+        return np.repeat(values.take(range(0, 1030, 2), axis), 2, axis)
+
+    model = edited(model, change)
+    feeds = inputs(model)
+    small = onnxfuse.fuse(model, sparsity=0.5, method="fold", round_to=1).model
+    assert dims(small)["w2"] == ((1040, 515) if turned else (515, 1040))
+    assert gap(run(model, feeds), run(small, feeds)) < 1e-5
+
+
 # --- channel order, seeds, names ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CHANNELS)
