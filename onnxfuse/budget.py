@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
+from .allocate import ROUNDING, Families, Limit, cheapest, uniform, uniform_within, use_up
 from .calibrate import Study
 from .channels import Channels
 from .curves import CURVES, GroupWeights, Squares, cost_curve
@@ -164,10 +164,16 @@ def _limits(layout: Layout, families: Families, options: Options) -> list[Limit]
             least, most = (limit.resource(w) for w in (families.narrowest, families.units))
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
-                f"{math.ceil(least)}, {least / most:.3f} of the original's{_in_multiples(options)}"
+                f"{math.ceil(least)}, {_rounded_up(least / most)} of the original's{_in_multiples(options)}"
             )
         limits.append(limit)
     return limits
+
+
+def _rounded_up(share: float) -> str:
+    """To three digits, so that asking for what is written is within reach."""
+    unit = 10.0 ** (math.floor(math.log10(share)) - 2)
+    return f"{math.ceil(share / unit - ROUNDING) * unit:.3g}"
 
 
 def _in_multiples(options: Options) -> str:

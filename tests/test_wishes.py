@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,17 @@ def test_what_was_asked_for_is_not_overruled() -> None:
     assert report.after.macs / report.before.macs <= 0.6
     with pytest.raises(onnxfuse.UsageError, match=r"out of reach: .* 0\.\d+ of the original's, with --round-to 32"):
         onnxfuse.fuse(from_text(WIDE), target_macs=0.1, round_to=32, method="drop")
+
+
+@pytest.mark.parametrize("name", ["macs", "params", "size"])
+def test_the_smallest_share_that_is_named_is_within_reach(name: str) -> None:
+    least: dict[str, Any] = {f"target_{name}": 1e-6}
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(from_text(WIDE), **least, round_to=1, method="drop")
+    named = re.search(r"(\S+) of the original's", str(caught.value))
+    assert named is not None
+    least[f"target_{name}"] = float(named[1])
+    onnxfuse.fuse(from_text(WIDE), **least, round_to=1, method="drop")
 
 
 def test_rounding_gives_way_to_a_budget() -> None:
