@@ -17,7 +17,7 @@ Statistics do not average, weights do: that is why BatchNormalization is folded 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx.inliner
@@ -28,7 +28,7 @@ from .constants import as_tensor, densify, fold_constants
 from .folding import Folded, fold_batch_norms
 from .protos import graphs
 from .shuffles import fold_shuffles
-from .sizes import fold_sizes
+from .sizes import Sizes, fold_sizes
 from .strided import fold_strided
 from .unused import drop_unused, idle_names
 
@@ -53,10 +53,18 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
         if node.op_type == "Constant":
             as_tensor(node)
     fold_constants(model)
-    while fold_sizes(model) or choose_branches(model):  # what one round finds lets shape inference prove more
-        fold_constants(model)
+    known = _fold_sizes(model)
     fold_strided(model)
-    fold_shuffles(model)
+    fold_shuffles(model, known)
     folded = fold_batch_norms(model, [re.compile(p) for p in exclude])
     drop_unused(model, idle)
     return folded
+
+
+def _fold_sizes(model: ModelProto) -> Mapping[str, Sizes]:
+    """Fold sizes, and what is computed from them, until nothing is left; returns those that are known at last."""
+    while True:
+        found, known = fold_sizes(model)
+        if not (found or choose_branches(model)):
+            return known
+        fold_constants(model)  # what one round finds lets shape inference prove more

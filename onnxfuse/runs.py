@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnx import ModelProto
 from .comparison import Outputs, furthest_apart
 from .errors import Unsound, one_line
 from .files import file_bytes, too_large
-from .picking import compared, feeds_of, numeric, picked, with_outputs, with_picks
+from .picking import feeds_of, numeric, picked, with_picks
 from .probe import Probe
 from .sessions import exact_session, session, session_options
 from .tensors import Array
@@ -71,14 +71,12 @@ def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], opti
     return dict(zip(names, opened.run(names, dict(feeds)), strict=True))
 
 
-def run_both(
-    model: Path | ModelProto, reference: Probe, providers: Sequence[str], original: Callable[[], ModelProto]
-) -> Runs:
+def run_both(model: Path | ModelProto, reference: Probe, providers: Sequence[str]) -> Runs:
     """The result as it is; with the original's picks, if it makes too few of its own to run to its end."""
     try:
         plain, fast = _plain_and_fast(model, reference.inputs, providers)
     except Exception as error:  # onnxruntime has no base class for what it raises
-        runs = with_given_picks(model, reference, providers, original())
+        runs = with_given_picks(model, reference, providers)
         if runs is None:
             raise Unsound(f"onnxruntime cannot run the result: {one_line(error)}") from error
         log.warning(
@@ -104,17 +102,12 @@ def _plain_and_fast(
     return plain, fast
 
 
-def with_given_picks(
-    model: Path | ModelProto, reference: Probe, providers: Sequence[str], original: ModelProto
-) -> Runs | None:
+def with_given_picks(model: Path | ModelProto, reference: Probe, providers: Sequence[str]) -> Runs | None:
     """Runs with the original's picks, of what both have; None if it makes none, or the result fails with these, too."""
-    result = model if isinstance(model, ModelProto) else onnx.load(model)
-    names = picked(original.graph)
-    if not names:
+    if not reference.noted:
         return None
-    asked = list(dict.fromkeys([*names, *compared(original.graph)]))
-    before = run(with_outputs(original, asked), reference.inputs, providers, optimized=False)
-    given = numeric({name: before[name] for name in names})
+    result, before = model if isinstance(model, ModelProto) else onnx.load(model), reference.noted
+    given = numeric({name: before[name] for name in picked(result.graph) if name in before})
     part = with_picks(result, given)
     try:
         plain, fast = _plain_and_fast(part, feeds_of(part, reference.inputs, given), providers)
@@ -126,7 +119,7 @@ def with_given_picks(
 
 def own_agreement(reference: Probe, providers: Sequence[str], original: ModelProto) -> float:
     """What optimizations change in the original's outputs; if it picks, in what it makes of the same picks."""
-    runs = with_given_picks(original, reference, providers, original)
+    runs = with_given_picks(original, reference, providers)
     if runs is not None:
         return runs.agreement
     return furthest_apart(reference.outputs, run(original, reference.inputs, providers, optimized=True))

@@ -16,15 +16,23 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .protos import add_initializer, attribute, consumers, every_constant, free_name
+from .sessions import skeleton_of
 from .sizes import Sizes, known_sizes
 from .tensors import Array
 
 
-def fold_shuffles(model: ModelProto) -> None:
-    """Make a Gather of every Reshape → Transpose → Reshape that permutes a channel axis, in place."""
+def fold_shuffles(model: ModelProto, known: Mapping[str, Sizes]) -> None:
+    """Make a Gather of every Reshape → Transpose → Reshape that permutes a channel axis, in place.
+
+    Args:
+        model: where they are.
+        known: sizes of its values, if they were inferred already.
+    """
     graph = model.graph
     chains = list(_chains(model))
-    known, taken = known_sizes(model) if chains else {}, {*every_constant(model), *consumers(graph)}
+    if not chains:
+        return
+    known, taken = known or known_sizes(skeleton_of(model)[0]), {*every_constant(model), *consumers(graph)}
     gone: list[int] = []
     for first, middle, last in chains:
         found = _permutation(graph.node[first], graph.node[middle], graph.node[last], known)

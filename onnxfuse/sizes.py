@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .protos import add_initializer, attribute, constant_tensors
 from .sessions import skeleton_of
@@ -26,12 +26,16 @@ Sizes = NDArray[Any]
 """Object array of sizes, of one value's axes or what was selected of them; None for an open one."""
 
 
-def fold_sizes(model: ModelProto) -> bool:
-    """Make initializers of all that Shape nodes tell of sizes that are known; whether there was anything."""
+def fold_sizes(model: ModelProto) -> tuple[bool, Mapping[str, Sizes]]:
+    """Make initializers of all that Shape nodes tell of sizes that are known.
+
+    Returns:
+        whether there was anything; and the sizes that are known, or nothing where no Shape node asks for them.
+    """
     graph = model.graph
     if not any(node.op_type == "Shape" for node in graph.node):
-        return False
-    known, outputs = known_sizes(model), {o.name for o in graph.output}
+        return False, {}
+    known, outputs = known_sizes(skeleton_of(model)[0]), {o.name for o in graph.output}
     constants = {name: tensor for name, tensor in constant_tensors(graph).items() if len(tensor.dims) < 2}
     vectors: dict[str, Sizes] = {}
     gone = []
@@ -46,17 +50,35 @@ def fold_sizes(model: ModelProto) -> bool:
             gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
-    return bool(gone)
+    return bool(gone), known
 
 
-def known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
-    """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing."""
-    skeleton = skeleton_of(model)[0]
-    skeleton.graph.ClearField("value_info")
-    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    kinds = {v.name: v.type.tensor_type for v in [*inferred.input, *inferred.value_info]}
+def known_sizes(skeleton: ModelProto) -> Mapping[str, Sizes]:
+    """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing.
+
+    Args:
+        skeleton: a model without weights; it loses what it has recorded.
+    """
+    forget(skeleton.graph)
+    return inferred_sizes(onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph)
+
+
+def inferred_sizes(graph: GraphProto) -> Mapping[str, Sizes]:
+    """The sizes of values in a graph that shape inference made, but for the graph's outputs."""
+    kinds = {v.name: v.type.tensor_type for v in [*graph.input, *graph.value_info]}
     known = {n: [d.dim_value or None for d in k.shape.dim] for n, k in kinds.items() if k.HasField("shape")}
     return {name: np.array(sizes, dtype=object) for name, sizes in known.items()}
+
+
+def forget(graph: GraphProto) -> bool:
+    """Forget recorded shapes, and sizes of inputs below 1, by which exporters mean that they are open; whether any."""
+    dims = [dim for value in graph.input for dim in value.type.tensor_type.shape.dim]
+    wrong = [dim for dim in dims if dim.HasField("dim_value") and dim.dim_value < 1]
+    for dim in wrong:
+        dim.Clear()
+    recorded = bool(graph.value_info or wrong)
+    graph.ClearField("value_info")
+    return recorded
 
 
 def _sizes(

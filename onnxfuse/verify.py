@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,15 +60,14 @@ def verify(
         Unsound: does not run, outputs that are not finite, not the same with optimizations off and on, or far off.
     """
     opened = _stand_in(model) if reference.stand_in else model
-    again = cache(lambda: _source(original(), reference))
-    running: Callable[[], Runs] = partial(run_both, opened, reference, providers, again)
+    running: Callable[[], Runs] = partial(run_both, opened, reference, providers)
     runs = _checked(model, original, running)
     _same_interface(runs.original, runs.plain)
     agreement = WARY if wary else AGREEMENT
     if not runs.agreement <= agreement or any(math.isnan(e.cosine) for e in compare(runs.original, runs.plain)):
-        runs = with_given_picks(opened, reference, providers, again()) or runs
+        runs = with_given_picks(opened, reference, providers) or runs
     if not runs.agreement <= agreement:
-        own = own_agreement(reference, providers, again())
+        own = own_agreement(reference, providers, _source(original(), reference))
         if not (runs.agreement <= own * SLACK or (runs.drift <= agreement and not wary)):
             raise Unsound(
                 f"outputs with optimizations off and on differ by {runs.agreement:.2g} (the original's by {own:.2g})"
