@@ -90,7 +90,7 @@ def compress(
     given = None if options.gradients is None else products(model, options.gradients)
     uses = {"params": lambda: before[0], "macs": lambda: before[1], "size": lambda: file_bytes(model)}
     options = absolute(options, uses)
-    folded = prepare(model, options.exclude)
+    folded = prepare(model, options.exclude, reference.shapes)
     graph, lowered = lowered_graph(model)
     if options.lossless:
         return _lossless(graph, reference, options, before, folded, lowered)

@@ -54,7 +54,7 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     model.CopyFrom(original)
     model, options = inline(model), Options(**result.plan.options)
     reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
-    prepare(model, options.exclude)
+    prepare(model, options.exclude, reference.shapes)
     graph, lowered = lowered_graph(model)
     channels = _groups(graph, reference, options) if result.plan.merges else None  # clones shared constants, too
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]

@@ -56,7 +56,7 @@ def parent(
     except ModelError as error:
         raise ModelError(f"{name}: {one_line(error)}") from error
     densify(model)
-    prepare(model, exclude=[""])  # everything but the folding
+    prepare(model, [""], run.shapes)  # everything but the folding
     _initialize(model)
     unfolded = ModelProto()
     unfolded.CopyFrom(model)

@@ -150,7 +150,7 @@ def analyze(
     graph = ModelSource(model).load()
     check_matches("exclude", exclude, "node", _labels(graph))
     reference = probe(graph, provider_list(provider), input_shapes)
-    prepare(graph, exclude)
+    prepare(graph, exclude, reference.shapes)
     half = Options(0.5, round_to=1, allow_norm=allow_norm, prune_heads=prune_heads)
     choose = functools.partial(kept_channels, options=half)
     channels, _ = follow(lowered_graph(graph)[0], reference, exclude, choose, half.permit)

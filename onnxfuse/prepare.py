@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import onnx
 import onnx.inliner
@@ -27,8 +28,9 @@ from .branches import choose_branches, name_apart
 from .constants import as_tensor, densify, fold_constants
 from .folding import Folded, fold_batch_norms
 from .protos import graphs
+from .settled import borne_out, settled_sizes
 from .shuffles import fold_shuffles
-from .sizes import Sizes, fold_sizes
+from .sizes import Sizes, asks_for_sizes, fold_sizes, known_sizes
 from .strided import fold_strided
 from .unused import drop_unused, idle_names
 
@@ -40,12 +42,15 @@ def inline(model: ModelProto) -> ModelProto:
     return model
 
 
-def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
+def prepare(
+    model: ModelProto, exclude: Sequence[str] = (), shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> list[Folded]:
     """Normalise constants and fold BatchNormalization, in place; returns what was folded.
 
     Args:
         model: functions inlined, external data loaded.
         exclude: regular expressions; a producer whose name matches keeps its BatchNormalization.
+        shapes: of its values in a probing run, if there was one; without it all is found by inference.
     """
     densify(model)
     idle = idle_names(model.graph)
@@ -53,7 +58,7 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
         if node.op_type == "Constant":
             as_tensor(node)
     fold_constants(model)
-    known = _fold_sizes(model)
+    known = _fold_sizes(model, shapes)
     fold_strided(model)
     fold_shuffles(model, known)
     folded = fold_batch_norms(model, [re.compile(p) for p in exclude])
@@ -61,10 +66,13 @@ def prepare(model: ModelProto, exclude: Sequence[str] = ()) -> list[Folded]:
     return folded
 
 
-def _fold_sizes(model: ModelProto) -> Mapping[str, Sizes]:
+def _fold_sizes(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Sizes]:
     """Fold sizes, and what is computed from them, until nothing is left; returns those that are known at last."""
+    settled = settled_sizes(model, shapes) if asks_for_sizes(model) else {}
+    if fold_sizes(model, settled):
+        fold_constants(model)
     while True:
-        found, known = fold_sizes(model)
-        if not (found or choose_branches(model)):
+        known = {**borne_out(known_sizes(model), shapes), **settled} if asks_for_sizes(model) else settled
+        if not (fold_sizes(model, known) or choose_branches(model)):
             return known
         fold_constants(model)  # what one round finds lets shape inference prove more

@@ -16,7 +16,6 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .protos import add_initializer, attribute, consumers, every_constant, free_name
-from .sessions import skeleton_of
 from .sizes import Sizes, known_sizes
 from .tensors import Array
 
@@ -32,7 +31,7 @@ def fold_shuffles(model: ModelProto, known: Mapping[str, Sizes]) -> None:
     chains = list(_chains(model))
     if not chains:
         return
-    known, taken = known or known_sizes(skeleton_of(model)[0]), {*every_constant(model), *consumers(graph)}
+    known, taken = known or known_sizes(model), {*every_constant(model), *consumers(graph)}
     gone: list[int] = []
     for first, middle, last in chains:
         found = _permutation(graph.node[first], graph.node[middle], graph.node[last], known)

@@ -26,16 +26,17 @@ Sizes = NDArray[Any]
 """Object array of sizes, of one value's axes or what was selected of them; None for an open one."""
 
 
-def fold_sizes(model: ModelProto) -> tuple[bool, Mapping[str, Sizes]]:
-    """Make initializers of all that Shape nodes tell of sizes that are known.
+def asks_for_sizes(model: ModelProto) -> bool:
+    """Whether a Shape node does."""
+    return any(node.op_type == "Shape" for node in model.graph.node)
 
-    Returns:
-        whether there was anything; and the sizes that are known, or nothing where no Shape node asks for them.
-    """
+
+def fold_sizes(model: ModelProto, known: Mapping[str, Sizes]) -> bool:
+    """Make initializers of all that Shape nodes tell of known sizes; whether there was anything."""
+    if not known:
+        return False
     graph = model.graph
-    if not any(node.op_type == "Shape" for node in graph.node):
-        return False, {}
-    known, outputs = known_sizes(skeleton_of(model)[0]), {o.name for o in graph.output}
+    outputs = {o.name for o in graph.output}
     constants = {name: tensor for name, tensor in constant_tensors(graph).items() if len(tensor.dims) < 2}
     vectors: dict[str, Sizes] = {}
     gone = []
@@ -50,15 +51,12 @@ def fold_sizes(model: ModelProto) -> tuple[bool, Mapping[str, Sizes]]:
             gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
-    return bool(gone), known
+    return bool(gone)
 
 
-def known_sizes(skeleton: ModelProto) -> Mapping[str, Sizes]:
-    """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing.
-
-    Args:
-        skeleton: a model without weights; it loses what it has recorded.
-    """
+def known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
+    """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing."""
+    skeleton = skeleton_of(model)[0]
     forget(skeleton.graph)
     return inferred_sizes(onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph)
 

@@ -1,0 +1,149 @@
+"""The probing run: shapes that need no question, and sizes that are the same in every run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+import onnxfuse
+from onnxfuse.prepare import prepare
+from onnxfuse.probe import Probe, probe
+from onnxfuse.providers import provider_list
+from onnxfuse.runs import run
+from onnxfuse.sizes import known_sizes
+
+from .graphs import from_text
+
+CPU = provider_list("cpu")
+ROUNDED = """({} x) => (float[N,10] y)
+    <float[32,3,3,3] w1, float[32,10] w2, int64 first = {{0}}, int64 third = {{2}}, int64[1] axis = {{0}},
+     int64[1] rest = {{-1}}> {{
+    c = Conv<pads=[1,1,1,1]>(x, w1)
+    r = Relu(c)
+    p = MaxPool<kernel_shape=[2,2], strides=[2,2], pads=[1,1,1,1], ceil_mode=1>(r)
+    q = Neg(p)
+    s = Shape(p)
+    n = Gather(s, first)
+    side = Gather(s, third)
+    area = Mul(side, side)
+    n1 = Unsqueeze(n, axis)
+    area1 = Unsqueeze(area, axis)
+    target = Concat<axis=0>(n1, rest, area1)
+    f = Reshape(q, target)
+    m = ReduceMean<axes=[2], keepdims=0>(f)
+    y = MatMul(m, w2)
+}}"""
+"""A pool of 7 × 7 with ceil_mode, of which onnx infers 5 × 5 where onnxruntime makes 4 × 4, and a shape from that."""
+
+
+def rounded(batch: str) -> ModelProto:
+    return from_text(ROUNDED.format(f"float[{batch},3,7,7]"))
+
+
+def asked_of_all(model: ModelProto) -> Probe:
+    """The run of a model whose input has open sizes, so that inference proves none."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.input[0].type.tensor_type.shape.Clear()
+    shape = tuple(d.dim_value or 2 for d in model.graph.input[0].type.tensor_type.shape.dim)
+    copy.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["a", "b", "c", "d"]))
+    return probe(copy, CPU, {"x": shape})
+
+
+@pytest.mark.parametrize("batch", ["1", "N"])
+def test_shapes_are_those_of_the_run_not_of_inference(batch: str) -> None:
+    model = rounded(batch)
+    found = probe(model, CPU)
+    n = found.inputs["x"].shape[0]
+    assert found.shapes["p"] == (n, 32, 4, 4)
+    assert found.shapes["q"] == (n, 32, 4, 4)
+
+
+def test_shapes_that_are_proved_are_those_that_are_asked_for() -> None:
+    text = """(float[1,3,8,8] x) => (float[1,10] y)
+        <float[16,3,3,3] w1, float[256,10] w2, int64[2] target = {1, -1}> {
+        c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1)
+        r = Relu(c)
+        t = Transpose<perm=[0, 2, 3, 1]>(r)
+        f = Reshape(t, target)
+        y = MatMul(f, w2)
+    }"""
+    model = from_text(text)
+    assert dict(probe(model, CPU).shapes) == dict(asked_of_all(model).shapes)
+
+
+def test_recorded_shapes_prove_nothing() -> None:
+    model = from_text("(float[1,3,8,8] x) => (float[1,16,6,6] y) <float[16,3,3,3] w> { c = Conv(x, w)\n y = Relu(c) }")
+    model.graph.node[1].CopyFrom(helper.make_node("FastGelu", ["c"], ["g"], domain="com.microsoft"))
+    model.graph.node.append(helper.make_node("Relu", ["g"], ["r"]))
+    model.graph.node.append(helper.make_node("Relu", ["r"], ["y"]))
+    model.graph.value_info.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, [1, 16, 99, 99]))
+    model.graph.output[0].type.tensor_type.shape.dim[3].dim_param = "any"
+    assert probe(model, CPU).shapes["r"] == (1, 16, 6, 6)
+
+
+def test_a_size_below_one_is_an_open_one() -> None:
+    model = from_text("(float[1,3,8,8] x) => (float[N,16,M,K] y) <float[16,3,3,3] w> { c = Conv(x, w)\n y = Relu(c) }")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert list(known_sizes(model)["c"]) == [None, 16, 6, 6]
+    assert probe(model, CPU).shapes["c"] == (2, 16, 6, 6)
+
+
+def test_a_size_that_inference_gets_wrong_is_not_folded_so() -> None:
+    small = onnxfuse.fuse(rounded("N"), sparsity=0.5, method="drop").model
+    y = run(small, {"x": np.ones((3, 3, 7, 7), np.float32)}, CPU, optimized=True)["y"]
+    assert y.shape == (3, 10)
+    assert next(t for t in small.graph.initializer if t.name == "w1").dims[0] == 16
+
+
+def exact(batch: str) -> ModelProto:
+    return from_text(ROUNDED.format(f"float[{batch},3,7,7]").replace("ceil_mode=1", "ceil_mode=0"))
+
+
+def operators(model: ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def test_sizes_that_a_run_settles_need_no_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exact("1")
+    shapes = probe(model, CPU).shapes
+    monkeypatch.setattr("onnxfuse.prepare.known_sizes", lambda model: pytest.fail("inferred"))
+    prepare(model, (), shapes)
+    assert operators(model) == ["Conv", "Relu", "MaxPool", "Neg", "Reshape", "ReduceMean", "MatMul"]
+
+
+def test_an_open_size_is_not_settled() -> None:
+    model = exact("N")
+    prepare(model, (), probe(model, CPU).shapes)
+    assert "Shape" in operators(model)
+
+
+def test_a_size_that_the_checker_would_contradict_stays_computed() -> None:
+    model = rounded("1")
+    prepare(model, (), probe(model, CPU).shapes)
+    assert "Shape" in operators(model)
+
+
+def test_a_size_that_an_input_or_a_pick_says_is_not_settled() -> None:
+    text = """(float[1] x, int64[1] size, float[8] z) => (int64[1] a, int64[2] b) <int64[1] one = {1}> {
+        e = Expand(x, size)
+        s = Shape(e)
+        a = Add(s, one)
+        n = NonZero(z)
+        t = Shape(n)
+        b = Add(t, one)
+    }"""
+    model = from_text(text)
+    prepare(model, (), probe(model, CPU).shapes)
+    assert operators(model).count("Shape") == 2
+
+
+def test_what_is_picked_is_noted_in_the_probing_run() -> None:
+    text = (
+        "(float[8] x) => (int64[1,M] y) <float level = {0.0}> { s = Abs(x)\n g = Greater(s, level)\n y = NonZero(g) }"
+    )
+    found = probe(from_text(text), CPU)
+    assert set(found.noted) == {"y", "s"}
+    np.testing.assert_array_equal(found.noted["s"], np.abs(found.inputs["x"]))
+    assert not probe(rounded("1"), CPU).noted
