@@ -20,7 +20,7 @@ from .channels import Channels, Slot
 from .findings import Role
 from .folding import Folded
 from .moments import Moments, measure
-from .readers import Reader, readers
+from .readers import Reader, depthwise_readers, readers
 from .shrinkage import oas
 from .surgeon import Source, View
 from .tensors import Array
@@ -38,6 +38,7 @@ class Study:
         batches: the inputs.
         twin: constants of the twin that differ from the graph's.
         readers: in graph order.
+        depthwise: kernels that read, and make, one channel each; none on synthetic inputs.
         moments: of each reader; empty if they were not wanted.
         source: what they are measured on.
     """
@@ -45,6 +46,7 @@ class Study:
     batches: Batches
     twin: Mapping[str, Array]
     readers: tuple[Reader, ...]
+    depthwise: tuple[Reader, ...]
     moments: tuple[Moments, ...]
     source: Source
 
@@ -83,7 +85,8 @@ def study(
     measured if what they would be measured on is `wanted`.
     """
     graph = channels.tracker.graph
-    found, twin = readers(channels, [re.compile(p) for p in exclude]), dict[str, Array]()
+    patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
+    found, depthwise = readers(channels, patterns), [] if anchored else depthwise_readers(channels, patterns)
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
     norms = sum(1 for node in graph.model.graph.node if free_norm(graph, node)) if anchored else 0
@@ -101,7 +104,7 @@ def study(
                 anchor_producer(graph, twin, walk, node, anchors[position])
             elif anchored and free_norm(graph, node):
                 anchor_norm(graph, twin, walk, node)
-    return Study(batches, twin, tuple(found), tuple(m.result() for m in moments), source)
+    return Study(batches, twin, tuple(found), tuple(depthwise), tuple(m.result() for m in moments), source)
 
 
 def _evenly(weights: Array, covariance: Array, taps: int) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto
@@ -17,7 +17,7 @@ from .graph import Graph
 from .ids import Ids
 from .picking import behind_picks
 from .producers import is_scaled
-from .protos import proto_label
+from .protos import attribute, proto_label
 from .tensors import FLOATS
 
 WIDEST = 4096
@@ -67,8 +67,29 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
             value = node.input[s.data[0]]
             if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
                 kernel = graph.constants[s.tensor].dims[2:] if node.op_type in ("Conv", "ConvTranspose") else ()
-                found.append(Reader(s, value, s.data[1], *_bias(graph, node), layout, math.prod(kernel)))
+                found.append(Reader(s, value, s.data[1], *own_bias(graph, node), layout, math.prod(kernel)))
     return sorted(found, key=lambda r: r.slot.edge.node)
+
+
+def depthwise_readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Reader]:
+    """Every depthwise kernel of several taps, at its only use, as that of a grouped convolution with blocks of one.
+
+    But for those of excluded nodes, and those behind an operator that picks by value.
+    """
+    graph, found = channels.tracker.graph, list[Reader]()
+    picked = behind_picks(graph.model.graph)
+    for slot in channels.slots:
+        tensor, node = graph.constants[slot.tensor], graph.model.graph.node[slot.edge.node]
+        own = len(graph.edges[slot.tensor]) == 1 and tensor.data_type in FLOATS and slot.edge.node >= 0
+        if not own or slot.role is not Role.SCALE or node.op_type != "Conv" or node.input[1] != slot.tensor:
+            continue
+        n, taps = tensor.dims[0], math.prod(tensor.dims[2:])
+        excluded = any(p.search(proto_label(node)) for p in exclude)
+        alone = len(slot.ids) == n == attribute(node, "group", 1)  # else a channel is read by several kernels
+        if alone and taps > 1 and node.input[0] not in picked and not excluded:
+            block = replace(slot, axes=(0, 2), split=n, role=Role.CONSUMES, data=(0, 1))
+            found.append(Reader(block, node.input[0], 1, *own_bias(graph, node), np.arange(n)[:, None], taps))
+    return found
 
 
 def _layout(classes: Classes) -> Ids:
@@ -80,7 +101,7 @@ def _layout(classes: Classes) -> Ids:
     return layout[np.argsort(layout[:, 0])]
 
 
-def _bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
+def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
     """The constant that is added to each output of a node, if nothing else uses it, and the value that has it added."""
     made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:

@@ -8,14 +8,15 @@ a ReLU any more. So what a reader makes is then scaled and shifted to the mean a
 al., ICLR 2023), in its own weights and bias. What goes into a sum or the next layer as it is (`CARRYING`) passes all
 the same, and on the user's data is only shifted, which leaves its error least.
 
-Readers are repaired in graph order: each sees what the repairs before it have left.
+Readers are repaired in graph order: each sees what the repairs before it have left. On the user's data, depthwise
+kernels are refitted among them (`depthwise`).
 """
 
 from __future__ import annotations
 
 import importlib
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from scipy.sparse import csr_array
 
 from .calibrate import Study
 from .channels import ChannelGroup, Channels
+from .depthwise import correction, wanted_of
 from .findings import Role
 from .leastsquares import Prior, fit
 from .merge import Merge
@@ -123,11 +125,15 @@ def _repair(
     before = Walk(graph, stand_in, measured.twin, batches)
     after = Walk(graph, stand_in, ChainMap(twin.arrays, dict(measured.twin)), batches)
     done = []
-    originals = ahead(partial(_original, before), measured.readers)
-    for i, (reader, original) in enumerate(zip(measured.readers, originals, strict=True)):
-        tell(i, len(measured.readers))
+    order = sorted([*measured.readers, *measured.depthwise], key=lambda r: r.slot.edge.node)
+    originals = ahead(partial(_original, before, measured.depthwise), order)
+    for i, (reader, original) in enumerate(zip(order, originals, strict=True)):
+        tell(i, len(order))
         own = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]])
-        done.append(_repaired(reader, original, after, own, both, merges, measured.source))
+        if reader in measured.depthwise:
+            done.append(_refitted(reader, original, after, own, real, merges))
+        else:
+            done.append(_repaired(reader, original, after, own, both, merges, measured.source))
     return real, done
 
 
@@ -151,9 +157,30 @@ def _repaired(
     return Repair(reader, kept, expand, shift, added, gain, offset, out_axis(node))
 
 
-def _original(walk: Walk, reader: Reader) -> Original:
-    """What a reader saw and made; the values stay in the walk for no longer than others need them."""
-    seen, node = tuple(blocks(reader, walk.value(reader.value))), walk.nodes[reader.slot.edge.node]
+def _refitted(
+    reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], weights: Weights, merges: Merges
+) -> Repair:
+    """Depthwise kernels, on the user's data: merged as their group is, each is then made to say what it said."""
+    node, name = after.nodes[reader.slot.edge.node], reader.slot.tensor
+    wanted, seen = wanted_of(original.made, name, merges), after.value(reader.value)
+    change = correction(reader, node, weights[name], seen, original.made, wanted, kept, RIDGE[Source.DATA])
+    weights[name][kept, 0] += change
+    del seen  # the walk may let it go
+    together = np.concatenate(wanted)
+    sizes = together.mean(axis=0, dtype=np.float64), together.std(axis=0, dtype=np.float64)
+    gain, offset = _restore(reader, Original((), (), *sizes), after, (weights,), Source.DATA)
+    n = len(reader.layout)
+    as_merged = np.eye(n, dtype=change.dtype)[:, kept]
+    return Repair(reader, kept, as_merged, np.zeros(n), change[:, None, None], gain, offset, out_axis(node))
+
+
+def _original(walk: Walk, depthwise: Container[Reader], reader: Reader) -> Original:
+    """What a reader saw and made, or of a depthwise one only what it made.
+
+    The values stay in the walk for no longer than others need them.
+    """
+    node = walk.nodes[reader.slot.edge.node]
+    seen = () if reader in depthwise else tuple(blocks(reader, walk.value(reader.value)))
     kernel = walk.constants[reader.slot.tensor].dims[2:]
     if not reader.bias and not refittable(node, kernel):
         return Original(seen, (), np.zeros(0), np.zeros(0))

@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, helper
 
 import onnxfuse
 
-from .graphs import Array, build, dims, weights
+from .graphs import Array, build, dims, inputs, weights
 
 Json = dict[str, Any]
 GRAPHS = """mlp matmul_add embedding conv_bn residual dense_block depthwise depthwise_twice grouped conv_transpose
@@ -142,6 +142,12 @@ def without(array: Array, where: tuple[tuple[int, ...], int], gone: set[int]) ->
 @pytest.mark.parametrize("name", GRAPHS)
 def test_plan_redoes_the_repair(name: str, tmp_path: Path) -> None:
     check_redo(name, tmp_path, method="auto", repair=True)
+
+
+@pytest.mark.parametrize("method", ["auto", "fold"])
+@pytest.mark.parametrize("name", ["depthwise", "depthwise_twice", "grouped"])
+def test_plan_redoes_the_repair_on_data(name: str, method: str, tmp_path: Path) -> None:
+    check_redo(name, tmp_path, method=method, calib=inputs(build(name), seed=5, batch=64))
 
 
 @pytest.mark.parametrize("method", ["drop", "intra-fusion", "barycentric", "fold"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import NodeProto, helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 import onnxfuse
 from onnxfuse.patches import patches, places, window
@@ -95,3 +95,49 @@ def test_too_few_places_leave_the_taps_alone() -> None:
 
     assert refitted(64) == [False]
     assert refitted(256) == [True]
+
+
+BEHIND = """(float[N,1,64] x) => (float[N,3,62] y)
+    <float[2,1,3] w0, float[2] b0, float[2,2,1] w1, float[2] b1, float[2,1,3] wd, float[2] bd, float[3,2,1] w2,
+     float[3] b2> {
+    h = Conv<pads=[1,1]>(x, w0, b0)
+    c = Conv(h, w1, b1)
+    d = Conv<group=2>(c, wd, bd)
+    y = Conv(d, w2, b2)
+}"""
+"""Both channels of c are h₀ + h₁, where h₁ is 0.9 times h₀ one place further, and a depthwise kernel reads them."""
+
+
+def behind(bias: bool) -> ModelProto:
+    values = {
+        "w0": np.array([[[0, 1, 0]], [[0, 0, 0.9]]], np.float32),
+        "b0": np.zeros(2, np.float32),
+        "w1": np.ones((2, 2, 1), np.float32),
+        "b1": np.full(2, bias, np.float32),
+        "wd": np.array([[[0, 1, 0]], [[0, 1, 0]]], np.float32),
+        "bd": np.array([2, 2], np.float32),
+        "w2": np.array([[1, -2], [3, 1], [0.5, 2]], np.float32)[..., None],
+        "b2": np.arange(3, dtype=np.float32),
+    }
+    text = BEHIND if bias else BEHIND.replace("wd, bd)", "wd)").replace("float[2] bd, ", "")
+    return from_text(text, {n: v for n, v in values.items() if n in text})
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_depthwise_kernel_makes_up_for_what_its_channel_has_lost(bias: bool) -> None:
+    """The 1 × 1 convolution that reads h₀ alone cannot say h₁ any more; the next tap of the depthwise kernel can."""
+    rng = np.random.default_rng(1)
+    x, fresh = ({"x": rng.standard_normal((64, 1, 64)).astype(np.float32)} for _ in range(2))
+    model = behind(bias)
+    result = onnxfuse.fuse(model, sparsity=0.5, method="drop", calib=x)
+    kernel = next(numpy_helper.to_array(t) for t in result.model.graph.initializer if t.name == "wd")
+    np.testing.assert_allclose(kernel, [[[0, 1, 0.9]]], atol=0.1)
+    before, after = run(model, fresh)[0], run(result.model, fresh)[0]
+    assert np.linalg.norm(after - before) < 0.1 * np.linalg.norm(before - before.mean())
+
+
+def test_an_excluded_depthwise_kernel_keeps_every_bit() -> None:
+    x = {"x": np.random.default_rng(1).standard_normal((64, 1, 64)).astype(np.float32)}
+    small = onnxfuse.fuse(behind(True), sparsity=0.5, method="drop", calib=x, exclude="^d$").model
+    kernel = next(numpy_helper.to_array(t) for t in small.graph.initializer if t.name == "wd")
+    np.testing.assert_array_equal(kernel, [[[0, 1, 0]], [[0, 1, 0]]])

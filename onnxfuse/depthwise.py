@@ -1,0 +1,82 @@
+"""Refit depthwise kernels: each channel's own taps, so that it is what it was, in the small network's activations.
+
+A depthwise kernel w reads one channel y of the small network, tap by tap. It becomes the w′ that brings w′·y closest to
+what the channel's merge makes of the original's outputs t (covariances C of y's patches, and c of these with t):
+
+    w′ = (C + λ D)⁻¹ (c + λ D w),    D = diag(tr C)
+
+λ is p/n for p taps and n patches, as in `refit`; half of a patch's covariance lies in one direction, so that a ridge on
+each tap's own variance would leave the others free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from .channels import ChannelGroup
+from .findings import Role
+from .merge import Merge
+from .patches import patches, window
+from .readers import Reader
+from .refit import Made
+from .tensors import Array
+from .walk import Chunks
+
+AT_ONCE = 64
+"""Channels whose patches are held together."""
+FLOOR = 1e-5
+"""Of the mean variance of all channels' patches, what is added to each tap's: a silent channel keeps its kernel."""
+
+
+def wanted_of(made: Sequence[Made], tensor: str, merges: Sequence[tuple[ChannelGroup, Merge]]) -> list[Array]:
+    """(P, channels) of each batch: what channels should be once they are merged; those that went as they were."""
+    found = [m.values.copy() for m in made]
+    for group, merge in merges:
+        for slot in (s for s in group.slots if s.tensor == tensor and s.role is Role.SCALE):
+            for place in slot.positions.T:
+                for values, before in zip(found, made, strict=True):
+                    values[:, place[merge.kept]] = before.values[:, place] @ merge.compress.T.astype(values.dtype)
+    return found
+
+
+def correction(
+    reader: Reader, node: NodeProto, weight: Array, seen: Chunks, made: Sequence[Made], wanted: Sequence[Array],
+    kept: NDArray[np.int64], least: float,
+) -> Array:  # fmt: skip
+    """(k, *taps) w′ − w.
+
+    Args:
+        reader: of the kernels.
+        node: the convolution.
+        weight: (n, 1, *taps) the kernels after merging.
+        seen: what arrives in the small network.
+        made: of the original, for its places.
+        wanted: (P, n) of each batch, what should be made there.
+        kept: (k,) channels that are left.
+        least: the least λ.
+    """
+    kernel, found = weight.shape[2:], []
+    for own in np.split(kept, range(AT_ONCE, len(kept), AT_ONCE)):
+        parts = [patches(c, own, m.at, window(node, kernel), m.size) for c, m in zip(seen, made, strict=True)]
+        y = np.concatenate(parts).reshape(-1, math.prod(kernel), len(own)).transpose(2, 0, 1)
+        t = np.concatenate([w[:, own] for w in wanted]).T[:, :, None]
+        found.append(_nearer(y, t, weight[own].reshape(len(own), -1), bool(reader.bias), least))
+    change = np.concatenate(found) - weight[kept].reshape(len(kept), -1)
+    return change.reshape(len(kept), *kernel).astype(weight.dtype)
+
+
+def _nearer(y: Array, t: Array, kernels: Array, centred: bool, least: float) -> Array:
+    """(k, taps) w′ of k channels, from (k, P, taps) patches and (k, P, 1) what should be made of them."""
+    if centred:
+        y, t = y - y.mean(axis=1, keepdims=True), t - t.mean(axis=1, keepdims=True)
+    taps, count = y.shape[2], y.shape[1]
+    square = (y.transpose(0, 2, 1) @ y).astype(np.float64) / count
+    product = (y.transpose(0, 2, 1) @ t).astype(np.float64) / count
+    power = np.einsum("ktt->k", square)[:, None, None]
+    ridge = max(least, taps / count) * power + FLOOR * (power.mean() or 1.0)
+    return np.linalg.solve(square + ridge * np.eye(taps), product + ridge * kernels[:, :, None])[..., 0]
