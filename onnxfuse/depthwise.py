@@ -18,9 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from .channels import ChannelGroup
-from .findings import Role
-from .merge import Merge
 from .patches import patches, window
 from .readers import Reader
 from .refit import Made
@@ -33,20 +30,9 @@ FLOOR = 1e-5
 """Of the mean variance of all channels' patches, what is added to each tap's: a silent channel keeps its kernel."""
 
 
-def wanted_of(made: Sequence[Made], tensor: str, merges: Sequence[tuple[ChannelGroup, Merge]]) -> list[Array]:
-    """(P, channels) of each batch: what channels should be once they are merged; those that went as they were."""
-    found = [m.values.copy() for m in made]
-    for group, merge in merges:
-        for slot in (s for s in group.slots if s.tensor == tensor and s.role is Role.SCALE):
-            for place in slot.positions.T:
-                for values, before in zip(found, made, strict=True):
-                    values[:, place[merge.kept]] = before.values[:, place] @ merge.compress.T.astype(values.dtype)
-    return found
-
-
 def correction(
-    reader: Reader, node: NodeProto, weight: Array, seen: Chunks, made: Sequence[Made], wanted: Sequence[Array],
-    kept: NDArray[np.int64], least: float,
+    reader: Reader, node: NodeProto, weight: Array, seen: Chunks, wanted: Sequence[Made], kept: NDArray[np.int64],
+    least: float,
 ) -> Array:  # fmt: skip
     """(k, *taps) w′ − w.
 
@@ -55,16 +41,15 @@ def correction(
         node: the convolution.
         weight: (n, 1, *taps) the kernels after merging.
         seen: what arrives in the small network.
-        made: of the original, for its places.
-        wanted: (P, n) of each batch, what should be made there.
+        wanted: what should be made.
         kept: (k,) channels that are left.
         least: the least λ.
     """
     kernel, found = weight.shape[2:], []
     for own in np.split(kept, range(AT_ONCE, len(kept), AT_ONCE)):
-        parts = [patches(c, own, m.at, window(node, kernel), m.size) for c, m in zip(seen, made, strict=True)]
+        parts = [patches(c, own, m.at, window(node, kernel), m.size) for c, m in zip(seen, wanted, strict=True)]
         y = np.concatenate(parts).reshape(-1, math.prod(kernel), len(own)).transpose(2, 0, 1)
-        t = np.concatenate([w[:, own] for w in wanted]).T[:, :, None]
+        t = np.concatenate([m.values[:, own] for m in wanted]).T[:, :, None]
         found.append(_nearer(y, t, weight[own].reshape(len(own), -1), bool(reader.bias), least))
     change = np.concatenate(found) - weight[kept].reshape(len(kept), -1)
     return change.reshape(len(kept), *kernel).astype(weight.dtype)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +56,8 @@ class Made:
     values: Array
 
 
-def made(reader: Reader, node: NodeProto, kernel: Sequence[int], chunks: Chunks) -> tuple[Made, ...]:
-    """Of every batch; nothing unless the node is a convolution whose kernel has several taps."""
-    if not refittable(node, kernel):
-        return ()
+def made(reader: Reader, kernel: Sequence[int], chunks: Chunks) -> tuple[Made, ...]:
+    """Of every batch."""
     weights = reader.layout.size // reader.slot.split * math.prod(kernel)
     wanted = max(ROWS * weights, FEWEST) // len(chunks) + 1
     return tuple(_made(c, places(c.shape, wanted)) for c in chunks)
@@ -75,16 +73,37 @@ def _made(chunk: Array, at: Places) -> Made:
     return Made(at, chunk.shape[2:], values.astype(np.float64 if chunk.dtype == np.float64 else np.float32))
 
 
-def merged(wanted: Sequence[Made], tensor: str, merges: Sequence[tuple[ChannelGroup, Merge]]) -> list[Made]:
-    """What outputs should be after their own merges: a merged one the same mixture, one that went nothing at all."""
+def merged(
+    wanted: Sequence[Made], tensor: str, merges: Sequence[tuple[ChannelGroup, Merge]], role: Role = Role.PRODUCES
+) -> list[Made]:
+    """What outputs should be after their own merges: a merged one the same mixture, one that went nothing at all.
+
+    Args:
+        wanted: what they were.
+        tensor: the weight that makes them.
+        merges: of all groups.
+        role: of the weight for the channels that it makes.
+    """
     found = [m.values.copy() for m in wanted]
     for group, merge in merges:
-        for slot in (s for s in group.slots if s.tensor == tensor and s.role is Role.PRODUCES):
+        for slot in (s for s in group.slots if s.tensor == tensor and s.role is role):
             for place in slot.positions.T:
                 for values, before in zip(found, wanted, strict=True):
                     values[:, place] = 0
                     values[:, place[merge.kept]] = before.values[:, place] @ merge.compress.T.astype(values.dtype)
     return [Made(m.at, m.size, v) for m, v in zip(wanted, found, strict=True)]
+
+
+def beside(wanted: Sequence[Made], other: Chunks) -> list[Made]:
+    """What is left to make of a sum, whose other operand is this."""
+    pairs = zip(wanted, other, strict=True)
+    return [replace(m, values=m.values - np.moveaxis(c, 1, -1)[m.at].astype(m.values.dtype)) for m, c in pairs]
+
+
+def sizes_of(wanted: Sequence[Made]) -> tuple[Array, Array]:
+    """(outputs,) mean and deviation at all places."""
+    values = np.concatenate([m.values for m in wanted])
+    return values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

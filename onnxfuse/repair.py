@@ -9,7 +9,7 @@ al., ICLR 2023), in its own weights and bias. What goes into a sum or the next l
 the same, and on the user's data is only shifted, which leaves its error least.
 
 Readers are repaired in graph order: each sees what the repairs before it have left. On the user's data, depthwise
-kernels are refitted among them (`depthwise`).
+kernels are refitted among them (`depthwise`), and what is added to a shortcut makes up for what it has lost (`joins`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from scipy.sparse import csr_array
 
 from .calibrate import Study
 from .channels import ChannelGroup, Channels
-from .depthwise import correction, wanted_of
+from .depthwise import correction
 from .findings import Role
+from .joins import Join, joins
 from .leastsquares import Prior, fit
 from .merge import Merge
 from .moments import Moment, blocks, scaled_and_shifted, statistics
 from .producers import out_axis, scaled_rows
 from .readers import Reader
-from .refit import Made, columns_of, correct, made, merged, patch_moments, refittable
+from .refit import Made, beside, columns_of, correct, made, merged, patch_moments, refittable, sizes_of
 from .rewrite import Removal, removed_mask
 from .schedule import ahead, blas_for_one_of_two, in_halves
 from .surgeon import Source
@@ -85,8 +86,8 @@ class Original:
 
     Attributes:
         blocks: (samples, n) each, what it saw.
-        made: what it made, if it is a convolution to be refitted tap by tap.
-        mean, deviation: (outputs,) of what it made; empty without a bias.
+        made: what it made, if it is a convolution to be refitted tap by tap; the sum, if it is one of a `Join`.
+        mean, deviation: (outputs,) of what it made; empty without a bias, or if it is one of a `Join`.
     """
 
     blocks: tuple[Array, ...]
@@ -126,25 +127,26 @@ def _repair(
     after = Walk(graph, stand_in, ChainMap(twin.arrays, dict(measured.twin)), batches)
     done = []
     order = sorted([*measured.readers, *measured.depthwise], key=lambda r: r.slot.edge.node)
-    originals = ahead(partial(_original, before, measured.depthwise), order)
+    sums = joins(channels, order) if measured.source is Source.DATA else {}
+    originals = ahead(partial(_original, before, measured.depthwise, sums), order)
     for i, (reader, original) in enumerate(zip(order, originals, strict=True)):
         tell(i, len(order))
-        own = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]])
+        own, join = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]]), sums.get(reader)
         if reader in measured.depthwise:
-            done.append(_refitted(reader, original, after, own, real, merges))
+            done.append(_refitted(reader, original, after, own, real, merges, join))
         else:
-            done.append(_repaired(reader, original, after, own, both, merges, measured.source))
+            done.append(_repaired(reader, original, after, own, both, merges, measured.source, join))
     return real, done
 
 
 def _repaired(
     reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], both: Sequence[Weights], merges: Merges,
-    source: Source,
+    source: Source, join: Join | None,
 ) -> Repair:  # fmt: skip
     """One reader, in both versions of the weights, the graph's own first; what it makes in `after` follows."""
     least = RIDGE[source]
     node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
-    kernel, wanted = both[0][reader.slot.tensor].shape[2:], merged(original.made, reader.slot.tensor, merges)
+    kernel, wanted = both[0][reader.slot.tensor].shape[2:], _wanted(reader, original, after, merges, join)
     with ThreadPoolExecutor(2) as pool:
         patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, least)
         prior = Prior(_expand(reader, merges)[:, kept], kept, reader.slot.split, least)
@@ -153,40 +155,51 @@ def _repaired(
             _read(weights, reader, kept, expand, shift, pool)
         added = correct(both, reader, kept, patched.result())
     del seen, patched  # the walk may let it go
-    gain, offset = _restore(reader, original, after, both, source)
+    mean, deviation = sizes_of(wanted) if join else (original.mean, original.deviation)
+    gain, offset = _restore(reader, mean, deviation, after, both, source)
     return Repair(reader, kept, expand, shift, added, gain, offset, out_axis(node))
 
 
 def _refitted(
-    reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], weights: Weights, merges: Merges
-) -> Repair:
+    reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], weights: Weights, merges: Merges,
+    join: Join | None,
+) -> Repair:  # fmt: skip
     """Depthwise kernels, on the user's data: merged as their group is, each is then made to say what it said."""
     node, name = after.nodes[reader.slot.edge.node], reader.slot.tensor
-    wanted, seen = wanted_of(original.made, name, merges), after.value(reader.value)
-    change = correction(reader, node, weights[name], seen, original.made, wanted, kept, RIDGE[Source.DATA])
+    wanted, seen = _wanted(reader, original, after, merges, join, Role.SCALE), after.value(reader.value)
+    change = correction(reader, node, weights[name], seen, wanted, kept, RIDGE[Source.DATA])
     weights[name][kept, 0] += change
     del seen  # the walk may let it go
-    together = np.concatenate(wanted)
-    sizes = together.mean(axis=0, dtype=np.float64), together.std(axis=0, dtype=np.float64)
-    gain, offset = _restore(reader, Original((), (), *sizes), after, (weights,), Source.DATA)
+    gain, offset = _restore(reader, *sizes_of(wanted), after, (weights,), Source.DATA)
     n = len(reader.layout)
     as_merged = np.eye(n, dtype=change.dtype)[:, kept]
     return Repair(reader, kept, as_merged, np.zeros(n), change[:, None, None], gain, offset, out_axis(node))
 
 
-def _original(walk: Walk, depthwise: Container[Reader], reader: Reader) -> Original:
-    """What a reader saw and made, or of a depthwise one only what it made.
+def _wanted(
+    reader: Reader, original: Original, after: Walk, merges: Merges, join: Join | None, role: Role = Role.PRODUCES
+) -> list[Made]:
+    """What a convolution should make."""
+    wanted = merged(original.made, reader.slot.tensor, merges, role)
+    return wanted if join is None else beside(wanted, after.value(join.other))
+
+
+def _original(walk: Walk, depthwise: Container[Reader], sums: Mapping[Reader, Join], reader: Reader) -> Original:
+    """What a reader saw, but for a depthwise one, and made, or the sum that it is added to.
 
     The values stay in the walk for no longer than others need them.
     """
-    node = walk.nodes[reader.slot.edge.node]
+    node, join = walk.nodes[reader.slot.edge.node], sums.get(reader)
     seen = () if reader in depthwise else tuple(blocks(reader, walk.value(reader.value)))
-    kernel = walk.constants[reader.slot.tensor].dims[2:]
-    if not reader.bias and not refittable(node, kernel):
-        return Original(seen, (), np.zeros(0), np.zeros(0))
+    kernel, nothing = walk.constants[reader.slot.tensor].dims[2:], (np.zeros(0), np.zeros(0))
+    if join is not None:
+        return Original(seen, made(reader, kernel, walk.value(join.total)), *nothing)
+    refitted = refittable(node, kernel)
+    if not reader.bias and not refitted:
+        return Original(seen, (), *nothing)
     chunks = walk.value(reader.made)
-    sizes = statistics(chunks, _channel_axis(node)) if reader.bias else (np.zeros(0), np.zeros(0))
-    return Original(seen, made(reader, node, kernel, chunks), *sizes)
+    sizes = statistics(chunks, _channel_axis(node)) if reader.bias else nothing
+    return Original(seen, made(reader, kernel, chunks) if refitted else (), *sizes)
 
 
 def _channel_axis(node: NodeProto) -> int:
@@ -248,13 +261,13 @@ def _is_carried(value: str, walk: Walk) -> bool:
 
 
 def _restore(
-    reader: Reader, original: Original, after: Walk, both: Sequence[Weights], source: Source
+    reader: Reader, mean: Moment, deviation: Moment, after: Walk, both: Sequence[Weights], source: Source
 ) -> tuple[Matrix, Matrix]:
-    """Scale and shift what a reader makes to the mean and deviation it had; returns (gain, offset), each (outputs,)."""
+    """Scale and shift what a reader makes to this mean and deviation; returns (gain, offset), each (outputs,)."""
     node = after.nodes[reader.slot.edge.node]
     if not reader.bias:
         return np.zeros(0), np.zeros(0)
-    axis, (mean, deviation) = _channel_axis(node), (original.mean, original.deviation)
+    axis = _channel_axis(node)
     new_mean, new = statistics(after.value(reader.made), axis)
     alive = new > SILENT * deviation
     if source is Source.DATA and _is_carried(reader.made, after):

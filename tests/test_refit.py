@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 import onnxfuse
+from onnxfuse.grouping import find_channels
+from onnxfuse.joins import joins
 from onnxfuse.patches import patches, places, window
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
+from onnxfuse.quantized import lowered_graph
+from onnxfuse.readers import readers
 
 from .graphs import Array, from_text, run
 
@@ -108,13 +115,13 @@ BEHIND = """(float[N,1,64] x) => (float[N,3,62] y)
 """Both channels of c are h₀ + h₁, where h₁ is 0.9 times h₀ one place further, and a depthwise kernel reads them."""
 
 
-def behind(bias: bool) -> ModelProto:
+def behind(bias: bool, middle: Sequence[float] = (1, 1)) -> ModelProto:
     values = {
         "w0": np.array([[[0, 1, 0]], [[0, 0, 0.9]]], np.float32),
         "b0": np.zeros(2, np.float32),
         "w1": np.ones((2, 2, 1), np.float32),
         "b1": np.full(2, bias, np.float32),
-        "wd": np.array([[[0, 1, 0]], [[0, 1, 0]]], np.float32),
+        "wd": np.array([[[0, m, 0]] for m in middle], np.float32),
         "bd": np.array([2, 2], np.float32),
         "w2": np.array([[1, -2], [3, 1], [0.5, 2]], np.float32)[..., None],
         "b2": np.arange(3, dtype=np.float32),
@@ -136,8 +143,87 @@ def test_a_depthwise_kernel_makes_up_for_what_its_channel_has_lost(bias: bool) -
     assert np.linalg.norm(after - before) < 0.1 * np.linalg.norm(before - before.mean())
 
 
+def test_a_merged_depthwise_channel_is_to_say_what_its_merge_makes_of_the_two() -> None:
+    """Nothing is lost before it, since only the sum of h is read: the mean of both kernels is right as it is."""
+    x = {"x": np.random.default_rng(1).standard_normal((64, 1, 64)).astype(np.float32)}
+    small = onnxfuse.fuse(behind(True, (1, 3)), sparsity=0.5, method="fold", calib=x).model
+    kernel = next(numpy_helper.to_array(t) for t in small.graph.initializer if t.name == "wd")
+    np.testing.assert_allclose(kernel, [[[0, 2, 0]]], atol=0.1)
+
+
 def test_an_excluded_depthwise_kernel_keeps_every_bit() -> None:
     x = {"x": np.random.default_rng(1).standard_normal((64, 1, 64)).astype(np.float32)}
     small = onnxfuse.fuse(behind(True), sparsity=0.5, method="drop", calib=x, exclude="^d$").model
     kernel = next(numpy_helper.to_array(t) for t in small.graph.initializer if t.name == "wd")
     np.testing.assert_array_equal(kernel, [[[0, 1, 0]], [[0, 1, 0]]])
+
+
+SUM = """(float[N,1,64] x) => (float[N,3,64] y)
+    <float[2,1,3] w0, float[2] b0, float[2,2,1] w1, float[2] b1, float[2,2,3] w2, float[2] b2, float[3,2,1] w3,
+     float[3] b3> {{
+    h = Conv<pads=[1,1]>(x, w0, b0)
+    s = Conv(h, w1, b1)
+    a = Conv<pads=[1,1]>(h, w2, b2)
+    t = Add({})
+    y = Conv(t, w3, b3)
+}}"""
+"""s is h₀ + h₁, where h₁ is 0.9 times h₀ one place further, and what is added to it is h₀ / 2."""
+
+
+@pytest.mark.parametrize("operands", ["s, a", "a, s"])
+def test_what_is_added_makes_up_for_what_its_shortcut_has_lost(operands: str) -> None:
+    """The 1 × 1 convolution of the shortcut cannot say h₁ any more; another tap of what is added to it can."""
+    rng = np.random.default_rng(1)
+    w2 = np.zeros((2, 2, 3), np.float32)
+    w2[:, 0, 1] = 0.5
+    values = {
+        "w0": np.array([[[0, 1, 0]], [[0, 0, 0.9]]], np.float32),
+        "b0": np.array([0.5, 0], np.float32),
+        "w1": np.ones((2, 2, 1), np.float32),
+        "b1": np.array([1, -1], np.float32),
+        "w2": w2,
+        "b2": np.array([0, 2], np.float32),
+        "w3": rng.standard_normal((3, 2, 1)).astype(np.float32),
+        "b3": np.arange(3, dtype=np.float32),
+    }
+    model = from_text(SUM.format(operands), values)
+    x, fresh = ({"x": rng.standard_normal((64, 1, 64)).astype(np.float32)} for _ in range(2))
+    small = onnxfuse.fuse(model, sparsity=0.5, method="drop", calib=x, only="^h$").model
+    kernel = next(numpy_helper.to_array(t) for t in small.graph.initializer if t.name == "w2")
+    np.testing.assert_allclose(kernel, np.broadcast_to([0, 0.5, 0.9], (2, 1, 3)), atol=0.1)
+    before, after = run(model, fresh)[0], run(small, fresh)[0]
+    assert np.linalg.norm(after - before) < 0.15 * np.linalg.norm(before - before.mean())
+
+
+def test_a_sum_whose_other_operand_still_changes_is_left() -> None:
+    """The shortcut's own convolution comes last here, so it is what makes up for the other."""
+    rng = np.random.default_rng(2)
+    text = """(float[N,3,8,8] x) => (float[N,4] y)
+        <float[8,3,3,3] w0, float[8] b0, float[8,8,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[8] b2,
+         float[8,8,1,1] w3, float[8] b3, float[4,8] w4, float[4] b4> {
+        c = Conv<pads=[1,1,1,1]>(x, w0, b0)
+        h = Relu(c)
+        d = Conv<pads=[1,1,1,1]>(h, w1, b1)
+        r = Relu(d)
+        e = Conv<pads=[1,1,1,1]>(r, w2, b2)
+        p = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(h)
+        f = Conv(p, w3, b3)
+        t = Add(e, f)
+        u = Relu(t)
+        m = GlobalAveragePool(u)
+        v = Flatten(m)
+        y = Gemm<transB=1>(v, w4, b4)
+    }"""
+    model = from_text(text)
+    x = {"x": rng.standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    assert joins_of(model) == {"f": "e"}
+    small = onnxfuse.fuse(model, sparsity=0.5, calib=x).model
+    assert run(small, x)[0].shape == (64, 4)
+
+
+def joins_of(model: ModelProto) -> dict[str, str]:
+    """What a convolution makes → what that is added to, of all sums that are repaired."""
+    graph = lowered_graph(model)[0]
+    channels = find_channels(graph, probe(model, provider_list("cpu")))
+    order = sorted(readers(channels, []), key=lambda r: r.slot.edge.node)
+    return {reader.made: join.other for reader, join in joins(channels, order).items()}
