@@ -27,7 +27,7 @@ from .walk import Chunks
 AT_ONCE = 64
 """Channels whose patches are held together."""
 FLOOR = 1e-5
-"""Of the mean variance of all channels' patches, what is added to each tap's: a silent channel keeps its kernel."""
+"""Of the mean variance of these channels' patches, what is added to each tap's: a silent channel keeps its kernel."""
 
 
 def correction(

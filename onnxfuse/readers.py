@@ -79,9 +79,11 @@ def depthwise_readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) ->
     graph, found = channels.tracker.graph, list[Reader]()
     picked = behind_picks(graph.model.graph)
     for slot in channels.slots:
-        tensor, node = graph.constants[slot.tensor], graph.model.graph.node[slot.edge.node]
-        own = len(graph.edges[slot.tensor]) == 1 and tensor.data_type in FLOATS and slot.edge.node >= 0
-        if not own or slot.role is not Role.SCALE or node.op_type != "Conv" or node.input[1] != slot.tensor:
+        tensor, node = graph.constants[slot.tensor], graph.protos[slot.edge.node]
+        own = len(graph.edges[slot.tensor]) == 1 and tensor.data_type in FLOATS
+        if not own or not 0 <= slot.edge.node < graph.main:  # nodes of branches are no part of a walk
+            continue
+        if slot.role is not Role.SCALE or node.op_type != "Conv" or node.input[1] != slot.tensor:
             continue
         n, taps = tensor.dims[0], math.prod(tensor.dims[2:])
         excluded = any(p.search(proto_label(node)) for p in exclude)

@@ -158,6 +158,31 @@ def test_an_excluded_depthwise_kernel_keeps_every_bit() -> None:
     np.testing.assert_array_equal(kernel, [[[0, 1, 0]], [[0, 1, 0]]])
 
 
+def test_a_depthwise_kernel_in_a_branch_is_merged_alone() -> None:
+    """What a branch reads is not measured, as it may not run."""
+    text = """(float[N,3,8,8] x) => (float[N,4,8,8] y)
+        <float[8,3,3,3] w0, float[8] b0, float[8,1,3,3] wd, float[8] bd, float[4,8,1,1] w1, float[4] b1,
+         float[4,3,1,1] w2, float[16,4,1,1] w3, float[16] b3, float[4,16,1,1] w4, float low = {-9}> {
+        m = ReduceMax<keepdims=0>(x)
+        b = Greater(m, low)
+        h = If (b) <
+            then_branch = one () => (float[N,4,8,8] e) {
+                c = Conv<pads=[1,1,1,1]>(x, w0, b0)
+                d = Conv<group=8, pads=[1,1,1,1]>(c, wd, bd)
+                e = Conv(d, w1, b1)
+            },
+            else_branch = two () => (float[N,4,8,8] f) { f = Conv(x, w2) }
+        >
+        i = Conv(h, w3, b3)
+        r = Relu(i)
+        y = Conv(r, w4)
+    }"""
+    rng = np.random.default_rng(3)
+    x = {"x": rng.standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    result = onnxfuse.fuse(from_text(text), sparsity=0.5, method="drop", calib=x)
+    assert run(result.model, x)[0].shape == (64, 4, 8, 8)
+
+
 SUM = """(float[N,1,64] x) => (float[N,3,64] y)
     <float[2,1,3] w0, float[2] b0, float[2,2,1] w1, float[2] b1, float[2,2,3] w2, float[2] b2, float[3,2,1] w3,
      float[3] b3> {{
