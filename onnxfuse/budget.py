@@ -191,7 +191,7 @@ def _costs(channels: Channels, families: Families, measured: Study | None, metho
         weights = GroupWeights(channels.tracker.graph, group, squares)
         if measured is not None:
             rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}
-            views = measured.views(rows)
+            views = measured.views(rows, costs=True)
             mixes = group in mixing and len(views) == len(rows)
             weights = replace(weights, views=views, mixes=mixes)
         curve = cost_curve(CURVES["measured"], weights)

@@ -50,19 +50,22 @@ class Study:
     moments: tuple[Moments, ...]
     source: Source
 
-    def views(self, rows: Mapping[Slot, Array]) -> list[View]:
-        """How the consumers of one group read it; `rows` has the (n, …) weights of its slots."""
+    def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
+        """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.
+
+        With `costs`, as what is lost counts: all outputs of a consumer alike, unless the moments are of the user's data.
+        """
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]
-        return [self._view(i, s, rows[s]) for s, i in found if i is not None and self.moments]
+        return [self._view(i, s, rows[s], costs) for s, i in found if i is not None and self.moments]
 
-    def _view(self, number: int, slot: Slot, weights: Array) -> View:
+    def _view(self, number: int, slot: Slot, weights: Array, costs: bool) -> View:
         reader, moments = self.readers[number], self.moments[number]
         channel = np.empty(reader.layout.size, np.int64)
         channel[reader.layout] = np.arange(len(reader.layout))[:, None]
         own = channel[slot.positions[:, 0]]
         covariance = moments.square[np.ix_(own, own)]
-        if self.source is not Source.DATA and slot.split == 1:
+        if costs and self.source is not Source.DATA and slot.split == 1:
             weights = _evenly(weights, covariance, reader.taps)
         gram = weights @ weights.T
         if slot.split > 1:  # a block's weights do not read the others
