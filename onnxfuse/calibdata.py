@@ -18,8 +18,9 @@ from .errors import UsageError, near, one_line
 from .images import Preprocess, load_images, parse
 from .probe import Probe
 from .sessions import session
-from .sources import Source, arrays_of
+from .sources import LABELS, Source, arrays_of, by_input
 from .standin import in_float32
+from .states import steps_first
 from .tensors import Array
 
 Batches = list[dict[str, Array]]
@@ -28,6 +29,9 @@ FEWEST, MOST = 64, 512
 """Samples: fewer do not settle the moments of a few hundred channels, more cost time and change little."""
 RUN = 16
 """Samples in a run, where the model leaves that open: all activations of a run may be held at once."""
+STEPS = 128
+"""The same where samples are steps of one sequence: what a recurrent operator carries has to build up. Silero's VAD at
+20 to 50% keeps an AUC of 91.9 with 16 of them, 92.8, 93.8 and 92.6 with 64, 128 and 256."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ def calibration(
 ) -> Batches:
     """Samples as the model takes them, from 64 to 512 (of more, as many evenly spaced).
 
-    A run has 16 samples where the batch size is open, else as many as the model fixes. An array for an input of fixed
-    batch size with exactly one run's worth, or a scalar, is given to every run: the first state of a recurrent model.
+    A run has 16 samples where the batch size is open, 128 successive ones if they are steps of a sequence, else as many
+    as the model fixes. An array for an input of fixed batch size with exactly one run's worth, or a scalar, is given to
+    every run: the first state of a recurrent model.
 
     Args:
         source: an .npz file or a mapping with an array for each input, or a folder of images for a model with one.
@@ -87,8 +92,8 @@ def calibration(
     elif preprocess:
         raise UsageError("--calib-preprocess is for a folder of images; give arrays as the model takes them")
     else:
-        arrays = arrays_of(source)
-    batches = split(_checked(arrays, expected), expected)
+        arrays = _named(arrays_of(source), expected)
+    batches = split(_checked(arrays, expected), expected, STEPS if steps_first(model) else 1)
     try:
         session(model, providers).run(None, batches[0])
     except Exception as error:  # onnxruntime has no base class for what it raises
@@ -101,6 +106,13 @@ def _from_folder(folder: Path, how: Preprocess, expected: Sequence[Input]) -> di
         raise UsageError(f"a folder of images fits a model with one input of 4 axes, not {_all(expected)}; give .npz")
     image = expected[0]
     return {image.name: load_images(folder, how, image.dims, image.probed, image.dtype, MOST)}
+
+
+def _named(arrays: Mapping[str, Array], expected: Sequence[Input]) -> dict[str, Array]:
+    """The arrays by input; labels, if there are any, are left out."""
+    names = [i.name for i in expected]
+    found = by_input(arrays, names, "calibration data")
+    return {name: a for name, a in found.items() if name != LABELS or name in names}
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -162,8 +174,8 @@ def _cast(a: Array, i: Input) -> Array:
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
-def split(arrays: Mapping[str, Array], expected: Sequence[Input]) -> Batches:
-    """One dict of arrays for each run (see `calibration`).
+def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1) -> Batches:
+    """One dict of arrays for each run (see `calibration`); as many samples as `steps` stay together, in order.
 
     Raises:
         UsageError: the inputs' numbers of samples disagree, or there are too few.
@@ -178,8 +190,8 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input]) -> Batches:
     each = max((i.dims[0] or 1 for i in varying), default=1)
     if units * each < FEWEST:
         raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
-    together = 1 if any(i.dims[0] for i in varying) else RUN
-    chosen = evenly(units, max(MOST // each, 1))
+    together = 1 if any(i.dims[0] for i in varying) else max(RUN, steps)
+    chosen = evenly(units, max(MOST // each, 1), steps)
     batches = []
     for start in range(0, len(chosen), together):
         at = chosen[start : start + together]
@@ -193,6 +205,9 @@ def _rows(a: Array, units: Array, each: int) -> Array:
     return np.ascontiguousarray(a.reshape(-1, each, *a.shape[1:])[units].reshape(-1, *a.shape[1:]))
 
 
-def evenly(n: int, most: int) -> Array:
-    """Positions of all n samples, or of `most` of them, evenly spaced."""
-    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)
+def evenly(n: int, most: int, steps: int = 1) -> Array:
+    """Positions of all n samples, or of `most` of them: stretches of `steps` that follow each other, evenly spaced."""
+    if n <= most:
+        return np.arange(n)
+    starts = np.linspace(0, n - steps, max(most // steps, 1)).round().astype(np.int64)
+    return np.asarray((starts[:, None] + np.arange(steps)).ravel())

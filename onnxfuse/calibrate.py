@@ -53,7 +53,7 @@ class Study:
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.
 
-        With `costs`, as what is lost counts: all outputs of a consumer alike, unless the moments are of the user's data.
+        With `costs`, as losses count: all outputs of a consumer alike, unless the moments are on the user's data.
         """
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]

@@ -13,6 +13,7 @@ Every message is one line: what is wrong, where, and what to do next.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -50,9 +51,13 @@ class Unsound(VerificationFailed):
     """The result does not run, or not the same way twice, whatever was asked of its quality."""
 
 
+SOURCE_LINE = re.compile(r"/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\) ?")
+"""Where onnxruntime's own source raised what it says next: `/onnxruntime_src/….cc:729 void f(const Options&) `."""
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of any exception as a single line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = SOURCE_LINE.sub("", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

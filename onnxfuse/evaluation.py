@@ -17,15 +17,13 @@ from onnx import ModelProto, helper
 
 from .errors import UsageError, one_line
 from .sessions import session
+from .sources import LABELS, by_input
 from .tensors import Array
 
 Metric = Callable[[Mapping[str, Array], Array], float]
 """(outputs by name, labels) → how good they are; more is better."""
 BATCH = 64
 """Samples at a time, if the model leaves that open."""
-LABELS = "y"
-LAYOUTS = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 1, 2, 3)}
-"""Layout of the model's input → the order of axes that makes it from (N, H, W, C)."""
 CHANNEL_ORDERS = ((0, 3, 1, 2), (0, 2, 3, 1))
 
 
@@ -103,11 +101,7 @@ def load_evaluation(path: Path, metric: str | None, model: ModelProto) -> Evalua
     labels = arrays.pop(LABELS)
     constants = {t.name for t in model.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in model.graph.input if v.name not in constants}
-    if "x" in arrays and len(inputs) == 1 and "x" not in inputs:
-        arrays[next(iter(inputs))] = arrays.pop("x")
-    if {"mean", "std", "layout"} <= arrays.keys():
-        name = next(iter(inputs))
-        arrays[name] = _normalized(path, arrays[name], arrays["mean"], arrays["std"], str(arrays["layout"]))
+    arrays = by_input(arrays, list(inputs), f"--eval {path}")
     missing = [name for name in inputs if name not in arrays]
     if missing:
         raise UsageError(f"--eval {path}: has no {', '.join(map(repr, missing))}, which the model takes")
@@ -126,16 +120,6 @@ def _read(path: Path) -> dict[str, Array]:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(f"--eval {path}: cannot be read: {one_line(error)}") from error
-
-
-def _normalized(path: Path, x: Array, mean: Array, std: Array, layout: str) -> Array:
-    x = x[..., None] if x.ndim == 3 else x
-    if layout not in LAYOUTS or x.ndim != 4 or not mean.shape == std.shape == x.shape[3:]:
-        raise UsageError(
-            f"--eval {path}: x {x.shape} with mean {mean.shape}, std {std.shape} and layout {layout!r} are not images "
-            f"(N, H, W, C), a number for each of C and one of {', '.join(LAYOUTS)}"
-        )
-    return np.ascontiguousarray(((x.astype(np.float32) - mean) / std).astype(np.float32).transpose(LAYOUTS[layout]))
 
 
 def _check_fit(path: Path, name: str, values: Array, kind: Any, count: int) -> None:

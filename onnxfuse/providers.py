@@ -23,10 +23,11 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
 }
 
-WHEELS: Mapping[str, str] = dict.fromkeys(
-    ("CUDAExecutionProvider", "TensorrtExecutionProvider"), "pip install 'onnxruntime-gpu[cuda,cudnn]', or "
-)
-"""Provider whose libraries may come as wheels → how to get them."""
+WHEELS: Mapping[str, str] = {
+    "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]', or ",
+    "TensorrtExecutionProvider": "",
+}
+"""Provider whose libraries may come as wheels → how to get all of them; TensorRT says itself what it misses."""
 
 
 def provider_list(name: str) -> list[str]:

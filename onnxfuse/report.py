@@ -143,7 +143,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     likeness, where = report.likeness
     if likeness < DOUBTFUL:
         console.print(DOUBT.format(where), style="bold yellow", soft_wrap=True, highlight=False)
-    for warning in slowness(report.latency):
+    for warning in [*slowness(report.latency), *stiffness(report)]:
         console.print(warning, style="bold yellow", soft_wrap=True, highlight=False)
 
 
@@ -156,6 +156,12 @@ SLOW = (
 LATE = (
     "timed once more it takes {:.3g} ms, {:.0f}% more than --target-latency: latency varies here; repeat the run on a "
     "quiet machine, or ask for less"
+)
+STIFF = (0.2, 1 / 3)
+"""Share of multiply-accumulates saved, and of that what latency saves at least, or the result is hardly faster."""
+HARDLY_FASTER = (
+    "{:.0f}% fewer multiply-accumulates save {:.0f}% of the time here: most of it goes elsewhere, as with one small "
+    "sample on a large device; time it as it will run (--input-shape, --threads, --provider)"
 )
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
@@ -221,6 +227,14 @@ def slowness(t: Latency | None) -> list[str]:
     """Warnings that the result is slower than its original, or than was asked for."""
     late = [LATE.format(t.after, 100 * (t.after / t.most - 1))] if t is not None and t.most and t.missed else []
     return [*([SLOW] if t is not None and t.change > SLOWER else []), *late]
+
+
+def stiffness(report: Report) -> list[str]:
+    """A warning that what was removed hardly tells in time, unless the result is called slower already."""
+    t, saved = report.latency, 1 - report.after.macs / max(report.before.macs, 1)
+    if t is None or t.change > SLOWER or saved < STIFF[0] or -t.change >= STIFF[1] * saved:
+        return []
+    return [HARDLY_FASTER.format(100 * saved, max(0, -100 * t.change))]
 
 
 def verification_line(c: Comparison) -> str:

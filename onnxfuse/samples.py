@@ -8,16 +8,17 @@ cover each other, whose statistics are close to those of photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from .bytestreams import BYTES, stream
 from .calibdata import Batches
 from .probe import Probe
-from .protos import constant_tensors, consumers
+from .protos import constant_tensors
+from .states import batch_is_open, is_state, readers_of
 from .tensors import Array, values_of
 
 LINE = 64
@@ -39,10 +40,6 @@ NOISE = (0.01, 0.5)
 """Its noise in units of the tone's deviation, at least and at most."""
 REPEATED = 0.5
 """Of a text: the share that is copied from elsewhere in it."""
-STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
-"""Inputs of recurrent operators that are states before the first step."""
-MOVING = "Cast Identity Expand Reshape Unsqueeze Squeeze Transpose Slice Split Gather Pad".split()
-"""Operators through which an input is followed to what reads it."""
 
 
 def sample_count(macs: int) -> int:
@@ -59,12 +56,12 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     zero, as on its first call; other inputs are normal, or what the probe used if they are not floats.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
-    open_batch = all(_open_batch(v) for v in inputs)
+    open_batch = all(batch_is_open(v) for v in inputs)
     size = min(CHUNK, count) if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
     count = min(count, RUNS * size)
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     vocabulary = {v.name: _vocabulary(model, v.name) for v in inputs}
-    states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if _is_state(model, v.name)}
+    states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if is_state(model, v.name)}
     drawn, sounds = [v.name for v in inputs if v.name not in states], waveforms(model)
     return [
         {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], n in sounds, rng) for n in drawn} | states
@@ -72,28 +69,11 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     ]
 
 
-def _open_batch(value: ValueInfoProto) -> bool:
-    dims = value.type.tensor_type.shape.dim
-    return bool(dims) and dims[0].dim_value <= 0
-
-
-def _readers(model: ModelProto, name: str) -> Iterator[tuple[NodeProto, int]]:
-    """(node, which input of it) for what reads an input as it is, or moved about."""
-    uses, queue, seen = consumers(model.graph), [name], {name}
-    while queue:
-        for edge in [e for e in uses.get(queue.pop(), []) if e.node >= 0]:
-            node = model.graph.node[edge.node]
-            yield node, edge.slot
-            if node.op_type in MOVING and edge.slot == 0:
-                queue += set(node.output) - seen
-                seen |= set(node.output)
-
-
 def _vocabulary(model: ModelProto, name: str) -> int | None:
     """Rows of the constant that an input indexes, or the length of its one-hot code."""
     constants = constant_tensors(model.graph)
     sizes = []
-    for node, slot in _readers(model, name):
+    for node, slot in readers_of(model, name):
         other = constants.get(node.input[1 - slot]) if len(node.input) > 1 and slot < 2 else None
         if other is not None and node.op_type == "Gather" and slot == 1:
             sizes.append(int(other.dims[0]))
@@ -109,16 +89,11 @@ def _is_code(values: Array) -> bool:
     return values.size > 1 and np.array_equal(values.ravel(), np.arange(values.size))
 
 
-def _is_state(model: ModelProto, name: str) -> bool:
-    """Whether an input is the state in which a recurrent operator starts."""
-    return any(slot in STATES.get(node.op_type, ()) for node, slot in _readers(model, name))
-
-
 def waveforms(model: ModelProto) -> set[str]:
     """Inputs of one channel that a convolution reads along one axis: sound as it was recorded."""
     constants = constant_tensors(model.graph)
     weights = {
-        value.name: [constants[n.input[1]].dims for n, slot in _readers(model, value.name)
+        value.name: [constants[n.input[1]].dims for n, slot in readers_of(model, value.name)
                      if n.op_type == "Conv" and slot == 0 and n.input[1] in constants]
         for value in model.graph.input
     }  # fmt: skip

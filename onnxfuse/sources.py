@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,10 @@ import numpy as np
 from .errors import UsageError, one_line
 from .tensors import Array
 
+LABELS = "y"
+IMAGES = "x"
+LAYOUTS = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 1, 2, 3)}
+"""Layout of the model's input → the order of axes that makes it from (N, H, W, C)."""
 Source = str | os.PathLike[str] | Mapping[str, Array]
 
 
@@ -23,6 +27,33 @@ def arrays_of(source: Source) -> dict[str, Array]:
         UsageError: there is no such file, or it is no .npz file.
     """
     return {k: np.asarray(v) for k, v in source.items()} if isinstance(source, Mapping) else _read(Path(source))
+
+
+def by_input(arrays: Mapping[str, Array], names: Sequence[str], origin: str) -> dict[str, Array]:
+    """The arrays for a model with inputs of these names: `x` is its only one, whatever its name.
+
+    Images `x` (N, H, W) or (N, H, W, C) with `mean` and `std` per channel in units of x, and `layout`, are normalised.
+
+    Raises:
+        UsageError: mean, std and layout do not fit; the message starts with `origin`.
+    """
+    found = dict(arrays)
+    if IMAGES in found and len(names) == 1 and IMAGES not in names:
+        found[names[0]] = found.pop(IMAGES)
+    if len(names) == 1 and {names[0], "mean", "std", "layout"} <= found.keys():
+        how = (found.pop("mean"), found.pop("std"), str(found.pop("layout")))
+        found[names[0]] = _normalized(found[names[0]], *how, origin)
+    return found
+
+
+def _normalized(x: Array, mean: Array, std: Array, layout: str, origin: str) -> Array:
+    x = x[..., None] if x.ndim == 3 else x
+    if layout not in LAYOUTS or x.ndim != 4 or not mean.shape == std.shape == x.shape[3:]:
+        raise UsageError(
+            f"{origin}: x {x.shape} with mean {mean.shape}, std {std.shape} and layout {layout!r} are not images "
+            f"(N, H, W, C), a number for each of C and one of {', '.join(LAYOUTS)}"
+        )
+    return np.ascontiguousarray(((x.astype(np.float32) - mean) / std).astype(np.float32).transpose(LAYOUTS[layout]))
 
 
 def _read(path: Path) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from PIL import Image
 from onnxfuse import UsageError
 from onnxfuse.calibdata import Batches, calibration
 from onnxfuse.probe import probe
+from onnxfuse.states import steps_first
 
 from .graphs import Array, from_text
 
@@ -26,6 +27,16 @@ TEXTS = {
     "any size": """(float[N,3,H,W] x) => (float[N,4,H,W] y) <float[4,3,1,1] w> { y = Conv(x, w) }""",
     "state": """(float[N,6] x, float[1,4] state) => (float[N,4] y) <float[6,4] w>
         { h = MatMul(x, w) y = Add(h, state) }""",
+    "steps": """(float[T,6] x, float[1,1,4] h) => (float[T,1,1,4] y, float[1,1,4] g)
+        <float[1,12,6] w, float[1,12,4] r, int64[1] one = {1}> {
+            u = Unsqueeze(x, one)
+            y, g = GRU<hidden_size = 4>(u, w, r, , , h)
+        }""",
+    "sequences": """(float[N,5,6] x, float[1,N,4] h) => (float[5,1,N,4] y, float[1,N,4] g)
+        <float[1,12,6] w, float[1,12,4] r> {
+            u = Transpose<perm = [1, 0, 2]>(x)
+            y, g = GRU<hidden_size = 4>(u, w, r, , , h)
+        }""",
     "bytes": """(uint8[N,1,8,8] x) => (float[N,4,8,8] y) <float[4,1,1,1] w>
         { f = Cast<to = 1>(x) y = Conv(f, w) }""",
     "tokens": """(int32[N,5] x) => (float[N,5,4] y) <float[9,4] w> { y = Gather(w, x) }""",
@@ -78,6 +89,35 @@ def test_a_state_for_each_sample_means_single_runs() -> None:
     assert len(batches) == 64
     np.testing.assert_array_equal(joined(batches), data)
     np.testing.assert_array_equal(joined(batches, "state"), states)
+
+
+@pytest.mark.parametrize(
+    ("count", "starts"), [(300, [0, 128, 256]), (512, [0, 128, 256, 384]), (912, [0, 261, 523, 784])]
+)
+def test_steps_of_a_sequence_stay_together(count: int, starts: list[int]) -> None:
+    """The network carries its state from step to step, which a few steps after a first state of zeros do not show."""
+    data = np.repeat(np.arange(count, dtype=np.float32)[:, None], 6, axis=1)
+    batches = batches_of(model_of("steps"), {"x": data, "h": normal(1, 1, 4)})
+    assert [b["x"][0, 0] for b in batches] == starts
+    assert all((np.diff(b["x"][:, 0]) == 1).all() for b in batches)
+    assert {len(b["x"]) for b in batches[:-1]} == {128}
+
+
+def test_sequences_with_a_state_each_are_samples() -> None:
+    assert steps_first(model_of("steps"))
+    assert not steps_first(model_of("sequences"))
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_images_as_the_evaluation_takes_them(file: bool, tmp_path: Path) -> None:
+    """The same arrays do for --eval and --calib; labels tell nothing here."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+    mean, std = np.array([100, 120, 140], np.float32), np.array([50, 60, 70], np.float32)
+    arrays = {"x": pixels, "mean": mean, "std": std, "layout": np.array("NCHW"), "y": np.arange(64)}
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    model = from_text(TEXTS["open"].replace(" x)", " image)").replace("(x,", "(image,"))
+    found = joined(batches_of(model, tmp_path / "data.npz" if file else arrays), "image")
+    np.testing.assert_allclose(found, ((pixels - mean) / std).transpose(0, 3, 1, 2), rtol=1e-5)
 
 
 def test_numbers_of_another_width_are_cast() -> None:

@@ -113,6 +113,16 @@ def test_a_result_that_is_slower_is_called_so(model: Path, capfd: pytest.Capture
         assert f"latency {100 * (after - 1):+.0f}%" in result_line(timed)
 
 
+@pytest.mark.parametrize(("after", "hardly"), [(0.99, True), (0.9, True), (0.7, False), (1.2, False)])
+def test_a_result_whose_time_hardly_falls_is_called_so(
+    after: float, hardly: bool, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the channels, and about 70% of the multiply-accumulates, are gone."""
+    report = onnxfuse.fuse(model, sparsity=0.5).report
+    print_report(replace(report, latency=Latency(1.0, after, 9, 1, "CUDAExecutionProvider")), Console(width=200))
+    assert ("of the time here: most of it goes elsewhere" in capfd.readouterr().out) == hardly
+
+
 def test_a_result_that_misses_its_latency_when_timed_again_is_called_so() -> None:
     for after, late in ((7.9, True), (7.5, False), (4.0, False)):
         assert any("13%" in w for w in slowness(Latency(10.0, after, 9, 1, "", 7.0))) == late

@@ -68,6 +68,22 @@ def test_a_provider_that_does_not_start_says_how_to_get_it(monkeypatch: pytest.M
         onnxfuse.fuse(tmp_path / "m.onnx", sparsity=0.4, provider="cuda")
 
 
+def test_what_a_provider_misses_is_said_without_onnxruntimes_source_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorrt = "TensorrtExecutionProvider"
+    place = "/onnxruntime_src/onnxruntime/python/state.cc:729 void onnxruntime::Register(Session&, const Options&) "
+
+    def missing(*args: Any, **options: Any) -> Any:
+        raise RuntimeError(place + "Please install TensorRT libraries")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [tensorrt, "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", missing)
+    with pytest.raises(onnxfuse.UsageError) as failed:
+        providers.provider_list("tensorrt")
+    assert str(failed.value) == (
+        "provider 'tensorrt' cannot start here (Please install TensorRT libraries); use --provider cpu"
+    )
+
+
 def test_small_groups_get_half_of_what_matrix_units_take(cuda: Asked) -> None:
     small = from_text(
         WIDE.replace("96,3,3,3", "20,3,3,3").replace("64,96,1,1", "28,20,1,1").replace("[64,50]", "[28,50]")
