@@ -193,7 +193,7 @@ def _costs(channels: Channels, families: Families, measured: Study | None, metho
             rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}
             views = measured.views(rows, costs=True)
             mixes = group in mixing and len(views) == len(rows)
-            weights = replace(weights, views=views, mixes=mixes)
+            weights = replace(weights, views=views, mixes=mixes, source=measured.source)
         curve = cost_curve(CURVES["measured"], weights)
         costs[families.places[group.family]] += curve[:: group.channels // group.unit]
     return costs

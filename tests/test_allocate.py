@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
 from onnxfuse.budget import COUNTS, UNITS, amount
+from onnxfuse.curves import GroupWeights, Squares, measured
 from onnxfuse.grouping import find_channels
 from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
 from onnxfuse.resources import RESOURCES, Layout, Resource
+from onnxfuse.surgeon import Source, View
 
 from .graphs import NAMES, build, from_text, inputs
 from .test_cli import call
@@ -280,3 +282,17 @@ def test_global_measures_what_layers_cost_without_data_or_normalizations() -> No
     }
     assert kept["auto"][0] == 8
     assert kept["auto"][1] > kept["fold"][1]
+
+
+@pytest.mark.parametrize(("source", "doubt"), [(Source.DATA, 0), (Source.ANCHORED, 0), (Source.SYNTHETIC, 0.25)])
+def test_weights_have_a_say_where_nothing_anchors_what_is_measured(source: Source, doubt: float) -> None:
+    """Channel 1 is a copy of channel 0 by its moments; by its weights it has as much to say."""
+    model = from_text("""(float[N,2] x) => (float[N,1] y) <float[2,2] w1 = {1, 0, 0, 1}, float[1,2] w2 = {1, 1}> {
+        h = Gemm <transB=1> (x, w1)
+        y = Gemm <transB=1> (h, w2)
+    }""")
+    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    view = View(np.ones((2, 2)), np.ones((2, 2)))
+    weights = GroupWeights(channels.tracker.graph, channels.groups[0], Squares(channels.tracker.graph), [view])
+    found = measured(replace(weights, source=source))
+    np.testing.assert_allclose(found, [1, doubt * 0.5, 0], atol=0.01)
