@@ -19,7 +19,7 @@ from .checks import CHOICES
 from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
 from .config import config_arguments
 from .errors import UsageError
-from .heap import keep_freed
+from .heap import collect_seldom, keep_freed
 from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
@@ -176,6 +176,7 @@ def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
 
 def entry() -> NoReturn:
     """The console script: it ends at once, since to free every object before takes a tenth of a short run."""
+    collect_seldom()
     code = main(alone=True)
     try:
         sys.stdout.flush()

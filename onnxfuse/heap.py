@@ -1,8 +1,9 @@
-"""How a process of its own gets memory from the system."""
+"""How a process of its own gets memory from the system, and frees it."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from pathlib import Path
 
@@ -14,6 +15,16 @@ WITHIN = 1 << 24
 """Bytes of a file that holds weights: a graph alone has less."""
 LOCATION = b"\n\x08location"
 """What a protobuf with external data has in it."""
+
+
+SELDOM = (50_000, 20, 100)
+"""Thresholds of the garbage collector: a graph and its groups are some 100,000 objects, hardly any of them in cycles."""
+
+
+def collect_seldom() -> None:
+    """Spare the garbage collector what is imported, and most of its rounds: they took 4% of RegNetX-400MF's 1.4 s."""
+    gc.freeze()
+    gc.set_threshold(*SELDOM)
 
 
 def keep_freed(path: Path) -> bool:
