@@ -18,7 +18,7 @@ LOCATION = b"\n\x08location"
 
 
 SELDOM = (50_000, 20, 100)
-"""Thresholds of the garbage collector: a graph and its groups are some 100,000 objects, hardly any of them in cycles."""
+"""Thresholds of the garbage collector: a graph and its groups are some 100,000 objects, hardly any in cycles."""
 
 
 def collect_seldom() -> None:
