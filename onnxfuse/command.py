@@ -85,12 +85,13 @@ class Progress:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
+        self.terminal = self.console.is_terminal  # rich asks the system each time
         self.start = time.perf_counter()
         self.status: Status | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         text = f"{stage} {done + 1}/{total}" if total > 1 else stage
-        if self._log(text) > DELAY and self.console.is_terminal:
+        if self._log(text) > DELAY and self.terminal:
             if self.status is None:
                 self.status = self.console.status(text)
                 self.status.start()

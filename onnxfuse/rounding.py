@@ -90,7 +90,7 @@ def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
         return {g: _enough(g.channels, TENSOR_CORES) for g in channels.groups}
     kernel, nodes, whole = convolution_blocks(), _convolutions(channels), _taken_whole(channels)
     found = {g: _blocked([s for s in g.slots if s.node in nodes], g.channels, kernel) for g in channels.groups}
-    return {g: replace(b, pooled=bool(np.isin(g.classes, whole).any())) for g, b in found.items()}
+    return {g: replace(b, pooled=bool(whole[g.classes].any())) for g, b in found.items()}
 
 
 def on_cpu(options: Options) -> bool:
@@ -126,12 +126,14 @@ def _convolutions(channels: Channels) -> set[str]:
     return {label(n) for n in t.graph.nodes if n.op == "Conv" and len(t.probe.shapes.get(n.outputs[0].name, ())) == 4}
 
 
-def _taken_whole(channels: Channels) -> NDArray[np.int64]:
-    """Classes that an operator of `WHOLE` reads."""
+def _taken_whole(channels: Channels) -> NDArray[np.bool_]:
+    """For each class whether an operator of `WHOLE` reads it."""
     t = channels.tracker
-    nodes = [n for n in t.graph.nodes if n.op in WHOLE and len(t.out_shape(n)) == 4]
-    read = [channels.classes[t.of(n, i)].ravel() for n in nodes for i in range(len(n.inputs))]
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *read]))
+    taken = np.zeros(int(channels.classes.max(initial=-1)) + 1, np.bool_)
+    for n in (n for n in t.graph.nodes if n.op in WHOLE and len(t.out_shape(n)) == 4):
+        for i in range(len(n.inputs)):
+            taken[channels.classes[t.of(n, i)]] = True
+    return taken
 
 
 def convolution_blocks() -> Blocks:
