@@ -20,7 +20,7 @@ from .probe import Probe
 from .sessions import session
 from .sources import LABELS, Source, arrays_of, by_input
 from .standin import in_float32
-from .states import steps_first
+from .states import is_state, steps_first
 from .tensors import Array
 
 Batches = list[dict[str, Array]]
@@ -43,12 +43,19 @@ class Input:
         dtype: of its elements.
         dims: its declared sizes; 0 where the model leaves one open.
         probed: the sizes it was run with.
+        axis: that counts the samples: the first, or of a recurrent state the open one.
     """
 
     name: str
     dtype: np.dtype[Any]
     dims: tuple[int, ...]
     probed: tuple[int, ...]
+    axis: int
+
+    @property
+    def each(self) -> int:
+        """Samples in a run, if the model fixes that, else 0."""
+        return self.dims[self.axis] if self.dims else 0
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} [{', '.join(str(d or '?') for d in self.dims)}]"
@@ -62,7 +69,9 @@ def inputs_of(model: ModelProto, reference: Probe) -> list[Input]:
             tensor, probed = value.type.tensor_type, reference.inputs[value.name]
             dims = tuple(max(d.dim_value, 0) for d in tensor.shape.dim)
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type or TensorProto.FLOAT))
-            found.append(Input(value.name, dtype, dims if tensor.HasField("shape") else probed.shape, probed.shape))
+            dims = dims if tensor.HasField("shape") else probed.shape
+            is_open = [axis for axis, d in enumerate(dims) if not d] if is_state(model, value.name) else []
+            found.append(Input(value.name, dtype, dims, probed.shape, is_open[0] if len(is_open) == 1 else 0))
     return found
 
 
@@ -73,7 +82,7 @@ def calibration(
 
     A run has 16 samples where the batch size is open, 128 successive ones if they are steps of a sequence, else as many
     as the model fixes. An array for an input of fixed batch size with exactly one run's worth, or a scalar, is given to
-    every run: the first state of a recurrent model.
+    every run: the first state of a recurrent model. A state whose batch size is open may hold one sample's, for all.
 
     Args:
         source: an .npz file or a mapping with an array for each input, or a folder of images for a model with one.
@@ -135,8 +144,10 @@ def _checked(arrays: Mapping[str, Array], expected: Sequence[Input]) -> dict[str
 
 def _fitting(a: Array, i: Input) -> Array:
     """The array, if its rank and sizes are the input's."""
-    free = a.ndim == len(i.dims) and all(d in (0, s) for d, s in zip(i.dims[1:], a.shape[1:], strict=True))
-    if not free or (i.dims and (not len(a) or len(a) % (i.dims[0] or 1))):
+    free = a.ndim == len(i.dims) and all(
+        axis == i.axis or d in (0, s) for axis, (d, s) in enumerate(zip(i.dims, a.shape, strict=True))
+    )
+    if not free or (i.dims and (not a.shape[i.axis] or a.shape[i.axis] % (i.each or 1))):
         raise UsageError(f"calibration data: {i.name!r} has shape {list(a.shape)}, the model takes {i}{_hint(a, i)}")
     return a
 
@@ -180,29 +191,36 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
     Raises:
         UsageError: the inputs' numbers of samples disagree, or there are too few.
     """
-    counts = {i.name: len(arrays[i.name]) // (i.dims[0] or 1) for i in expected if i.dims}
-    constant = {i.name for i in expected if not i.dims or (i.dims[0] and counts[i.name] == 1)}
+    counts = {i.name: arrays[i.name].shape[i.axis] // (i.each or 1) for i in expected if i.dims}
+    constant = {i.name for i in expected if not i.dims or ((i.each or i.axis) and counts[i.name] == 1)}
     varying = [i for i in expected if i.name not in constant] or [i for i in expected if i.dims]
     units = counts[varying[0].name] if varying else 1
     if any(counts[i.name] != units for i in varying):
         listed = ", ".join(f"{i.name!r} {counts[i.name]}" for i in varying)
         raise UsageError(f"calibration data: the inputs have different numbers of samples: {listed}")
-    each = max((i.dims[0] or 1 for i in varying), default=1)
+    each = max((i.each or 1 for i in varying), default=1)
     if units * each < FEWEST:
         raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
-    together = 1 if any(i.dims[0] for i in varying) else max(RUN, steps)
+    together = 1 if any(i.each for i in varying) else max(RUN, steps)
     chosen = evenly(units, max(MOST // each, 1), steps)
     batches = []
     for start in range(0, len(chosen), together):
         at = chosen[start : start + together]
-        run = {i.name: arrays[i.name] for i in expected if i.name in constant}
-        batches.append(run | {i.name: _rows(arrays[i.name], at, i.dims[0] or 1) for i in varying})
+        run = {i.name: _for_all(arrays[i.name], i, len(at) * each) for i in expected if i.name in constant}
+        batches.append(run | {i.name: _rows(arrays[i.name], at, i) for i in varying})
     return batches
 
 
-def _rows(a: Array, units: Array, each: int) -> Array:
-    """The samples of these runs of `each`."""
-    return np.ascontiguousarray(a.reshape(-1, each, *a.shape[1:])[units].reshape(-1, *a.shape[1:]))
+def _for_all(a: Array, i: Input, count: int) -> Array:
+    """What every run is given; a state whose batch size is open is the first one of each of its samples."""
+    return np.repeat(a, count, axis=i.axis) if i.dims and not i.each else a
+
+
+def _rows(a: Array, units: Array, i: Input) -> Array:
+    """The samples of these runs."""
+    front = np.moveaxis(a, i.axis, 0)
+    rows = front.reshape(-1, i.each or 1, *front.shape[1:])[units].reshape(-1, *front.shape[1:])
+    return np.ascontiguousarray(np.moveaxis(rows, 0, i.axis))
 
 
 def evenly(n: int, most: int, steps: int = 1) -> Array:

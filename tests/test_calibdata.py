@@ -103,9 +103,14 @@ def test_steps_of_a_sequence_stay_together(count: int, starts: list[int]) -> Non
     assert {len(b["x"]) for b in batches[:-1]} == {128}
 
 
-def test_sequences_with_a_state_each_are_samples() -> None:
-    assert steps_first(model_of("steps"))
-    assert not steps_first(model_of("sequences"))
+@pytest.mark.parametrize("states", [1, 70])
+def test_sequences_may_have_a_state_each(states: int) -> None:
+    """The batch is the second axis of a state, (directions, batch, hidden), where it is the first of the input."""
+    model, data, first = model_of("sequences"), normal(70, 5, 6), normal(1, states, 4)
+    assert not steps_first(model)
+    batches = batches_of(model, {"x": data, "h": first})
+    assert [b["h"].shape[1] for b in batches] == [len(b["x"]) for b in batches] == [16, 16, 16, 16, 6]
+    np.testing.assert_array_equal(np.concatenate([b["h"] for b in batches], 1), np.broadcast_to(first, (1, 70, 4)))
 
 
 @pytest.mark.parametrize("file", [True, False])
