@@ -138,7 +138,7 @@ def test_the_surgeon_drops_channels_that_others_can_replace() -> None:
 
 UNEVEN = """(float[N,4,8,8] x) => (float[N,2,8,8] y, float[N,2,8,8] z)
     <float[4,4,1,1] w1, float[4] b1, float[2,4,1,1] w2 = {100, 10, 0, 0, 0, 0, 1, 0.9},
-     float[4,4,1,1] w3, float[4] b3, float[2,4,1,1] w4 = {1, 0, 0.4, 0, 0, 1, 0, 0.4}> {
+     float[4,4,1,1] w3, float[4] b3, float[2,4,1,1] w4 = {1, 0, 0.05, 0, 0, 1, 0, 0.05}> {
     h = Conv (x, w1, b1)
     r = Relu(h)
     y = Conv (r, w2)
