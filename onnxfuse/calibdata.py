@@ -201,8 +201,9 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
     each = max((i.each or 1 for i in varying), default=1)
     if units * each < FEWEST:
         raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
+    stretch = 1 if any(i.each for i in varying) else steps  # what has a state of its own stands by itself
     together = 1 if any(i.each for i in varying) else max(RUN, steps)
-    chosen = evenly(units, max(MOST // each, 1), steps)
+    chosen = evenly(units, max(MOST // each, 1), stretch)
     batches = []
     for start in range(0, len(chosen), together):
         at = chosen[start : start + together]

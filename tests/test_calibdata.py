@@ -103,6 +103,18 @@ def test_steps_of_a_sequence_stay_together(count: int, starts: list[int]) -> Non
     assert {len(b["x"]) for b in batches[:-1]} == {128}
 
 
+def test_steps_with_a_state_each_stand_by_themselves() -> None:
+    """A state of 8 rows for each of 100 steps: 64 of them make 512, and none needs those before it."""
+    model = from_text(
+        TEXTS["steps"]
+        .replace("float[1,1,4] h", "float[8,1,4] s")
+        .replace("u = Unsqueeze", "h = Slice(s, zero, one)\n u = Unsqueeze")
+        .replace("one = {1}", "one = {1}, int64[1] zero = {0}")
+    )
+    batches = batches_of(model, {"x": normal(100, 6), "s": normal(800, 1, 4)})
+    assert [(len(b["x"]), len(b["s"])) for b in batches] == [(1, 8)] * 64
+
+
 @pytest.mark.parametrize("states", [1, 70])
 def test_sequences_may_have_a_state_each(states: int) -> None:
     """The batch is the second axis of a state, (directions, batch, hidden), where it is the first of the input."""
