@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from onnx import ModelProto, helper
 
 from .errors import UsageError, one_line
 from .sessions import session
-from .sources import LABELS, by_input
+from .sources import LABELS, arrays_of, by_input
 from .tensors import Array
 
 Metric = Callable[[Mapping[str, Array], Array], float]
@@ -94,7 +93,7 @@ def load_evaluation(path: Path, metric: str | None, model: ModelProto) -> Evalua
     Raises:
         UsageError: the file or the metric cannot be read, or the data do not fit the model; the message says what do.
     """
-    arrays = _read(path)
+    arrays = arrays_of(path, "--eval")
     if LABELS not in arrays:
         has = ", ".join(arrays) or "nothing"
         raise UsageError(f"--eval {path}: has no labels; name them {LABELS!r} (it has {has})")
@@ -110,16 +109,6 @@ def load_evaluation(path: Path, metric: str | None, model: ModelProto) -> Evalua
     fixed = [k.shape.dim[0].dim_value for k in inputs.values() if k.shape.dim and k.shape.dim[0].dim_value > 0]
     feeds = {name: arrays[name] for name in inputs}
     return Evaluation(feeds, labels, *_metric(metric), batch=fixed[0] if fixed else BATCH, full=bool(fixed))
-
-
-def _read(path: Path) -> dict[str, Array]:
-    if not zipfile.is_zipfile(path):
-        raise UsageError(f"--eval {path}: {'is not an .npz file' if path.exists() else 'no such file'}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--eval {path}: cannot be read: {one_line(error)}") from error
 
 
 def _check_fit(path: Path, name: str, values: Array, kind: Any, count: int) -> None:

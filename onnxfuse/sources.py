@@ -20,13 +20,13 @@ LAYOUTS = {"NCHW": (0, 3, 1, 2), "NHWC": (0, 1, 2, 3)}
 Source = str | os.PathLike[str] | Mapping[str, Array]
 
 
-def arrays_of(source: Source) -> dict[str, Array]:
+def arrays_of(source: Source, option: str = "") -> dict[str, Array]:
     """All arrays of a source.
 
     Raises:
-        UsageError: there is no such file, or it is no .npz file.
+        UsageError: there is no such file, or it is no .npz file; the message starts with `option`.
     """
-    return {k: np.asarray(v) for k, v in source.items()} if isinstance(source, Mapping) else _read(Path(source))
+    return {k: np.asarray(v) for k, v in source.items()} if isinstance(source, Mapping) else _read(Path(source), option)
 
 
 def by_input(arrays: Mapping[str, Array], names: Sequence[str], origin: str) -> dict[str, Array]:
@@ -48,21 +48,23 @@ def by_input(arrays: Mapping[str, Array], names: Sequence[str], origin: str) -> 
 
 def _normalized(x: Array, mean: Array, std: Array, layout: str, origin: str) -> Array:
     x = x[..., None] if x.ndim == 3 else x
-    if layout not in LAYOUTS or x.ndim != 4 or not mean.shape == std.shape == x.shape[3:]:
+    numbers = mean.shape == std.shape == x.shape[3:] and all(v.dtype.kind in "fiu" for v in (x, mean, std))
+    if layout not in LAYOUTS or x.ndim != 4 or not numbers or not (std > 0).all():
         raise UsageError(
             f"{origin}: x {x.shape} with mean {mean.shape}, std {std.shape} and layout {layout!r} are not images "
-            f"(N, H, W, C), a number for each of C and one of {', '.join(LAYOUTS)}"
+            f"(N, H, W, C), a number for each of C, std above 0, and one of {', '.join(LAYOUTS)}"
         )
     return np.ascontiguousarray(((x.astype(np.float32) - mean) / std).astype(np.float32).transpose(LAYOUTS[layout]))
 
 
-def _read(path: Path) -> dict[str, Array]:
+def _read(path: Path, option: str) -> dict[str, Array]:
+    named = f"{option} {path}".strip()
     if not path.exists():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{named}: no such file")
     try:
         if not zipfile.is_zipfile(path):
-            raise UsageError(f"{path}: not an .npz file; write one with numpy.savez, each array under its name")
+            raise UsageError(f"{named}: is not an .npz file; write one with numpy.savez, each array under its name")
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise UsageError(f"{named}: cannot be read: {one_line(error)}") from error

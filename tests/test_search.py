@@ -157,6 +157,10 @@ BAD: list[tuple[dict[str, Array], str]] = [
     ({"x": X, "y": np.zeros(4, int)}, "'x' has 5 samples, 'y' has 4"),
     ({"x": X, "y": np.zeros((5, 2))}, "top-1 accuracy needs whole-number labels (N,) and scores (N, classes)"),
     ({"mean": X[0], "std": X[0], "layout": np.array("NCWH")}, "are not images (N, H, W, C)"),
+    (
+        {"x": np.ones((9, 2, 2), np.uint8), "mean": X[0, :1], "std": 0 * X[0, :1], "layout": np.array("NCHW")},
+        "std above 0",
+    ),
 ]
 
 
