@@ -7,14 +7,15 @@ unsupported, unwritable or nothing to merge, 2 usage, 3 verification failed, 130
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_ensemble, cli_inspect
+from . import __version__
 from .checks import CHOICES
 from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
 from .config import config_arguments
@@ -133,11 +134,8 @@ def _check_files(a: argparse.Namespace) -> None:
         check_own(path, others)
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "ensemble": cli_ensemble.main,
-    "inspect": cli_inspect.main,
-}
-"""First argument → command; everything else is the plain command, whose first argument is a model."""
+COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
+"""First argument → the module of its `main`; all else is the plain command, whose first argument is a model."""
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -158,7 +156,8 @@ def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
     """Run the command line, and nothing else in its process if it is `alone`; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:])
+        command = importlib.import_module(f".{COMMANDS[arguments[0]]}", __package__)
+        return int(command.main(arguments[1:]))
     a = _arguments(arguments)
     start(verbose=a.debug or a.verbose)
     progress = Progress()

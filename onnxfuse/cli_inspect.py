@@ -11,8 +11,9 @@ from rich.console import Console
 from .channels import ChannelGroup
 from .command import Parser, dump, failed, guarded, permissions, shapes, start
 from .errors import UsageError, near
-from .inspection import Analysis, print_analysis, print_slots
+from .inspection import Analysis
 from .pipeline import analyze
+from .tables import print_analysis, print_slots
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
-
-from rich.console import Console
-from rich.status import Status
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import OnnxFuseError, OutputError, UsageError, one_line
 from .files import check_writable
 from .pipeline import FuseResult
-from .report import print_report, result_line
+from .report import result_line
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 log = logging.getLogger("onnxfuse")
 INTERRUPTED = 130
@@ -84,8 +84,7 @@ class Progress:
     """A status line on a terminal's stderr, once the run has taken a second."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.terminal = self.console.is_terminal  # rich asks the system each time
+        self.terminal = sys.stderr.isatty()
         self.start = time.perf_counter()
         self.status: Status | None = None
 
@@ -93,7 +92,9 @@ class Progress:
         text = f"{stage} {done + 1}/{total}" if total > 1 else stage
         if self._log(text) > DELAY and self.terminal:
             if self.status is None:
-                self.status = self.console.status(text)
+                from rich.console import Console  # dear to import, and seldom needed
+
+                self.status = Console(stderr=True).status(text)
                 self.status.start()
             self.status.update(text)
 
@@ -127,6 +128,10 @@ def present(a: argparse.Namespace, result: FuseResult) -> None:
         print(dump(report.as_json()), end="")
         return
     if not a.quiet:
+        from rich.console import Console  # as above
+
+        from .tables import print_report
+
         print_report(report, Console(), a.verbose)
     print(result_line(report))
 

@@ -13,7 +13,7 @@ from .findings import Lock, RawSlot, Role
 from .graph import Graph, label
 from .ids import counted
 from .probe import Probe
-from .refinement import rows_of, signatures
+from .refinement import may_go, rows_of, signatures
 from .track import track
 from .tracker import Permit, Tracker
 from .unshare import unshare
@@ -42,8 +42,10 @@ def find_channels(
     classes = kept_together(t)
     stays = class_locks(t, classes)
     slots = unshare(t, classes, stays)
+    free = may_go(classes, stays, slots)
+    t.keep_only(free[classes])
     grids = [rows_of(classes[grid]) for grid in t.grids]
-    labels = signatures(t, classes, stays, slots, grids)
+    labels = signatures(t, classes, free, slots, grids)
     placed = _placed_slots(t, classes, labels, slots)
     groups, impossible = _groups(t, classes, labels, placed, _families(labels, placed, grids))
     locked = [*_locked(t, classes, stays), *impossible]

@@ -7,13 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.text import Text
 
 from .channels import ChannelGroup, Channels, Locked, Slot
 from .counts import macs, weight_macs
 from .findings import Role
-from .report import count, locked_table, table
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,26 +101,3 @@ def _governed(group: ChannelGroup, by_weight: Mapping[str, int], dims: Mapping[s
             share = slot.positions.size / int(np.prod([view[a] for a in slot.axes]))
             stays[slot.tensor] = stays.get(slot.tensor, 1.0) * (1 - share)
     return round(sum(by_weight[name] * (1 - part) for name, part in stays.items()))
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-def print_analysis(found: Analysis, console: Console) -> None:
-    """Print a row for every group and a row for every part left alone."""
-    groups = table("may shrink", "layers", "channels", "nodes", "MACs", "share", "constraint")
-    for group, n in zip(found.groups, found.macs, strict=True):
-        share = f"{100 * n / found.total_macs:.1f}%" if found.total_macs else "–"
-        shown = (str(len(layers(group))), str(group.channels), str(len(group.nodes)), count(n), share)
-        groups.add_row(Text(group.name), *shown, Text(found.constraint(group)))
-    for rows in (groups, locked_table(found.locked)):
-        if rows.row_count:
-            console.print(rows)
-
-
-def print_slots(found: Analysis, group: ChannelGroup, console: Console) -> None:
-    """Print one group's slots: where in which constant its channels lie, and what each does there."""
-    slots = table("initializer", "axis", "role", "node", title=f"{group.name}: {group.channels} channels")
-    for s in group.slots:
-        axes = ", ".join(map(str, s.axes)) + (f" of {s.split} blocks" if s.split > 1 else "")
-        slots.add_row(Text(s.tensor), axes, s.role.value, Text(s.node))
-    console.print(slots)
-    console.print(f"may keep: {found.constraint(group)}", markup=False, highlight=False)

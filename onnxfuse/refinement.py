@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .classes import Classes, Stays, shrinking_axis
 from .findings import RawSlot
@@ -12,19 +13,24 @@ from .ids import counted, spread
 from .tracker import Tracker
 
 
+def may_go(classes: Classes, locks: Stays, slots: Sequence[RawSlot]) -> NDArray[np.bool_]:
+    """(classes,) False for those that stay: the locked ones and those that lie in no constant."""
+    free = np.zeros(int(classes.max()) + 1, np.bool_)
+    for s in slots:
+        free[classes[s.ids]] = True
+    free[list(locks)] = False
+    return free
+
+
 def signatures(
-    t: Tracker, classes: Classes, locks: Stays, slots: Sequence[RawSlot], grids: Sequence[Classes]
+    t: Tracker, classes: Classes, free: NDArray[np.bool_], slots: Sequence[RawSlot], grids: Sequence[Classes]
 ) -> Classes:
     """class → label; classes with one label occur equally often in every slot, block, slice and selection.
 
-    Each label keeps at least one channel, so no part of a value loses all of its own.
-    Label 1 is for classes that stay: the locked ones and those that lie in no constant.
-    `grids`: the rows (`rows_of`) of all values with several axes of channels.
+    Each label keeps at least one channel, so no part of a value loses all of its own. Label 1 is for classes that stay.
+    `free`: `may_go`; `grids`: the rows (`rows_of`) of all values with several axes of channels.
     """
-    labels = np.ones(int(classes.max()) + 1, np.int64)
-    for s in slots:
-        labels[classes[s.ids]] = 0
-    labels[list(locks)] = 1
+    labels = np.where(free, 0, 1)
     refine = _Refiner(labels)
     for s in slots:
         refine(classes[s.ids])

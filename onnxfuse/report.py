@@ -1,16 +1,12 @@
-"""What a run changed: counts before and after, as data, JSON and a table."""
+"""What a run changed: counts before and after, as data, JSON and lines of text; `tables` has the rest."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from .channels import Locked
 from .comparison import Comparison
@@ -117,36 +113,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# --- the table ------------------------------------------------------------------------------------------------------
-def print_report(report: Report, console: Console, verbose: bool = False) -> None:
-    """Print the before/after table, what was left alone with the reasons counted, and the verification line."""
-    console.print(
-        f"{report.source or 'model'} → {report.destination or 'nothing written'}", soft_wrap=True, markup=False
-    )
-    console.print(_size_table(report))
-    merged = sum(g.after < g.before for g in report.groups)
-    if report.groups or not report.notes:  # an ensemble that is not pruned has notes only
-        console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
-    for note in (*report.notes, *latency_notes(report.latency)):
-        console.print(note, soft_wrap=True, highlight=False)
-    if report.free is not None:
-        console.print(
-            "nothing was lost with " + ", ".join(f"{n} {kind}" for kind, n in report.free.items()) + " channels"
-        )
-    if verbose and report.groups:
-        console.print(_group_table(report.groups))
-    if report.locked:
-        console.print(locked_table(report.locked) if verbose else _reason_table(report))
-    console.print(verification_line(report.comparison), soft_wrap=True, highlight=False)
-    if report.fidelity is not None:
-        console.print(fidelity_line(report.fidelity), soft_wrap=True, highlight=False)
-    likeness, where = report.likeness
-    if likeness < DOUBTFUL:
-        console.print(DOUBT.format(where), style="bold yellow", soft_wrap=True, highlight=False)
-    for warning in [*slowness(report.latency), *stiffness(report)]:
-        console.print(warning, style="bold yellow", soft_wrap=True, highlight=False)
-
-
+# --- lines of text --------------------------------------------------------------------------------------------------
 SLOWER = 0.05
 """Share of the original's latency beyond which a result is called slower; less may be chance."""
 SLOW = (
@@ -169,52 +136,6 @@ DOUBT = (
     "its outputs hardly resemble the original's {}: measure it on your own test set; less --sparsity, "
     "--scope global and --calib keep more, --min-cosine refuses such a result"
 )
-
-
-def table(*headings: str, title: str = "") -> Table:
-    """An empty table whose columns but the first are right-aligned."""
-    table = Table(title=title or None, title_justify="left")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
-    return table
-
-
-def _size_table(report: Report) -> Table:
-    rows, b, a = table("", "before", "after", "change"), report.before, report.after
-    for name, x, y, show in (
-        ("channels", b.channels, a.channels, count),
-        ("parameters", b.parameters, a.parameters, count),
-        ("MACs", b.macs, a.macs, count),
-        ("file size", b.file_bytes, a.file_bytes, _bytes),
-    ):
-        rows.add_row(name, show(x), show(y), f"{100 * (y / x - 1):+.1f}%" if x else "–")
-    if (t := report.latency) is not None:
-        rows.add_row("latency", f"{t.before:.3g} ms", f"{t.after:.3g} ms", f"{100 * t.change:+.1f}%")
-    if (q := report.quality) is not None:
-        rows.add_row(q.metric, f"{q.before:.4f}", f"{q.after:.4f}", f"{q.after - q.before:+.4f}")
-    return rows
-
-
-def _group_table(groups: Sequence[GroupRow]) -> Table:
-    rows = table("group, by the node that makes it", "before", "after", "nodes", title="channel groups")
-    for g in groups:
-        rows.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)))
-    return rows
-
-
-def _reason_table(report: Report) -> Table:
-    rows = table("left alone because", "layers", "channels")
-    for reason, places, channels in report.reasons():
-        rows.add_row(Text(reason), str(places), str(channels))
-    return rows
-
-
-def locked_table(locked: Sequence[Locked]) -> Table:
-    """A row for every part left alone."""
-    rows = table("left alone", "channels", "because", "at")
-    for row in locked:
-        rows.add_row(Text(row.name), str(row.channels), Text(row.reason), Text(row.node))
-    return rows
 
 
 def latency_notes(t: Latency | None) -> list[str]:
@@ -259,7 +180,7 @@ def result_line(report: Report) -> str:
     share = f"{100 * a.macs / b.macs:.1f}% of the MACs" if b.macs else "no MACs"
     time = "" if report.latency is None else f"latency {100 * report.latency.change:+.0f}%, "
     return (
-        f"PASSED {report.destination or '(nothing written)'}: {share}, {_bytes(a.file_bytes)}, {time}"
+        f"PASSED {report.destination or '(nothing written)'}: {share}, {in_bytes(a.file_bytes)}, {time}"
         f"cosine {likeness:.4f}{f' {where}' if report.fidelity else ''}, {report.seconds:.1f} s"
     )
 
@@ -271,5 +192,5 @@ def count(n: int) -> str:
     return str(n)
 
 
-def _bytes(n: int) -> str:
+def in_bytes(n: int) -> str:
     return f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

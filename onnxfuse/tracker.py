@@ -8,9 +8,10 @@ never be removed. Nothing is decided here: unions, locks, slots and demands are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .findings import Demand, Lock, Norm, Pick, Pin, RawSlot, Role
 from .graph import Graph, Node
@@ -101,6 +102,14 @@ class Tracker:
             if len(varying(ids)) > 1:
                 self.grids.append(ids)
 
+    def keep_only(self, free: NDArray[np.bool_]) -> None:
+        """Forget the ids of values in which none of the `free` (ids,) is: millions of a detector's stay as they are."""
+        held = [*self.ids.values(), *self.grids, *(d.ids for d in self.demands)]
+        matter = {key for key, ids in {id(ids): ids for ids in held}.items() if free[ids].any()}
+        self.ids = {name: x if id(x) in matter else self.fixed(x.ndim) for name, x in self.ids.items()}
+        self.grids = [x for x in self.grids if id(x) in matter]
+        self.demands = [d if id(d.ids) in matter else replace(d, ids=self.fixed(d.ids.ndim)) for d in self.demands]
+
     # --- what rules say ---------------------------------------------------------------------------------------------
     def fixed(self, rank: int) -> Ids:
         """Ids of a value that carries no channels."""
@@ -147,9 +156,10 @@ class Tracker:
         """Unite over all axes but `keep`; the result has size 1 there."""
         for axis in varying(ids):
             if axis not in keep:
-                first = ids.take([0], axis)
-                self.unite(first, ids)
-                ids = first
+                along = np.moveaxis(ids, axis, -1)
+                differ = along[..., 1:] != along[..., :-1]  # nowhere, for most of a large value
+                self.unite(along[..., :-1][differ], along[..., 1:][differ])
+                ids = ids.take([0], axis)
         return ids
 
     def lock(self, ids: Ids, reason: str) -> None:

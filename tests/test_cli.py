@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from rich.console import Console
 import onnxfuse
 from onnxfuse.cli import main
 from onnxfuse.latency import Latency
-from onnxfuse.report import print_report, result_line, slowness
+from onnxfuse.report import result_line, slowness
+from onnxfuse.tables import print_report
 
 from .graphs import build, dims, from_text, gap, run, weights
 
@@ -70,6 +73,19 @@ def test_quiet_is_one_line(model: Path, capfd: pytest.CaptureFixture[str]) -> No
     code, out, err = call(capfd, model, model.with_name("out.onnx"), "--sparsity", 0.5, "--quiet")
     assert (code, err, len(out.splitlines())) == (0, "", 1)
     assert out.startswith("PASSED ")
+
+
+IMPORTED_FOR_A_QUIET_RUN = """
+import gc, sys
+import onnxfuse.cli
+assert gc.isenabled()
+sys.exit(onnxfuse.cli.main(sys.argv[1:]) or any(name.partition(".")[0] == "rich" for name in sys.modules))
+"""
+
+
+def test_a_quiet_run_imports_nothing_for_tables_and_leaves_the_garbage_collector_on(model: Path) -> None:
+    command = [sys.executable, "-c", IMPORTED_FOR_A_QUIET_RUN, str(model), "--sparsity", "0.5", "--dry-run", "--quiet"]
+    subprocess.run(command, check=True)
 
 
 def test_verbose_lists_groups_and_logs(model: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onnxfuse.classes import shrinking_axis
 from onnxfuse.components import components
 from onnxfuse.ids import counted
 
@@ -39,3 +40,9 @@ def test_counting_is_sorting(numbers: list[int], step: int) -> None:
     ids = np.array(numbers, np.int64) * step
     for ours, numpys in zip(counted(ids), np.unique(ids, return_counts=True), strict=True):
         assert ours.tolist() == numpys.tolist()
+
+
+def test_the_axis_that_shrinks_is_the_last_one_along_which_classes_differ_however_far_in() -> None:
+    rows, columns = np.zeros((2, 300), np.int64), np.zeros((300, 2), np.int64)
+    rows[:, 200:], columns[200:] = 1, 1
+    assert (shrinking_axis(rows), shrinking_axis(columns), shrinking_axis(columns * 0)) == (1, 0, None)
