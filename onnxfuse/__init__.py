@@ -6,11 +6,9 @@ for group in onnxfuse.analyze("in.onnx"):
     print(group)
 """
 
-import gc
+from .heap import uncollected
 
-_collecting = gc.isenabled()
-gc.disable()  # nothing that is imported is garbage, and to look for some takes a tenth of the time
-try:
+with uncollected():
     from .applying import apply_plan
     from .channels import ChannelGroup, Locked, Slot
     from .ensembling import ensemble
@@ -21,9 +19,6 @@ try:
     from .plan import Plan
     from .report import Report
     from .version import __version__
-finally:
-    if _collecting:
-        gc.enable()
 
 __all__ = [
     "Analysis",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -19,6 +21,25 @@ LOCATION = b"\n\x08location"
 
 SELDOM = (50_000, 20, 100)
 """Thresholds of the garbage collector: a graph and its groups are some 100,000 objects, hardly any in cycles."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For imports, which leave hardly any garbage: to look for some takes a tenth of their time.
+
+    Nor is there a round when they are done: what they made counts as old then, as it would after a few rounds.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # else what others have frozen would thaw
+            gc.freeze()
+            gc.unfreeze()
+        gc.enable()
 
 
 def collect_seldom() -> None:
