@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -12,30 +13,44 @@ from typing import Any
 _LOADING = Lock()
 
 
-def part_of(package: str, module: str) -> ModuleType:
-    """The module `package.module`, without what the package itself imports when it starts.
+def part_of(module: str, later: Mapping[str, Sequence[str]]) -> ModuleType:
+    """`module`, without what the modules named in `later` (packages before what is in them) do when they start.
 
-    The package is there all the same, for anybody: it starts when something that it lacks is asked of it (PEP 562).
+    They are there all the same, for anybody: each starts when something that it lacks is asked of it (PEP 562), or when
+    one of the functions that are named with it is called, which a module that starts may take from it without a need.
 
     Raises:
         ModuleNotFoundError: not installed.
     """
     with _LOADING:
-        if package not in sys.modules:
-            sys.modules[package] = _not_started(package)
-        return importlib.import_module(f"{package}.{module}")
+        for name, functions in later.items():
+            if name not in sys.modules:
+                sys.modules[name] = _not_started(name, functions)
+                package, _, last = name.rpartition(".")
+                if package:  # a module is an attribute of its package
+                    setattr(sys.modules[package], last, sys.modules[name])
+        return importlib.import_module(module)
 
 
-def _not_started(name: str) -> ModuleType:
+def _not_started(name: str, functions: Sequence[str]) -> ModuleType:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    package, loader = importlib.util.module_from_spec(spec), spec.loader
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
 
     def attribute(wanted: str) -> Any:
-        if vars(package).pop("__getattr__", None):
-            loader.exec_module(package)
-        return getattr(package, wanted)
+        if vars(module).pop("__getattr__", None):
+            loader.exec_module(module)
+        return getattr(module, wanted)
 
-    vars(package)["__getattr__"] = attribute
-    return package
+    vars(module).update({function: _when_called(function, attribute) for function in functions})
+    vars(module)["__getattr__"] = attribute
+    return module
+
+
+def _when_called(function: str, attribute: Callable[[str], Any]) -> Callable[..., Any]:
+    def started(*values: Any, **named: Any) -> Any:
+        attribute("__doc__")
+        return attribute(function)(*values, **named)
+
+    return started

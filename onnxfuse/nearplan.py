@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from .groundcost import ground_cost, pair_costs
-from .lazy import part_of
 
 log = logging.getLogger("onnxfuse")
 Real = NDArray[np.floating]
@@ -147,7 +147,7 @@ def _solve(
     codes: Ids, costs: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[csr_array, float, NDArray[np.float64], NDArray[np.float64]]:
     pairs = coo_array((costs, np.divmod(codes, len(b))), shape=(len(a), len(b)))
-    plan, found = part_of("ot", "lp").emd(a, b, pairs, numItermax=100_000_000, log=True, center_dual=False)
+    plan, found = import_module("ot.lp").emd(a, b, pairs, numItermax=100_000_000, log=True, center_dual=False)
     if found["warning"]:
         raise RuntimeError(f"transport plan not optimal: {found['warning']}")
     return csr_array(plan), float(found["cost"]), np.asarray(found["u"]), np.asarray(found["v"])
