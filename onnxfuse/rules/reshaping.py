@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -31,6 +33,25 @@ def flatten(node: Node, t: Tracker) -> None:
 
 def reshaped(ids: Ids, old: Sequence[int], new: Sequence[int]) -> Ids:
     """Row-major reshape of ids from shape `old` to `new`, broadcasting only along axes that need it."""
+    common = _common(old, new)
+    if common == list(new):
+        return compact(_rearranged(ids, old, new))
+    return _rearranged(compact(_rearranged(ids, old, common)), common, new)  # axes laid together differ if one did
+
+
+def _common(old: Sequence[int], new: Sequence[int]) -> list[int]:
+    """The shape that parts each axis of both, such as (32, 8, 50) of (32, 400) and (256, 50): ids that vary along the
+    32 are not laid out along the 400. Where an axis would be parted in two ways, it is that of `new`."""
+    common: list[int] = []
+    for before, after in _aligned(old, new):
+        olds, news = [old[a] for a in before], [new[a] for a in after]
+        ends = sorted({1, *accumulate(olds, operator.mul), *accumulate(news, operator.mul)})
+        parted = 0 not in ends and all(b % a == 0 for a, b in pairwise(ends))
+        common += [b // a for a, b in pairwise(ends)] if parted else news
+    return common
+
+
+def _rearranged(ids: Ids, old: Sequence[int], new: Sequence[int]) -> Ids:
     source, target = list(ids.shape), [1] * len(new)
     for before, after in _aligned(old, new):
         if any(ids.shape[a] > 1 for a in before):
@@ -38,7 +59,7 @@ def reshaped(ids: Ids, old: Sequence[int], new: Sequence[int]) -> Ids:
                 source[a] = old[a]
             for a in after:
                 target[a] = new[a]
-    return compact(np.broadcast_to(ids, source).reshape(target))
+    return np.broadcast_to(ids, source).reshape(target)
 
 
 def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
