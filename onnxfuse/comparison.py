@@ -81,7 +81,7 @@ def floor_missed(result: Comparison, min_cosine: float | None, max_error: float 
     """By which output, and by how much, a sound result is worse than asked; None if it is not."""
     if min_cosine is not None and not result.cosine >= min_cosine:
         worst = min(result.outputs, key=lambda o: o.cosine)
-        return f"output {worst.name!r} has cosine similarity {worst.cosine:.4f}, below the minimum {min_cosine}"
+        return f"output {worst.name!r} has cosine similarity {worst.cosine:.6g}, below the minimum {min_cosine}"
     furthest = max(result.outputs, key=lambda o: o.max_abs, default=None)
     if max_error is not None and furthest is not None and not furthest.max_abs <= max_error:
         return (

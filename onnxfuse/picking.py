@@ -6,9 +6,10 @@ What is left to compare is then of one shape everywhere, and what the picks read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from .protos import outer_names, subgraphs
@@ -18,6 +19,8 @@ PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique
 """Operators whose result's size or order depends on values."""
 COMPARING = frozenset(("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"))
 """What stands between real numbers and the truth values that are picked by."""
+COMPARED = 1 << 24
+"""Numbers to compare for the order of an output's rows; masks of whole images are not looked at for it."""
 
 
 def reads(node: NodeProto) -> set[str]:
@@ -94,6 +97,32 @@ def feeds_of(part: ModelProto, inputs: Mapping[str, Array], given: Mapping[str, 
 def numeric(values: Mapping[str, Array]) -> dict[str, Array]:
     """Those that are tensors of numbers or truth values."""
     return {n: a for n, a in values.items() if isinstance(a, np.ndarray) and a.dtype.kind in "fiub"}
+
+
+def in_order_of(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, Array]:
+    """`other` with its rows in the order of those of `one`, where each has another one nearest to it.
+
+    Picks whose scores are the same but for a rounding change places, in all outputs at once.
+    """
+    result, numbers = dict(other), numeric(one)
+    for count in sorted({len(a) for a in numbers.values() if a.ndim}):
+        names = [n for n, a in numbers.items() if a.shape[:1] == (count,) and other[n].shape == a.shape]
+        order = None if count**2 > COMPARED else _nearest([(one[n], other[n]) for n in names], count)
+        if order is not None:
+            result |= {n: other[n][order] for n in names}
+    return result
+
+
+def _nearest(pairs: Sequence[tuple[Array, Array]], count: int) -> NDArray[np.int64] | None:
+    """(count,) the row of the second array that is nearest to each of the first's, over all pairs of (count, …) arrays;
+    None if one is nearest to two."""
+    apart = np.zeros((count, count))
+    for a, b in pairs:
+        x, y = (np.asarray(v, np.float64).reshape(count, -1) for v in (a, b))
+        if count * x.size <= COMPARED:
+            apart += np.abs(x[:, None] - y).sum(axis=2) / (np.abs(x).max(initial=0) or 1)
+    order = apart.argmin(axis=1)
+    return order if len(np.unique(order)) == count else None
 
 
 def _read_by_picks(graph: GraphProto) -> Iterator[str]:

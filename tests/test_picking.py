@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 import onnxfuse
+from onnxfuse import runs, verify
+from onnxfuse.comparison import furthest_apart
 from onnxfuse.oracle import oracle_error
-from onnxfuse.picking import feeds_of, picked, with_outputs, with_picks
+from onnxfuse.picking import feeds_of, in_order_of, picked, with_outputs, with_picks
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.runs import run
 
-from .graphs import from_text
+from .graphs import Array, from_text
 
 CPU = provider_list("cpu")
 TEXT = """(float[1,3,16,16] x) => (int64[2,M] y, float[1,16,16,16] z)
@@ -43,9 +45,21 @@ BEHIND = """(float[1,3,16,16] x) => (float[M,8] y)
     y = MatMul(q, w3)
 }"""
 
+ORDERED = """(float[1,3,16,16] x) => (float[20,8] y, float[20] v)
+    <float[32,3,3,3] w1, float[8,32,3,3] w2, int64[2] shape = {256, 8}, int64[1] k = {20}> {
+    c1 = Conv<pads=[1,1,1,1]>(x, w1)
+    r1 = Relu(c1)
+    z = Conv<pads=[1,1,1,1]>(r1, w2)
+    t = Transpose<perm=[0, 2, 3, 1]>(z)
+    rows = Reshape(t, shape)
+    s = ReduceMax<axes=[1], keepdims=0>(rows)
+    v, i = TopK(s, k)
+    y = Gather(rows, i)
+}"""
 
-def fused(model: ModelProto) -> onnxfuse.FuseResult:
-    return onnxfuse.fuse(model, sparsity=0.5, method="drop", input_shapes={"x": (1, 3, 16, 16)})
+
+def fused(model: ModelProto, **options: Any) -> onnxfuse.FuseResult:
+    return onnxfuse.fuse(model, sparsity=0.5, method="drop", input_shapes={"x": (1, 3, 16, 16)}, **options)
 
 
 def level(model: ModelProto, value: NDArray[Any]) -> None:
@@ -113,3 +127,45 @@ def test_a_result_that_picks_nothing_is_run_with_the_originals_picks(caplog: pyt
     assert y.name == "y"
     assert 0.3 < y.cosine < 1
     assert oracle_error(model, result, feeds) < 1e-5
+
+
+def test_rows_that_change_places_are_put_back() -> None:
+    """Two picks whose scores differ by a rounding; of rows that are the same, none is nearest to one only."""
+    rng = np.random.default_rng(0)
+    one = {"boxes": rng.standard_normal((6, 4)), "scores": rng.standard_normal(6), "count": np.array(6)}
+    order = [0, 2, 1, 3, 5, 4]
+    other = {"boxes": one["boxes"][order] + 1e-7, "scores": one["scores"][order], "count": one["count"]}
+    back = in_order_of(one, other)
+    assert furthest_apart(one, other) > 0.1
+    assert furthest_apart(one, back) < 1e-6
+    twice = {n: np.concatenate([a, a]) for n, a in other.items() if a.ndim}
+    assert furthest_apart(in_order_of(twice, twice), twice) == 0
+    many = {"y": np.arange(10_000.0)}  # distances of all pairs would fill the memory
+    assert in_order_of(many, many)["y"] is many["y"]
+
+
+def test_a_result_that_orders_its_picks_otherwise_with_optimizations_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only if rows change places: one that is far off is refused."""
+    off = 0.0
+
+    def swapped(model: Any, feeds: Any, providers: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+        plain = run(model, feeds, providers, optimized=False)
+        return plain, {n: (1 + off) * a[::-1] for n, a in plain.items()}
+
+    monkeypatch.setattr(runs, "_plain_and_fast", swapped)
+    monkeypatch.setattr(runs, "with_given_picks", lambda *_: None)
+    monkeypatch.setattr(verify, "with_given_picks", lambda *_: None)
+    model = from_text(ORDERED)
+    assert fused(model).report.comparison.agreement < 1e-6
+    off = 0.1
+    with pytest.raises(onnxfuse.OnnxFuseError, match="optimizations off and on differ by"):
+        fused(model)
+
+
+def test_a_floor_is_held_by_what_is_made_of_the_same_picks() -> None:
+    """With picks of its own, a result gives other rows."""
+    model = from_text(ORDERED)
+    assert fused(model).report.comparison.cosine < 0.8
+    assert fused(model, min_cosine=0.8).report.comparison.cosine > 0.8
