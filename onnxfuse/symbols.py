@@ -236,6 +236,8 @@ def evaluate(node: Node, inputs: list[Numbers]) -> Numbers | None:
 
     What is computed in a tensor of rank 2 or more, or a large one, are positions: masks, rotary angles.
     """
+    if any(i.size > LARGEST for i in inputs):
+        return None
     if node.op in ELEMENTWISE:
         shape = np.broadcast_shapes(*(i.shape for i in inputs))
         if len(shape) > 1 or math.prod(shape) > LARGEST:

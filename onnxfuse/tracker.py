@@ -236,7 +236,8 @@ class Tracker:
             return None
         sizes = {dim: self.shape(dim[0])[dim[1]] for dim in dims}
         values = self.probe.integers[name]
-        return as_numbers([opaque(v, sizes) for v in values.ravel().tolist()]).reshape(values.shape)
+        numbers = {value: opaque(value, sizes) for value in set(values.ravel().tolist())}
+        return as_numbers([numbers[value] for value in values.ravel().tolist()]).reshape(values.shape)
 
     def lock_dims(self, dims: frozenset[Dim], reason: str) -> None:
         """Lock every channel along these dimensions: their size enters a computation."""
