@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
 from .groundcost import ground_cost, pair_costs
+from .lazy import network_simplex
+from .sparse import from_entries
 
 log = logging.getLogger("onnxfuse")
 Real = NDArray[np.floating]
@@ -146,8 +147,10 @@ def _feasible(sources: Real, targets: Real, a: NDArray[np.float64], b: NDArray[n
 def _solve(
     codes: Ids, costs: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[csr_array, float, NDArray[np.float64], NDArray[np.float64]]:
-    pairs = coo_array((costs, np.divmod(codes, len(b))), shape=(len(a), len(b)))
-    plan, found = import_module("ot.lp").emd(a, b, pairs, numItermax=100_000_000, log=True, center_dual=False)
-    if found["warning"]:
-        raise RuntimeError(f"transport plan not optimal: {found['warning']}")
-    return csr_array(plan), float(found["cost"]), np.asarray(found["u"]), np.asarray(found["v"])
+    simplex, ends = network_simplex(), [side.astype(np.uint64) for side in np.divmod(codes, len(b))]
+    b = b * a.sum() / b.sum()  # what rounding leaves would be a flow of its own
+    rows, columns, flow, cost, u, v, state = simplex.emd_c_sparse(a, b, *ends, costs, 100_000_000)
+    if warning := simplex.check_result(state):
+        raise RuntimeError(f"transport plan not optimal: {warning}")
+    plan = from_entries(flow, rows.astype(np.int64), columns.astype(np.int64), (len(a), len(b)))
+    return plan, float(cost), np.asarray(u), np.asarray(v)

@@ -8,18 +8,13 @@ from scipy.sparse import csr_array
 
 from .components import components
 from .groundcost import Matrix, ground_cost
-from .lazy import part_of
+from .lazy import network_simplex
 from .nearplan import near_plan
 from .sparse import from_entries, rows_of
 
 EXACT = 1 << 18
 """Sources × targets up to which the plan is exact, so up to 1,024 channels whatever goes of them; above it is the best
 one over near pairs, see `nearplan`: at twice as many its cost was 0.03% above the optimum, in a third of the time."""
-POT = {"ot": (), "ot.lp": (), "ot.utils": ("dist",)}
-"""What the compiled solver can do without: it takes a millisecond to import, and the rest of POT, with what it takes of
-SciPy, a tenth of a second. Small problems are solved in half the time without POT's own look at the arguments."""
-OPTIMAL = 1
-"""POT's result code."""
 
 
 def normalized(rows: NDArray[np.floating], out: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
@@ -37,12 +32,12 @@ def solve(cost: Matrix, sources: Matrix, targets: Matrix) -> Matrix:
     Raises:
         RuntimeError: POT did not reach the optimum.
     """
-    simplex = part_of("ot.lp.emd_wrap", POT)
+    simplex = network_simplex()
     targets = targets * (sources.sum() / targets.sum())
     targets = targets * sources.sum() / targets.sum()  # again: what rounding leaves would be a flow of its own
     plan, *_, state = simplex.emd_c(sources, targets, np.ascontiguousarray(cost), 10_000_000, 1)
-    if state != OPTIMAL:
-        raise RuntimeError(f"transport plan not optimal: {simplex.check_result(state)}")
+    if warning := simplex.check_result(state):
+        raise RuntimeError(f"transport plan not optimal: {warning}")
     return np.asarray(plan)
 
 

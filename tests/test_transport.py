@@ -96,6 +96,25 @@ def test_only_the_solver_of_pot_is_loaded_and_the_rest_when_asked_for() -> None:
     subprocess.run([sys.executable, "-c", POT_AFTERWARDS], check=True)
 
 
+TOGETHER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from onnxfuse.lazy import network_simplex
+network_simplex()
+package, start = sys.modules["ot.lp"], Barrier(4)
+def ask(_):
+    start.wait()
+    return package.emd
+with ThreadPoolExecutor(4) as pool:
+    assert len(set(pool.map(ask, range(4)))) == 1
+"""
+
+
+def test_threads_that_start_the_rest_of_pot_wait_for_each_other() -> None:
+    subprocess.run([sys.executable, "-c", TOGETHER], check=True)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_costs_are_the_same_bits_whatever_the_number_of_workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = normalized(np.random.default_rng(2).standard_normal((50, 300)).astype(np.float32))
