@@ -74,7 +74,7 @@ def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], opti
 def run_both(model: Path | ModelProto, reference: Probe, providers: Sequence[str]) -> Runs:
     """The result as it is; with the original's picks, if it makes too few of its own to run to its end."""
     try:
-        plain, fast = _plain_and_fast(model, reference.inputs, providers)
+        plain, fast = _plain_and_fast(model, reference.inputs, providers, at_once=not reference.noted)
     except Exception as error:  # onnxruntime has no base class for what it raises
         runs = with_given_picks(model, reference, providers)
         if runs is None:
@@ -94,10 +94,12 @@ def many_weights(model: Path | ModelProto) -> bool:
 
 
 def _plain_and_fast(
-    model: Path | ModelProto, feeds: Outputs, providers: Sequence[str]
+    model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], at_once: bool = True
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Outputs with optimizations off and on; at the same time, unless the weights are many."""
-    with ThreadPoolExecutor(1 if many_weights(model) else 2) as pool:
+    """Outputs with optimizations off and on; at the same time, unless the weights are many, or the first may fail."""
+    if many_weights(model) or not at_once:
+        return run(model, feeds, providers, optimized=False), run(model, feeds, providers, optimized=True)
+    with ThreadPoolExecutor(2) as pool:
         plain, fast = pool.map(lambda optimized: run(model, feeds, providers, optimized), (False, True))
     return plain, fast
 
