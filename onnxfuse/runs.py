@@ -22,6 +22,8 @@ from .sessions import exact_session, session, session_options
 from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
+BUSY = 1 << 25
+"""Bytes of a model from which on one run keeps the cores busy, so that two at once are no faster."""
 LARGE = 1 << 30
 """Bytes of a model from which on onnxruntime must not copy its weights into another layout for one run."""
 
@@ -74,7 +76,8 @@ def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], opti
 def run_both(model: Path | ModelProto, reference: Probe, providers: Sequence[str]) -> Runs:
     """The result as it is; with the original's picks, if it makes too few of its own to run to its end."""
     try:
-        plain, fast = _plain_and_fast(model, reference.inputs, providers, at_once=not reference.noted)
+        alone = many_weights(model) or (bool(reference.noted) and _bytes(model) > BUSY)  # nor run again what may fail
+        plain, fast = _plain_and_fast(model, reference.inputs, providers, alone)
     except Exception as error:  # onnxruntime has no base class for what it raises
         runs = with_given_picks(model, reference, providers)
         if runs is None:
@@ -93,11 +96,15 @@ def many_weights(model: Path | ModelProto) -> bool:
     return too_large(model) if isinstance(model, ModelProto) else file_bytes(model) > LARGE
 
 
+def _bytes(model: Path | ModelProto) -> int:
+    return model.ByteSize() if isinstance(model, ModelProto) else file_bytes(model)
+
+
 def _plain_and_fast(
-    model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], at_once: bool = True
+    model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], alone: bool
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Outputs with optimizations off and on; at the same time, unless the weights are many, or the first may fail."""
-    if many_weights(model) or not at_once:
+    """Outputs with optimizations off and on: one run after the other, or both at the same time."""
+    if alone:
         return run(model, feeds, providers, optimized=False), run(model, feeds, providers, optimized=True)
     with ThreadPoolExecutor(2) as pool:
         plain, fast = pool.map(lambda optimized: run(model, feeds, providers, optimized), (False, True))
@@ -112,7 +119,7 @@ def with_given_picks(model: Path | ModelProto, reference: Probe, providers: Sequ
     given = numeric({name: before[name] for name in picked(result.graph) if name in before})
     part = with_picks(result, given)
     try:
-        plain, fast = _plain_and_fast(part, feeds_of(part, reference.inputs, given), providers)
+        plain, fast = _plain_and_fast(part, feeds_of(part, reference.inputs, given), providers, many_weights(model))
     except Exception as error:  # onnxruntime has no base class for what it raises
         log.debug("nor does the result run with the original's picks: %s", one_line(error))
         return None

@@ -150,7 +150,7 @@ def test_a_result_that_orders_its_picks_otherwise_with_optimizations_is_no_other
     """Only if rows change places: one that is far off is refused."""
     off = 0.0
 
-    def swapped(model: Any, feeds: Any, providers: Any, **_: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    def swapped(model: Any, feeds: Any, providers: Any, *_: Any) -> tuple[dict[str, Array], dict[str, Array]]:
         plain = run(model, feeds, providers, optimized=False)
         return plain, {n: (1 + off) * a[::-1] for n, a in plain.items()}
 

@@ -357,7 +357,7 @@ def test_shares_of_one_do_not_explode(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reference = build("residual"), probe(build("residual"), provider_list("cpu"), seed=0)
     before, after = ({n: np.full_like(a, x) for n, a in reference.outputs.items()} for x in (1e-4, 0.1))
     quiet = replace(reference, outputs=before)
-    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_, **__: (after, after))
+    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_: (after, after))
     found = verify(model, quiet, provider_list("cpu"), None, None, lambda: model, wary=True)
     assert found.outputs[0].relative == pytest.approx(999, rel=1e-3)
     after.update({n: a * 11 for n, a in after.items()})
@@ -371,7 +371,7 @@ def test_a_score_that_saturates_may_be_made_of_roundings(monkeypatch: pytest.Mon
     name, value = next(iter(reference.outputs.items()))
     rest = {n: a for n, a in reference.outputs.items() if n != name}
     pair = [{**rest, name: np.full_like(value, x)} for x in (1e-7, 1.2e-7)]
-    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_, **__: pair)
+    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_: pair)
     assert verify(model, reference, provider_list("cpu"), None, None, lambda: model).agreement == pytest.approx(0.2)
     pair[:] = [{**rest, name: np.full_like(value, x)} for x in (1.0, 1.2)]
     with pytest.raises(Unsound, match=r"differ by 0\.2"):
