@@ -34,7 +34,8 @@ class SharedKeywords(TypedDict, total=False):
         input_shapes: input name → shape, where dynamic dimensions cannot be guessed.
         provider: 'cpu', 'cuda' or another of onnxruntime's.
         seed: of the probe input and random importance.
-        min_cosine: fail if any output's cosine similarity to the original's falls below.
+        min_cosine: fail if any output's cosine similarity to the original's falls below; a detector's with the
+            original's picks, if it does with its own.
         round_to: 'auto' (widths that this provider's kernels like), or the number of which they should be multiples;
             1 gives exact widths.
         repair: refit what consumers read to what it was, on samples; None: for auto and surgeon, and with `calib`.
