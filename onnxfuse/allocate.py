@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .channels import ChannelGroup
 from .errors import UsageError
-from .resources import Resource, Widths
+from .families import ROUNDING, Families, Limit, Vector
+from .resources import Widths
 
-Vector = NDArray[np.float64]
-ROUNDING = 1e-9
-"""Guards int() against products such as 10 · (1 − 0.9) = 0.9999999999999998."""
+Places = NDArray[np.int64]
 STEPS = 64
 """A family goes from all of its channels to one in at most about this many steps; the last ones are finer."""
 TRIES = 4000
@@ -32,94 +29,6 @@ def kept_count(n: int, sparsity: float) -> int:
         shown = f"{sparsity:g}" if isinstance(sparsity, (int, float)) else repr(sparsity)
         raise UsageError(f"sparsity {shown} is not a fraction of channels; give 0 ≤ sparsity < 1")
     return max(1, int(n * (1 - sparsity) + ROUNDING))
-
-
-@dataclass(frozen=True, eq=False)
-class Families:
-    """What there is to choose: one width for each family of groups.
-
-    Attributes:
-        places: number of a family (`ChannelGroup.family`) → its place in all that follows.
-        units: (families,) the width that keeps everything.
-        allowed: for each family the widths it may have, ascending.
-        finer: those, and more to choose from where they are too coarse for a budget.
-        billed: for each family the widths that take as long as its widths 0 … unit: a part of a block as a whole one.
-    """
-
-    places: dict[int, int]
-    units: Widths
-    allowed: tuple[Widths, ...]
-    finer: tuple[Widths, ...]
-    billed: tuple[Widths, ...]
-
-    @property
-    def widest(self) -> Widths:
-        """(families,) the largest allowed widths."""
-        return np.array([a[-1] for a in self.allowed], np.int64)
-
-    @property
-    def narrowest(self) -> Widths:
-        """(families,) the smallest allowed widths."""
-        return np.array([a[0] for a in self.allowed], np.int64)
-
-    def finest(self) -> Families:
-        """The same with all of the finer widths allowed."""
-        return replace(self, allowed=self.finer)
-
-    def bill(self, widths: Widths) -> Widths:
-        """The widths that take as long as these."""
-        return np.array([b[w] for b, w in zip(self.billed, widths, strict=True)], np.int64)
-
-    def near(self, place: int, width: int) -> Widths:
-        """All finer widths of a family from one allowed width below `width` to one above it."""
-        allowed, finer = self.allowed[place], self.finer[place]
-        at = int(np.searchsorted(allowed, width))
-        low, high = allowed[max(at - 1, 0)], allowed[min(at + 1, len(allowed) - 1)]
-        between: Widths = finer[(low <= finer) & (finer <= high) & (finer != width)]
-        return between
-
-    def channels(self, group: ChannelGroup, widths: Widths) -> int:
-        """How many channels a group keeps at these widths."""
-        return group.channels // group.unit * int(widths[self.places[group.family]])
-
-    def allow(self, widths: Widths) -> bool:
-        """Whether every family may have its width."""
-        return all(width in allowed for width, allowed in zip(widths, self.allowed, strict=True))
-
-    def around(self, widths: Widths) -> Families:
-        """Only the next allowed width on either side of each width."""
-        pairs = []
-        for allowed, width in zip(self.allowed, widths, strict=True):
-            above = min(int(np.searchsorted(allowed, width)), len(allowed) - 1)
-            below = max(int(np.searchsorted(allowed, width, "right")) - 1, 0)
-            pairs.append(np.unique(allowed[[below, above]]))
-        return replace(self, allowed=tuple(pairs))
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A resource, and how much of it may be used.
-
-    `saved_by` counts what a step saves where that is not the resource itself: among the ways to keep a limit on
-    multiply-accumulates the one that takes least time is wanted.
-    """
-
-    resource: Resource
-    most: float
-    saved_by: Resource | None = None
-
-    @property
-    def by(self) -> Resource:
-        """What a step is valued by."""
-        return self.saved_by or self.resource
-
-    def gradient(self, widths: Widths) -> Vector:
-        """(families,) what one unit less of each family saves."""
-        return self.by.gradient(widths)
-
-    def holds(self, widths: Widths) -> bool:
-        """Whether these widths keep it; float rounding forgiven."""
-        return self.resource(widths) <= self.most * (1 + ROUNDING)
 
 
 def uniform(families: Families, sparsity: float) -> Widths:
@@ -151,34 +60,69 @@ def cheapest(families: Families, costs: Sequence[Vector], limits: Sequence[Limit
         costs: for each family the convex costs of its widths 0 … unit.
         limits: on any number of resources.
     """
-    position = np.array([len(a) - 1 for a in families.allowed])
-    strides = np.array([max(1, len(a) // STEPS) for a in families.allowed])
-    start, widths = families.widest, families.widest
-    while unmet := [x for x in limits if not x.holds(widths)]:
-        after = np.maximum(position - strides, 0)
-        saved = sum(x.gradient(widths) / max(x.resource(start) - x.most, 1) for x in unmet)
-        found = _least(families, costs, position, after, np.asarray(saved))
+    ladder = _Ladder(families, costs)
+    at = ladder.top
+    while unmet := [x for x in limits if not x.holds(ladder.width[at])]:
+        steps = [ladder.nearer[at], ladder.quicker[at]]
+        saved = [sum(ladder.saved(at, after, x) for x in unmet) for after in steps]
+        dearer = [ladder.cost[after] - ladder.cost[at] for after in steps]
+        found = _least(np.concatenate(dearer), np.concatenate(saved))
         if found is None:
             break
-        position[found] = after[found]
-        widths = _widths(families, position)
-    return _give_back(families, costs, limits, position)
+        at = _moved(at, found % len(at), np.concatenate(steps)[found])
+    return _give_back(ladder, limits, at)
 
 
-def _least(
-    families: Families, costs: Sequence[Vector], now: NDArray[np.int64], after: NDArray[np.int64], saved: Vector
-) -> int | None:
-    """The family whose step from `now` to `after` costs least for what it saves; None if no step saves anything."""
-    old, new = _widths(families, now), _widths(families, after)
-    gain = saved * (old - new)
-    if not (gain > 0).any():
+class _Ladder:
+    """The widths of all families, one after the other, so that those of one choice are looked up at once.
+
+    Attributes:
+        bottom, top: (families,) places of the narrowest and the widest width of each.
+        width, cost: of each place.
+        billed: of each place the width that takes as long.
+        nearer: of each place the one a step down.
+        quicker: of each place the next one down, but no nearer than that, whose kernels have less to do.
+        wider: of each place the next one up; where that needs another block, the last one that needs no more.
+    """
+
+    def __init__(self, families: Families, costs: Sequence[Vector]) -> None:
+        sizes = np.array([len(a) for a in families.allowed])
+        self.top = np.cumsum(sizes) - 1
+        self.bottom = self.top - sizes + 1
+        self.width = np.concatenate(families.allowed)
+        self.cost = np.concatenate([c[a] for c, a in zip(costs, families.allowed, strict=True)])
+        billed = [b[a] for b, a in zip(families.billed, families.allowed, strict=True)]
+        self.billed = np.concatenate(billed)
+        each, bottom = np.arange(len(self.width)), np.repeat(self.bottom, sizes)
+        self.nearer = np.maximum(each - np.repeat(np.maximum(1, sizes // STEPS), sizes), bottom)
+        least = [np.minimum.accumulate(b[::-1])[::-1] for b in billed]  # a wider one may take less
+        less = np.concatenate([np.searchsorted(m, m) - 1 for m in least])
+        self.quicker = np.clip(less + bottom, bottom, self.nearer)
+        last = np.concatenate([np.searchsorted(m, np.append(m[1:], m[-1]), "right") - 1 for m in least])
+        paid = np.concatenate([np.append(m[1:] == m[:-1], True) for m in least])
+        self.wider = np.where(paid, np.minimum(each + 1, np.repeat(self.top, sizes)), last + bottom)
+
+    def saved(self, wide: Places, narrow: Places, limit: Limit) -> Vector:
+        """(families,) what each family saves if it alone goes from one place to the other, in shares of what the limit
+        asks of the original. Never nothing: if all else is gone, parts of blocks that take longer must do."""
+        less, billed = (a[wide] - a[narrow] for a in (self.width, self.billed))
+        done = (1 - limit.in_blocks) * less + limit.in_blocks * np.maximum(billed, 0)
+        gained: Vector = limit.gradient(self.width[wide]) * done
+        return gained / max(limit.resource(self.width[self.top]) - limit.most, 1)
+
+
+def _least(cost: Vector, saved: Vector) -> int | None:
+    """The step that costs least for what it saves; None if none saves anything."""
+    useful = saved > 0
+    if not useful.any():
         return None
-    cost = np.array([c[b] - c[a] for c, a, b in zip(costs, old, new, strict=True)])
-    return int(np.argmin(np.divide(cost, gain, out=np.full(len(gain), np.inf), where=gain > 0)))
+    return int(np.argmin(np.divide(cost, saved, out=np.full(len(saved), np.inf), where=useful)))
 
 
-def _widths(families: Families, position: NDArray[np.int64]) -> Widths:
-    return np.array([a[i] for a, i in zip(families.allowed, position, strict=True)], np.int64)
+def _moved(at: Places, family: int, to: int) -> Places:
+    moved = at.copy()
+    moved[family] = to
+    return moved
 
 
 def use_up(
@@ -212,22 +156,21 @@ def _near(families: Families, widths: Widths) -> Iterator[Widths]:
             yield trial
 
 
-def _give_back(
-    families: Families, costs: Sequence[Vector], limits: Sequence[Limit], position: NDArray[np.int64]
-) -> Widths:
-    """Widen what the limits leave room for, one step at a time, where that lowers the cost most."""
-    last = np.array([len(a) - 1 for a in families.allowed])
-    full = position >= last
+def _give_back(ladder: _Ladder, limits: Sequence[Limit], at: Places) -> Widths:
+    """Widen what the limits leave room for, one step at a time, where that lowers the cost most; for the time it takes,
+    where blocks count."""
+    full, whole = at >= ladder.top, any(limit.in_blocks for limit in limits)
     while not full.all():
-        widths = _widths(families, position)
-        wider = _widths(families, np.minimum(position + 1, last))
-        gain = np.array([c[a] - c[b] for c, a, b in zip(costs, widths, wider, strict=True)])
+        wider = ladder.wider[at] if whole else np.minimum(at + 1, ladder.top)
+        gain = ladder.cost[at] - ladder.cost[wider]
+        if whole:
+            spent = np.sum([ladder.saved(wider, at, x) for x in limits], axis=0)
+            gain = np.divide(gain, spent, out=np.full(len(at), np.inf), where=spent > 0)
         best = int(np.argmax(np.where(full, -np.inf, gain)))
-        trial = widths.copy()
-        trial[best] = wider[best]
-        if all(x.holds(trial) for x in limits):
-            position[best] += 1
-            full[best] = position[best] == last[best]
+        trial = _moved(at, best, int(wider[best]))
+        if all(x.holds(ladder.width[trial]) for x in limits):
+            at = trial
+            full[best] = at[best] == ladder.top[best]
         else:
             full[best] = True
-    return _widths(families, position)
+    return ladder.width[at]

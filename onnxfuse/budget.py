@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocate import ROUNDING, Families, Limit, cheapest, uniform, uniform_within, use_up
+from .allocate import cheapest, uniform, uniform_within, use_up
 from .calibrate import Study
 from .channels import Channels
 from .curves import CURVES, GroupWeights, Squares, cost_curve
 from .errors import UsageError
+from .families import ROUNDING, Families, Limit
 from .findings import Role
 from .linear import linear
 from .merge import MIXING
@@ -30,6 +31,11 @@ UNITS: Mapping[str, Mapping[str, float]] = {"macs": COUNTS, "params": COUNTS, "s
 """Resource → the units it is given in; `resources.RESOURCES` says how much a model uses of it."""
 SAVED_BY: Mapping[str, str] = {"macs": "time"}
 """Resource → what a channel is valued by that goes for it, where that is another: what takes long goes first."""
+IN_BLOCKS: Mapping[str, float] = {"local": 0.75, "latency": 0.5}
+"""Of the time that fewer multiply-accumulates take so much is had only by whole blocks: where widths are rounded to the
+next ones, and where a latency is asked for. Where accuracy at equal multiply-accumulates counts, that would cost some:
+at 0, 1/4, 1/2 and 3/4 half of ResNet-20's channels, spread globally, keep 84.2, 85.4, 85.3 and 78.8% without data and
+89.0, 88.2, 86.4 and 86.4% with samples, in 47, 42, 42 and 44% of the time."""
 CLOSE = 0.98
 """Of a budget must be used: where whole blocks leave more, some families of groups end within a block."""
 SHARES = {"x": 1.0, "%": 0.01}
@@ -110,13 +116,15 @@ def choose(
     layout = Layout(channels, families.places)
     if exact is not None:
         main = _main(layout, families)
-        near = cheapest(families.around(exact), costs, [main.at(exact)])
+        near = cheapest(families.around(exact), costs, [main.at(exact).in_whole_blocks(IN_BLOCKS["local"])])
         return near if local else cheapest(families, costs, [main.at(near)])
     limits = _limits(layout, families.finest(), options)
     if not all(limit.holds(families.narrowest) for limit in limits):
         families = families.finest()  # blocks are too coarse for such a budget
     if room is not None:
         limits.append(_part_of(layout, families, room))
+    if local or options.target_latency is not None:
+        limits = [x.in_whole_blocks(IN_BLOCKS["local" if local else "latency"]) for x in limits]
     widths = cheapest(families.around(uniform_within(families, limits)), costs, limits) if local else None
     if widths is None or not all(limit.holds(widths) for limit in limits):
         widths = cheapest(families, costs, limits)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocate import Families, kept_count
+from .allocate import kept_count
 from .channels import ChannelGroup, Channels
 from .earlier import planned
+from .families import Families
 from .findings import Role
 from .options import Options
 from .patterns import check_matches, ratios

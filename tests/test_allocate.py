@@ -14,27 +14,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onnxfuse
-from onnxfuse.allocate import Families, Limit, cheapest, uniform, uniform_within, use_up
-from onnxfuse.budget import COUNTS, UNITS, amount
+from onnxfuse.allocate import cheapest, uniform, uniform_within, use_up
+from onnxfuse.budget import COUNTS, UNITS, amount, choose
 from onnxfuse.curves import GroupWeights, Squares, measured
+from onnxfuse.families import Families, Limit
 from onnxfuse.grouping import find_channels
+from onnxfuse.options import Options
 from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
 from onnxfuse.resources import RESOURCES, Layout, Resource
 from onnxfuse.surgeon import Source, View
+from onnxfuse.wishes import families
 
 from .graphs import NAMES, build, from_text, inputs
 from .test_cli import call
 
+MODELS = Path(__file__).parents[1] / "models"
 Problem = tuple[Families, list[Any], Resource]
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    """Families with any allowed widths, convex costs, and a count that is a sum of products of their widths."""
-    units = draw(st.lists(st.integers(1, 90), min_size=1, max_size=5))
+    """Families with any allowed widths and blocks, convex costs, and a count: a sum of products of their widths."""
+    units, block = draw(st.lists(st.integers(1, 90), min_size=1, max_size=5)), draw(st.integers(1, 9))
+    part = draw(st.sampled_from([1, 2]))  # times as long as a whole block takes a part of one
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     allowed = [np.unique(np.append(rng.integers(1, u + 1, rng.integers(1, u + 1)), u)) for u in units]
     costs = [np.append(np.cumsum(np.sort(rng.random(u)))[::-1], 0) for u in units]
@@ -42,23 +47,24 @@ def problems(draw: st.DrawFn) -> Problem:
     index = rng.integers(0, n + 1, (rng.integers(1, 6), 2))
     slope = np.concatenate([np.zeros((1, n)), np.diag(rng.integers(1, 5, n))])
     count = Resource(3.0, rng.integers(1, 9, len(index)).astype(float), index, np.eye(1, n + 1)[0], slope)
-    billed = tuple(np.arange(u + 1) for u in units)
+    billed = tuple(-(-w // block) * block * np.where(w % block, part, 1) for w in (np.arange(u + 1) for u in units))
     return Families({i: i for i in range(n)}, np.array(units), tuple(allowed), tuple(allowed), billed), costs, count
 
 
 @settings(deadline=None, max_examples=60)
-@given(problems(), st.floats(0.05, 1))
-def test_cheapest_stays_within(problem: Problem, share: float) -> None:
-    """Every width is allowed, the limit holds if it can, and nothing more would fit."""
+@given(problems(), st.floats(0.05, 1), st.booleans())
+def test_cheapest_stays_within(problem: Problem, share: float, timed: bool) -> None:
+    """Every width is allowed, the limit holds if it can, and nothing more would fit (that takes no longer)."""
     families, costs, count = problem
-    limit = Limit(count, share * count(families.units))
+    limit = Limit(count, share * count(families.units), count).in_whole_blocks(0.75 * timed)
     widths = cheapest(families, costs, [limit])
     assert families.allow(widths)
     assert limit.holds(widths) or not limit.holds(families.narrowest)
     for i, allowed in enumerate(families.allowed):
         wider = widths.copy()
         wider[i] = next((a for a in allowed if a > widths[i]), widths[i])
-        assert wider[i] == widths[i] or not limit.holds(wider)
+        longer = timed and families.bill(wider)[i] > families.bill(widths)[i]
+        assert wider[i] == widths[i] or longer or not limit.holds(wider)
 
 
 @settings(deadline=None, max_examples=60)
@@ -245,6 +251,50 @@ def test_what_takes_long_goes_first() -> None:
     macs, time = linear(2, 1), linear(2, 9)
     assert cheapest(families, costs, [Limit(macs, 20)]).tolist() == [6, 8]
     assert cheapest(families, costs, [Limit(macs, 20, time)]).tolist() == [8, 4]
+
+
+def test_time_is_saved_by_whole_blocks() -> None:
+    """The first family's channels cost less, but lie in blocks of 4: it gives a whole one or none, and gets none back
+    in part."""
+    every, rows = np.arange(1, 9), np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    billed = np.repeat([0, 4, 8], [1, 4, 4])
+    families = Families({0: 0, 1: 1}, np.array([8, 8]), (every, every), (every, every), (billed, np.arange(9)))
+    count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
+    down = np.arange(8.0, -1, -1)
+    assert cheapest(families, [0.8 * down, down], [Limit(count, 14, count)]).tolist() == [6, 8]
+    assert cheapest(families, [0.8 * down, down], [Limit(count, 14, count, 0.75)]).tolist() == [4, 8]
+    assert cheapest(families, [1.2 * down, down], [Limit(count, 14, count, 0.75)]).tolist() == [8, 6]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_latency_is_saved_by_whole_blocks(share: float) -> None:
+    """With as much room a model for a latency has fewer blocks of 16 to compute than one for a floor."""
+    model = onnx.load(MODELS / "resnet20_fmnist.onnx")
+    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    free = families(channels, Options(round_to=1))
+    coarse = tuple(np.unique(np.append(np.arange(4, u + 1, 4), u)) for u in free.units.tolist())
+    billed = tuple(-(-np.arange(u + 1) // 16) * 16 for u in free.units.tolist())
+    blocked = replace(free, allowed=coarse, finer=coarse, billed=billed)
+    macs = RESOURCES["macs"](Layout(channels, free.places))
+    slow, fast = (
+        macs(blocked.bill(choose(channels, blocked, options, room=share)))
+        for options in (Options(min_cosine=0.5), Options(target_latency="0.5x"))
+    )
+    assert fast < 0.97 * slow
+
+
+def test_a_part_of_a_block_that_must_be_put_in_order_is_passed_over() -> None:
+    """5 to 7 channels take longer than 8 do."""
+    every, rows = np.arange(1, 9), np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    billed = np.array([0, 4, 4, 4, 4, 12, 12, 12, 8])
+    families = Families({0: 0, 1: 1}, np.array([8, 8]), (every, every), (every, every), (billed, np.arange(9)))
+    count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
+    down = np.arange(8.0, -1, -1)
+    assert cheapest(families, [0.8 * down, down], [Limit(count, 12, count, 0.75)]).tolist() == [4, 8]
+    assert cheapest(families, [1.2 * down, down], [Limit(count, 15, count, 0.75)]).tolist() == [8, 7]
+    assert [a.tolist() for a in families.around(np.array([6, 6])).allowed] == [[4, 6, 8], [6]]
+    parts = replace(families, allowed=(every[4:], every[7:]))
+    assert cheapest(parts, [down, down], [Limit(count, 14, count, 0.75)]).tolist() == [6, 8]  # all that is left to do
 
 
 def test_what_is_left_of_a_budget_goes_where_it_saves_a_block() -> None:

@@ -107,6 +107,14 @@ def test_the_smallest_share_that_is_named_is_within_reach(name: str) -> None:
     onnxfuse.fuse(from_text(WIDE), **least, round_to=1, method="drop")
 
 
+def test_a_budget_takes_whole_blocks_first() -> None:
+    """Parts of blocks in the narrow layers of ResNet-20 would keep the budget, too, and save no time."""
+    block = convolution_blocks().whole
+    model = Path(__file__).parents[1] / "models" / "resnet20_fmnist.onnx"
+    groups = onnxfuse.fuse(model, target_macs=0.9, scope="local", method="drop").report.groups
+    assert any(g.before - g.after >= block for g in groups)
+
+
 def test_rounding_gives_way_to_a_budget() -> None:
     """With whole blocks nothing below 0.05 could be had."""
     report = onnxfuse.fuse(from_text(WIDE), target_macs=0.02, method="drop").report
