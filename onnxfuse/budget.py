@@ -107,6 +107,9 @@ def choose(
     Raises:
         UsageError: a budget is out of reach; the message has the smallest value that is not.
     """
+    if not families.allowed:
+        _limits(Layout(channels, families.places), families, options)  # they may hold as it is
+        return families.units
     local = not options.spreads
     exact = None if options.sparsity is None else uniform(families, options.sparsity)
     if local and exact is not None and families.allow(exact):

@@ -115,6 +115,16 @@ def test_a_budget_takes_whole_blocks_first() -> None:
     assert any(g.before - g.after >= block for g in groups)
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_model_without_groups(scope: str) -> None:
+    """There is nothing to merge for a sparsity; a budget that holds as it is asks for nothing."""
+    model = from_text("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    with pytest.raises(onnxfuse.OnnxFuseError, match="nothing to merge"):
+        onnxfuse.fuse(model, sparsity=0.3, scope=scope)
+    for budget in ({"target_macs": 0.5}, {"target_params": 0.5}, {"target_size": "1MB"}):
+        assert onnxfuse.fuse(model, scope=scope, **budget).report.groups == ()
+
+
 def test_rounding_gives_way_to_a_budget() -> None:
     """With whole blocks nothing below 0.05 could be had."""
     report = onnxfuse.fuse(from_text(WIDE), target_macs=0.02, method="drop").report
