@@ -101,7 +101,7 @@ def study(
     with ThreadPoolExecutor(1) as pool:  # moments of one value are taken while the next one is computed
         for position, node in enumerate(graph.model.graph.node):
             for reader in at.get(position, []) if source in wanted else []:
-                moments.append(pool.submit(measure, reader, walk.value(reader.value)))
+                moments.append(pool.submit(measure, reader, walk.value(reader.value), source))
                 wait(moments[-2:-1])  # no more than two values are held
             if position in anchors:
                 anchor_producer(graph, twin, walk, node, anchors[position])

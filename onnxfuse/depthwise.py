@@ -5,8 +5,8 @@ what the channel's merge makes of the original's outputs t (covariances C of y's
 
     w′ = (C + λ D)⁻¹ (c + λ D w),    D = diag(tr C)
 
-λ is p/n for p taps and n patches, as in `refit`; half of a patch's covariance lies in one direction, so that a ridge on
-each tap's own variance would leave the others free.
+λ is p/n for p taps and patches worth n independent ones, as in `refit`; half of a patch's covariance lies in one
+direction, so that a ridge on each tap's own variance would leave the others free.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from .likeness import Likeness
 from .patches import patches, window
 from .readers import Reader
 from .refit import Made
@@ -32,7 +33,7 @@ FLOOR = 1e-5
 
 def correction(
     reader: Reader, node: NodeProto, weight: Array, seen: Chunks, wanted: Sequence[Made], kept: NDArray[np.int64],
-    least: float,
+    alike: Likeness, least: float,
 ) -> Array:  # fmt: skip
     """(k, *taps) w′ − w.
 
@@ -43,25 +44,28 @@ def correction(
         seen: what arrives in the small network.
         wanted: what should be made.
         kept: (k,) channels that are left.
+        alike: what is seen at the places of one sample.
         least: the least λ.
     """
     kernel, found = weight.shape[2:], []
     for own in np.split(kept, range(AT_ONCE, len(kept), AT_ONCE)):
         parts = [patches(c, own, m.at, window(node, kernel), m.size) for c, m in zip(seen, wanted, strict=True)]
-        y = np.concatenate(parts).reshape(-1, math.prod(kernel), len(own)).transpose(2, 0, 1)
-        t = np.concatenate([m.values[:, own] for m in wanted]).T[:, :, None]
-        found.append(_nearer(y, t, weight[own].reshape(len(own), -1), bool(reader.bias), least))
+        y = np.concatenate(parts).reshape(-1, math.prod(kernel), len(own)).transpose(2, 1, 0)
+        t = np.concatenate([m.values[:, own] for m in wanted]).T[:, None]
+        found.append(_nearer(y, t, weight[own].reshape(len(own), -1), bool(reader.bias), alike, least))
     change = np.concatenate(found) - weight[kept].reshape(len(kept), -1)
     return change.reshape(len(kept), *kernel).astype(weight.dtype)
 
 
-def _nearer(y: Array, t: Array, kernels: Array, centred: bool, least: float) -> Array:
-    """(k, taps) w′ of k channels, from (k, P, taps) patches and (k, P, 1) what should be made of them."""
+def _nearer(y: Array, t: Array, kernels: Array, centred: bool, alike: Likeness, least: float) -> Array:
+    """(k, taps) w′ of k channels, from (k, taps, P) patches and (k, 1, P) what should be made of them."""
+    y, t = np.array(y, order="C"), np.array(t, order="C")  # BLAS wants rows of memory
     if centred:
-        y, t = y - y.mean(axis=1, keepdims=True), t - t.mean(axis=1, keepdims=True)
-    taps, count = y.shape[2], y.shape[1]
-    square = (y.transpose(0, 2, 1) @ y).astype(np.float64) / count
-    product = (y.transpose(0, 2, 1) @ t).astype(np.float64) / count
+        y -= y.mean(axis=2, keepdims=True)
+        t -= t.mean(axis=2, keepdims=True)
+    taps, count = y.shape[1:]
+    square = (y @ y.transpose(0, 2, 1)).astype(np.float64) / count
+    product = (y @ t.transpose(0, 2, 1)).astype(np.float64) / count
     power = np.einsum("ktt->k", square)[:, None, None]
-    ridge = max(least, taps / count) * power + FLOOR * (power.mean() or 1.0)
+    ridge = max(least, taps / alike.worth(count)) * power + FLOOR * (power.mean() or 1.0)
     return np.linalg.solve(square + ridge * np.eye(taps), product + ridge * kernels[:, :, None])[..., 0]

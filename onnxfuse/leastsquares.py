@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from .moments import Centred, Moment, Moments
+from .likeness import Likeness
+from .moments import Centred, Moment
 from .schedule import in_halves
 from .shrinkage import oas, oas_of_samples, shrunk
 from .tensors import Array
@@ -59,18 +60,25 @@ class Crossed:
     """Of x, with n channels, and y, with k of them.
 
     Attributes:
-        mean: (n,) of x.
-        after: moments of y.
-        product: (n, k) E[x yᵀ], centred as they are.
+        means: (n,) of x and (k,) of y; zero if they are not centred.
+        product: (n, k) E[x yᵀ], of what is left.
+        square: (k, k) E[y yᵀ].
+        worth: how many independent samples they are taken from.
     """
 
-    mean: Moment
-    after: Moments
+    means: tuple[Moment, Moment]
     product: Moment
+    square: Moment
+    worth: float
 
 
 def fit(
-    before: Sequence[Array], after: Iterable[Array], centred: bool, prior: Prior, pool: Executor
+    before: Sequence[Array],
+    after: Iterable[Array],
+    centred: bool,
+    prior: Prior,
+    alike: Likeness,
+    pool: Executor,
 ) -> tuple[Moment, Moment]:
     """(n, k) expand E and (n,) shift, mean x − E · mean y.
 
@@ -78,16 +86,17 @@ def fit(
         before, after: (samples, n) and (samples, k) blocks of x and y, which change.
         centred: if not, all is as if both means were zero.
         prior: of E.
+        alike: what is seen at the places of one sample.
         pool: has a thread or two for parts of it.
     """
     if len(before) == 1 and len(before[0]) < len(prior.kept):
-        return _of_samples(before[0], next(iter(after)), centred, prior)
-    moments = _cross(before, after, centred, pool)
+        return _of_samples(before[0], next(iter(after)), centred, prior, alike)
+    moments = _cross(before, after, centred, alike, pool)
     expand = _of_moments(moments, prior, pool)
-    return expand, moments.mean - expand @ moments.after.mean
+    return expand, moments.means[0] - expand @ moments.means[1]
 
 
-def _cross(before: Iterable[Array], after: Iterable[Array], centred: bool, pool: Executor) -> Crossed:
+def _cross(before: Iterable[Array], after: Iterable[Array], centred: bool, alike: Likeness, pool: Executor) -> Crossed:
     """The moments of y itself are taken in another thread."""
     x, y = Centred(centred), Centred(centred)
     product, square = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
@@ -96,7 +105,7 @@ def _cross(before: Iterable[Array], after: Iterable[Array], centred: bool, pool:
         own = pool.submit(np.matmul, new.T, new)
         product = product + old.T @ new
         square = square + own.result()
-    return Crossed(x.mean(), Moments(y.mean(), y.product(square, y), y.total), x.product(product, y))
+    return Crossed((x.mean(), y.mean()), x.product(product, y), y.product(square, y), alike.worth(y.total))
 
 
 def _of_moments(moments: Crossed, prior: Prior, pool: Executor) -> Moment:
@@ -104,8 +113,8 @@ def _of_moments(moments: Crossed, prior: Prior, pool: Executor) -> Moment:
 
     expand = np.zeros(prior.expand.shape, moments.product.dtype)
     for block, own, known in prior.parts():
-        square = moments.after.square[np.ix_(own, own)]
-        added = shrunk(square.diagonal(), max(prior.least, oas(square, moments.after.count)))
+        square = moments.square[np.ix_(own, own)]
+        added = shrunk(square.diagonal(), max(prior.least, oas(square, moments.worth)))
         square[np.diag_indices_from(square)] += added.astype(square.dtype)
         wanted = moments.product[np.ix_(block, own)] + (known @ diags_array(added)).astype(expand.dtype).toarray()
         factor = linalg.cho_factor(square.T, overwrite_a=True, check_finite=False)
@@ -114,7 +123,7 @@ def _of_moments(moments: Crossed, prior: Prior, pool: Executor) -> Moment:
     return expand
 
 
-def _of_samples(before: Array, after: Array, centred: bool, prior: Prior) -> tuple[Moment, Moment]:
+def _of_samples(before: Array, after: Array, centred: bool, prior: Prior, alike: Likeness) -> tuple[Moment, Moment]:
     from scipy import linalg  # as above
 
     means = Centred(centred), Centred(centred)
@@ -123,7 +132,8 @@ def _of_samples(before: Array, after: Array, centred: bool, prior: Prior) -> tup
     for block, own, known in prior.parts():
         read, e0 = np.ascontiguousarray(y[:, own]), known.astype(x.dtype)
         size = np.einsum("mk,mk->k", read, read) / len(read)
-        scaled = read / shrunk(size, max(prior.least, oas_of_samples(read))).astype(read.dtype) / len(read)
+        share = max(prior.least, oas_of_samples(read, alike.worth(len(read))))
+        scaled = read / shrunk(size, share).astype(read.dtype) / len(read)
         inner = scaled @ read.T
         inner[np.diag_indices_from(inner)] += 1
         back = linalg.solve(inner, scaled, assume_a="pos", overwrite_a=True, overwrite_b=True, check_finite=False)

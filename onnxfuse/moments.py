@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .readers import Reader
+from .surgeon import Source
 from .tensors import Array
 from .walk import Chunks
 
 Moment = NDArray[np.floating[Any]]
-ROWS = 8
-"""Samples of a moment for each of its channels (and `FEWEST` at least): more of them are left out, at random."""
-FEWEST = 4096
+ROWS, FEWEST = 8, 512
+"""Samples of a moment for each of its variables, of so many at least: more of them are left out, at random."""
+MANY, WORK = 32, 1 << 35
+"""On the user's data, where places of one image are worth few: as many, as long as it is no more products."""
 PLACES = 8192
 """Values from which a channel's mean and deviation are taken, at most: these need fewer than a covariance does."""
 
@@ -37,9 +39,17 @@ class Moments:
     count: int
 
 
-def rows(reader: Reader, chunks: Chunks, kept: NDArray[np.int64] | slice = slice(None)) -> Iterator[Array]:
+def enough(variables: int, source: Source) -> int:
+    """How many samples the moments of so many variables are taken from."""
+    n = max(variables, FEWEST)
+    return max(ROWS * n, min(MANY * n, WORK // n**2) if source is Source.DATA else 0)
+
+
+def rows(
+    reader: Reader, chunks: Chunks, source: Source, kept: NDArray[np.int64] | slice = slice(None)
+) -> Iterator[Array]:
     """(samples, n) what the reader sees in each batch, at as many places as are needed; or only the channels `kept`."""
-    wanted = max(ROWS * len(reader.layout), FEWEST) // len(chunks) + 1
+    wanted = enough(len(reader.layout), source) // len(chunks) + 1
     layout = reader.layout[kept]
     for chunk in chunks:
         flat = _sampled(chunk, reader.axis, wanted)
@@ -61,9 +71,11 @@ def _sampled(chunk: Array, axis: int, wanted: int) -> Array:
     return np.ascontiguousarray(chunk.reshape(-1, d, inner)[outer, :, inside], dtype)
 
 
-def blocks(reader: Reader, chunks: Chunks, kept: NDArray[np.int64] | slice = slice(None)) -> Iterator[Array]:
+def blocks(
+    reader: Reader, chunks: Chunks, source: Source, kept: NDArray[np.int64] | slice = slice(None)
+) -> Iterator[Array]:
     """`rows`, joined until there are n samples at least: then a product of them is worth the (n, n) it is added to."""
-    return joined(rows(reader, chunks, kept), len(reader.layout))
+    return joined(rows(reader, chunks, source, kept), len(reader.layout))
 
 
 def joined(parts: Iterable[Array], least: int) -> Iterator[Array]:
@@ -114,10 +126,10 @@ class Centred:
         return total
 
 
-def measure(reader: Reader, chunks: Chunks) -> Moments:
+def measure(reader: Reader, chunks: Chunks, source: Source) -> Moments:
     """The moments of what a reader sees."""
     x, square = Centred(bool(reader.bias)), np.zeros((1, 1), np.float32)
-    for block in blocks(reader, chunks):
+    for block in blocks(reader, chunks, source):
         block = x(block)
         square = square + block.T @ block
     return Moments(x.mean(), x.product(square, x), x.total)

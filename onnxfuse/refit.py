@@ -6,9 +6,9 @@ kernel more can be made up: the weights w of an output become those w′ that br
 
     w′ = (C + λ diag C)⁻¹ (c + λ diag C · w)
 
-λ is p/n for p weights and n patches, what is best for ridge regression if as much of what is missing can be had from
-the patches as cannot (λ = p σ²/(n |w|²): Hoerl, Kennard and Baldwin, Comm. in Statistics 1975); the shrinkage
-of the repair's other ridge would forbid all correction where patches hardly correlate.
+λ is p/n for p weights and patches worth n independent ones (`likeness`), what is best for ridge regression if as much
+of what is missing can be had from the patches as cannot (λ = p σ²/(n |w|²): Hoerl, Kennard and Baldwin, Comm. in
+Statistics 1975); the shrinkage of the repair's other ridge would forbid all correction where patches hardly correlate.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from onnx import NodeProto
 
 from .channels import ChannelGroup
 from .findings import Role
+from .likeness import Likeness
 from .merge import Merge
-from .moments import joined
+from .moments import enough, joined
 from .patches import Places, Window, patches, places, window
 from .readers import Reader
 from .shrinkage import shrunk
+from .surgeon import Source
 from .tensors import Array
 from .walk import Chunks
 from .weights import Weights, front
 
-ROWS, FEWEST = 8, 4096
-"""Patches for each weight of an output, and at least, that are looked at."""
 WIDEST = 4608
 """Weights of an output from which on their covariance would be too large."""
 MARGIN = 1.25
@@ -56,10 +56,10 @@ class Made:
     values: Array
 
 
-def made(reader: Reader, kernel: Sequence[int], chunks: Chunks) -> tuple[Made, ...]:
+def made(reader: Reader, kernel: Sequence[int], chunks: Chunks, source: Source) -> tuple[Made, ...]:
     """Of every batch."""
     weights = reader.layout.size // reader.slot.split * math.prod(kernel)
-    wanted = max(ROWS * weights, FEWEST) // len(chunks) + 1
+    wanted = enough(weights, source) // len(chunks) + 1
     return tuple(_made(c, places(c.shape, wanted)) for c in chunks)
 
 
@@ -125,7 +125,7 @@ class PatchMoments:
 
 def patch_moments(
     reader: Reader, node: NodeProto, kernel: Sequence[int], chunks: Chunks, wanted: Sequence[Made],
-    kept: NDArray[np.int64], least: float,
+    kept: NDArray[np.int64], alike: Likeness, least: float,
 ) -> list[PatchMoments]:  # fmt: skip
     """Of each block of a convolution; none if an output has more weights than `WIDEST`, or too many for the places.
 
@@ -136,6 +136,7 @@ def patch_moments(
         chunks: what arrives at it.
         wanted: what it should make, as `merged` has it; nothing if it is not to be refitted.
         kept: (k,) channels of the reader's layout that are left, ascending.
+        alike: what is seen at the places of one sample.
         least: the least λ.
     """
     from scipy import linalg  # dear to import
@@ -151,7 +152,7 @@ def patch_moments(
             return []
         seen = joined(_seen(chunks, read, wanted, outputs, moves), p)
         square, product, count = _moments(seen, p, bool(reader.bias))
-        added = shrunk(square.diagonal(), max(least, p / count)).astype(square.dtype)
+        added = shrunk(square.diagonal(), max(least, p / alike.worth(count))).astype(square.dtype)
         square[np.diag_indices_from(square)] += added  # and turned, for LAPACK wants columns first and would copy it
         factor, _ = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
         found.append(PatchMoments(own, added, factor, product.T))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 from collections import ChainMap
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from .depthwise import correction
 from .findings import Role
 from .joins import Join, joins
 from .leastsquares import Prior, fit
+from .likeness import Likeness, likeness
 from .merge import Merge
 from .moments import Moment, blocks, scaled_and_shifted, statistics
 from .producers import out_axis, scaled_rows
@@ -86,11 +87,13 @@ class Original:
 
     Attributes:
         blocks: (samples, n) each, what it saw.
+        alike: what it saw at the places of one sample.
         made: what it made, if it is a convolution to be refitted tap by tap; the sum, if it is one of a `Join`.
         mean, deviation: (outputs,) of what it made; empty without a bias, or if it is one of a `Join`.
     """
 
     blocks: tuple[Array, ...]
+    alike: Likeness
     made: tuple[Made, ...]
     mean: Moment
     deviation: Moment
@@ -128,7 +131,7 @@ def _repair(
     done = []
     order = sorted([*measured.readers, *measured.depthwise], key=lambda r: r.slot.edge.node)
     sums = joins(channels, order) if measured.source is Source.DATA else {}
-    originals = ahead(partial(_original, before, measured.depthwise, sums), order)
+    originals = ahead(partial(_original, before, measured, sums), order)
     for i, (reader, original) in enumerate(zip(order, originals, strict=True)):
         tell(i, len(order))
         own, join = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]]), sums.get(reader)
@@ -144,13 +147,13 @@ def _repaired(
     source: Source, join: Join | None,
 ) -> Repair:  # fmt: skip
     """One reader, in both versions of the weights, the graph's own first; what it makes in `after` follows."""
-    least = RIDGE[source]
+    least, alike = RIDGE[source], original.alike
     node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
     kernel, wanted = both[0][reader.slot.tensor].shape[2:], _wanted(reader, original, after, merges, join)
     with ThreadPoolExecutor(2) as pool:
-        patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, least)
+        patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, alike, least)
         prior = Prior(_expand(reader, merges)[:, kept], kept, reader.slot.split, least)
-        expand, shift = fit(original.blocks, blocks(reader, seen, kept), bool(reader.bias), prior, pool)
+        expand, shift = fit(original.blocks, blocks(reader, seen, source, kept), bool(reader.bias), prior, alike, pool)
         for weights in both:
             _read(weights, reader, kept, expand, shift, pool)
         added = correct(both, reader, kept, patched.result())
@@ -167,7 +170,7 @@ def _refitted(
     """Depthwise kernels, on the user's data: merged as their group is, each is then made to say what it said."""
     node, name = after.nodes[reader.slot.edge.node], reader.slot.tensor
     wanted, seen = _wanted(reader, original, after, merges, join, Role.SCALE), after.value(reader.value)
-    change = correction(reader, node, weights[name], seen, wanted, kept, RIDGE[Source.DATA])
+    change = correction(reader, node, weights[name], seen, wanted, kept, original.alike, RIDGE[Source.DATA])
     weights[name][kept, 0] += change
     del seen  # the walk may let it go
     gain, offset = _restore(reader, *sizes_of(wanted), after, (weights,), Source.DATA)
@@ -184,22 +187,23 @@ def _wanted(
     return wanted if join is None else beside(wanted, after.value(join.other))
 
 
-def _original(walk: Walk, depthwise: Container[Reader], sums: Mapping[Reader, Join], reader: Reader) -> Original:
+def _original(walk: Walk, measured: Study, sums: Mapping[Reader, Join], reader: Reader) -> Original:
     """What a reader saw, but for a depthwise one, and made, or the sum that it is added to.
 
     The values stay in the walk for no longer than others need them.
     """
     node, join = walk.nodes[reader.slot.edge.node], sums.get(reader)
-    seen = () if reader in depthwise else tuple(blocks(reader, walk.value(reader.value)))
+    alike = likeness(reader, walk.value(reader.value), measured.source)
+    seen = () if reader in measured.depthwise else tuple(blocks(reader, walk.value(reader.value), measured.source))
     kernel, nothing = walk.constants[reader.slot.tensor].dims[2:], (np.zeros(0), np.zeros(0))
     if join is not None:
-        return Original(seen, made(reader, kernel, walk.value(join.total)), *nothing)
+        return Original(seen, alike, made(reader, kernel, walk.value(join.total), measured.source), *nothing)
     refitted = refittable(node, kernel)
     if not reader.bias and not refitted:
-        return Original(seen, (), *nothing)
+        return Original(seen, alike, (), *nothing)
     chunks = walk.value(reader.made)
     sizes = statistics(chunks, _channel_axis(node)) if reader.bias else nothing
-    return Original(seen, made(reader, kernel, chunks) if refitted else (), *sizes)
+    return Original(seen, alike, made(reader, kernel, chunks, measured.source) if refitted else (), *sizes)
 
 
 def _channel_axis(node: NodeProto) -> int:

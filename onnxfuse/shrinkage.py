@@ -19,7 +19,7 @@ def shrunk(size: Moment, share: float) -> Variances:
     return np.asarray(share * size + FLOOR * (size.mean() or 1))
 
 
-def oas(square: Moment, count: int) -> float:
+def oas(square: Moment, count: float) -> float:
     """ρ / (1 − ρ), with ρ the oracle-approximating shrinkage of the correlations towards none (Chen et al., eq. 23).
 
     Of an (n, n) covariance of `count` samples.
@@ -28,11 +28,11 @@ def oas(square: Moment, count: int) -> float:
     return _odds(float(np.square(square / np.outer(deviation, deviation)).sum()), len(square), count)
 
 
-def oas_of_samples(samples: Array) -> float:
-    """The same of the covariance of (m, n) centred samples, m < n."""
+def oas_of_samples(samples: Array, worth: float) -> float:
+    """The same of the covariance of (m, n) centred samples, m < n, worth so many."""
     count, n = samples.shape
     alike = samples / _deviations(np.einsum("mn,mn->n", samples, samples) / count).astype(samples.dtype)
-    return _odds(float(np.square(alike @ alike.T / count).sum()), n, count)
+    return _odds(float(np.square(alike @ alike.T / count).sum()), n, worth)
 
 
 def _deviations(size: Moment) -> Moment:
@@ -40,7 +40,9 @@ def _deviations(size: Moment) -> Moment:
     return np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))
 
 
-def _odds(trace: float, p: int, count: int) -> float:
+def _odds(trace: float, p: int, count: float) -> float:
     """Equation 23, for p variables whose correlations have this sum of squares, over `count` samples."""
+    if p == 1:
+        return 0.0  # it correlates with none, and roundings are all that would be left of the equation
     rho = ((1 - 2 / p) * trace + p * p) / ((count + 1 - 2 / p) * max(trace - p, 1e-12))
     return rho / (1 - rho) if rho < 0.999 else 1e3

@@ -20,13 +20,16 @@ from onnxfuse.comparison import Comparison
 from onnxfuse.errors import Unsound
 from onnxfuse.grouping import find_channels
 from onnxfuse.leastsquares import Prior, fit
+from onnxfuse.likeness import Likeness, likeness
 from onnxfuse.linear import linear
 from onnxfuse.oracle import oracle_error
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lowered_graph
+from onnxfuse.readers import readers
 from onnxfuse.shrinkage import oas, shrunk
+from onnxfuse.surgeon import Source
 from onnxfuse.verify import verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
@@ -466,10 +469,72 @@ def test_likeness_on_the_users_samples(tmp_path: Path, capsys: pytest.CaptureFix
     assert onnxfuse.fuse(source, sparsity=0.2, method="drop").report.fidelity is None
 
 
+POINTWISE = """(float[N,6,H,W] x) => (float[N,4,H,W] y)
+    <float[16,6,1,1] w1, float[16] b1, float[4,16,1,1] w2, float[4] b2> {
+    h = Conv(x, w1, b1)
+    r = Relu(h)
+    y = Conv(r, w2, b2)
+}"""
+SHORTCUT = """(float[N,6,H,W] x) => (float[N,4,H,W] y)
+    <float[8,6,1,1] w1, float[8] b1, float[8,8,1,1] w2, float[8] b2, float[4,8,1,1] w3, float[4] b3> {
+    a = Conv(x, w1, b1)
+    h = Relu(a)
+    b = Conv(h, w2, b2)
+    s = Add(b, a)
+    r = Relu(s)
+    y = Conv(r, w3, b3)
+}"""
+DEPTHWISE = """(float[N,6,H,W] x) => (float[N,4,H,W] y)
+    <float[8,6,1,1] w0, float[8] b0, float[16,8,1,1] w1, float[16] b1, float[16,1,1,1] w2, float[16] b2,
+     float[4,16,1,1] w3, float[4] b3> {
+    e = Conv(x, w0, b0)
+    f = Relu(e)
+    a = Conv(f, w1, b1)
+    h = Relu(a)
+    d = Conv <group=16> (h, w2, b2)
+    r = Relu(d)
+    y = Conv(r, w3, b3)
+}"""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_channel_alone_is_trusted_whatever_its_variance_is_rounded_to(seed: int) -> None:
+    variance = np.random.default_rng(seed).exponential(size=(1, 1)).astype(np.float32)
+    assert oas(variance, 100) == 0
+
+
+@pytest.mark.parametrize("text", [POINTWISE, SHORTCUT, DEPTHWISE])
+def test_places_that_say_the_same_are_no_more_samples(text: str) -> None:
+    """64 images of one place and the same with 25 equal ones: as much is known, so as much is corrected."""
+    model = from_text(text)
+    x = np.random.default_rng(3).normal(size=(64, 6, 1, 1)).astype(np.float32)
+    once, often = (
+        onnxfuse.fuse(model, sparsity=0.4, method="surgeon", calib={"x": v}, input_shapes={"x": (1, 6, 5, 5)}).model
+        for v in (x, np.tile(x, (1, 1, 5, 5)))
+    )
+    for name, values in weights(once).items():
+        np.testing.assert_allclose(weights(often)[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("own", "source", "worth"), [(0, "DATA", 1600), (1, "DATA", 123), (1, "ANCHORED", 1600)])
+def test_places_count_by_what_a_sample_has_of_its_own(own: float, source: str, worth: float) -> None:
+    """Half of the variance between 64 samples: 1 / (0.5 / 1600 + 0.5 / 64) = 123. Synthetic ones count in full."""
+    model, rng = from_text(POINTWISE), np.random.default_rng(0)
+    graph = lowered_graph(model)[0]
+    found = readers(find_channels(graph, probe(model, provider_list("cpu"), {"x": (1, 6, 5, 5)})), [])
+    reader = next(r for r in found if r.slot.tensor == "w2")
+    chunks = [rng.normal(size=(16, 16, 5, 5)) + own * rng.normal(size=(16, 16, 1, 1)) for _ in range(4)]
+    assert likeness(reader, chunks, Source[source]).worth(1600) == pytest.approx(worth, rel=0.15)
+
+
 @pytest.mark.parametrize("count", [20, 200])
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_expand_is_the_equations_for_few_samples_and_for_many(count: int, centred: bool, blocks: int) -> None:
+@pytest.mark.parametrize(("share", "worth"), [(0, 1), (1, 0.25), (0.5, 0.4)])
+def test_expand_is_the_equations_for_few_samples_and_for_many(
+    count: int, centred: bool, blocks: int, share: float, worth: float
+) -> None:
+    """`share` of what four places of a sample show is the sample's own: they are worth so many of independent ones."""
     rng, least = np.random.default_rng(count), 0.02
     x = rng.normal(size=(count, 40)).astype(np.float32) + 2
     kept = np.flatnonzero(np.tile([1, 0, 1, 1, 0, 1, 0, 1, 0, 1], 4))  # 24, equally many of each half
@@ -477,14 +542,14 @@ def test_expand_is_the_equations_for_few_samples_and_for_many(count: int, centre
     prior = 0.5 * np.eye(40)[:, kept]
     with ThreadPoolExecutor(1) as pool:
         known = Prior(csr_array(prior), kept, blocks, least)
-        expand, shift = fit([x.copy()], iter([y.copy()]), centred, known, pool)
+        expand, shift = fit([x.copy()], iter([y.copy()]), centred, known, Likeness(count // 4, share), pool)
     mean_x, mean_y = (v.mean(axis=0) if centred else np.zeros(v.shape[1]) for v in (x, y))
     x, y = x.astype(np.float64) - mean_x, y.astype(np.float64) - mean_y
     expected = np.zeros((40, len(kept)))
     for rows, columns in zip(np.split(np.arange(40), blocks), np.split(np.arange(len(kept)), blocks), strict=True):
         square, product = y[:, columns].T @ y[:, columns] / count, x[:, rows].T @ y[:, columns] / count
         start = prior[np.ix_(rows, columns)]
-        added = np.diag(shrunk(square.diagonal(), max(least, oas(square, count))))
+        added = np.diag(shrunk(square.diagonal(), max(least, oas(square, worth * count))))
         expected[np.ix_(rows, columns)] = start + (product - start @ square) @ np.linalg.inv(square + added)
     np.testing.assert_allclose(expand, expected, atol=2e-5)
     np.testing.assert_allclose(shift, mean_x - expected @ mean_y, atol=2e-4)
