@@ -20,6 +20,7 @@ from .channels import Channels, Slot
 from .findings import Role
 from .folding import Folded
 from .moments import Moments, measure
+from .parts import Parts
 from .readers import Reader, depthwise_readers, readers
 from .shrinkage import oas
 from .surgeon import Source, View
@@ -40,6 +41,8 @@ class Study:
         readers: in graph order.
         depthwise: kernels that read, and make, one channel each; none on synthetic inputs.
         moments: of each reader; empty if they were not wanted.
+        parts: what each reader makes, as a share of the variance of the sum it is added to; 1 if to none, and on
+            synthetic samples, where variances are not what training data makes them.
         source: what they are measured on.
     """
 
@@ -48,6 +51,7 @@ class Study:
     readers: tuple[Reader, ...]
     depthwise: tuple[Reader, ...]
     moments: tuple[Moments, ...]
+    parts: tuple[float, ...]
     source: Source
 
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
@@ -71,7 +75,7 @@ class Study:
         if slot.split > 1:  # a block's weights do not read the others
             block = slot.positions[:, 0] // (reader.layout.size // slot.split)
             gram *= block[:, None] == block
-        return View(covariance, gram, oas(moments.square, moments.count))
+        return View(covariance, gram, oas(moments.square, moments.count), self.parts[number] if costs else 1)
 
 
 def study(
@@ -95,7 +99,7 @@ def study(
     norms = sum(1 for node in graph.model.graph.node if free_norm(graph, node)) if anchored else 0
     synthetic = Source.ANCHORED if 2 * (len(anchors) + norms) >= len(found) else Source.SYNTHETIC
     source = synthetic if anchored else Source.DATA
-    at: dict[int, list[Reader]] = {}
+    parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
     with ThreadPoolExecutor(1) as pool:  # moments of one value are taken while the next one is computed
@@ -107,7 +111,10 @@ def study(
                 anchor_producer(graph, twin, walk, node, anchors[position])
             elif anchored and free_norm(graph, node):
                 anchor_norm(graph, twin, walk, node)
-    return Study(batches, twin, tuple(found), tuple(depthwise), tuple(m.result() for m in moments), source)
+            if source is Source.DATA and source in wanted:
+                parts.see(walk, node)
+    measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
+    return Study(batches, twin, tuple(found), tuple(depthwise), measured, shares, source)
 
 
 def _evenly(weights: Array, covariance: Array, taps: int) -> Array:

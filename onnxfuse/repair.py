@@ -35,6 +35,7 @@ from .leastsquares import Prior, fit
 from .likeness import Likeness, likeness
 from .merge import Merge
 from .moments import Moment, blocks, scaled_and_shifted, statistics
+from .parts import made_axis
 from .producers import out_axis, scaled_rows
 from .readers import Reader
 from .refit import Made, beside, columns_of, correct, made, merged, patch_moments, refittable, sizes_of
@@ -202,12 +203,8 @@ def _original(walk: Walk, measured: Study, sums: Mapping[Reader, Join], reader: 
     if not reader.bias and not refitted:
         return Original(seen, alike, (), *nothing)
     chunks = walk.value(reader.made)
-    sizes = statistics(chunks, _channel_axis(node)) if reader.bias else nothing
+    sizes = statistics(chunks, made_axis(node)) if reader.bias else nothing
     return Original(seen, alike, made(reader, kernel, chunks, measured.source) if refitted else (), *sizes)
-
-
-def _channel_axis(node: NodeProto) -> int:
-    return -1 if node.op_type == "MatMul" else 1
 
 
 def _apply(weights: Weights, merges: Merges, readers: Sequence[Reader]) -> None:
@@ -271,7 +268,7 @@ def _restore(
     node = after.nodes[reader.slot.edge.node]
     if not reader.bias:
         return np.zeros(0), np.zeros(0)
-    axis = _channel_axis(node)
+    axis = made_axis(node)
     new_mean, new = statistics(after.value(reader.made), axis)
     alive = new > SILENT * deviation
     if source is Source.DATA and _is_carried(reader.made, after):

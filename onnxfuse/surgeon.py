@@ -37,11 +37,13 @@ class View:
         moments: (n, n) covariance of the channels, as measured.
         gram: (n, n) inner products of the weights that read them.
         shrinkage: share of each variance that no channel is to make up for another, as these were few samples.
+        part: what the consumer makes, as a share of the variance of the sum it is added to; what is lost counts by it.
     """
 
     moments: NDArray[np.floating]
     gram: NDArray[np.floating]
     shrinkage: float = 0
+    part: float = 1
 
     @property
     def ridge(self) -> float:
@@ -83,12 +85,12 @@ def survivors(views: Sequence[View], keep: int) -> Ids:
 
 def losses(views: Sequence[View]) -> NDArray[np.float64]:
     """(n + 1,) the share of what consumers make, 0 to 1 and on average, that is lost if k = 0 … n channels are kept."""
-    n = len(views[0].gram)
+    n, all_of_it = len(views[0].gram), _mean_part(views)
     kept, lost = [n], [0.0]
     for left, added in _rounds(views, 1):
         kept.append(len(left))
         lost.append(lost[-1] + added)
-    return np.minimum(np.interp(np.arange(n + 1), [0, *kept[::-1]], [1, *lost[::-1]]), 1)
+    return np.minimum(np.interp(np.arange(n + 1), [0, *kept[::-1]], [all_of_it, *lost[::-1]]), all_of_it)
 
 
 def _rounds(views: Sequence[View], keep: int) -> Iterator[tuple[Ids, float]]:
@@ -102,7 +104,7 @@ def _rounds(views: Sequence[View], keep: int) -> Iterator[tuple[Ids, float]]:
         left = np.sort(order[go:])
         added = [_remove(s, order[:go], left) for s in states]
         alive = alive[left]
-        yield alive, float(np.mean(added))
+        yield alive, float(np.mean([v.part * a for v, a in zip(views, added, strict=True)]))
 
 
 def basis(views: Sequence[View], keep: int) -> tuple[Matrix64, Matrix64]:
@@ -126,7 +128,11 @@ def mixture_losses(views: Sequence[View]) -> NDArray[np.float64]:
     half = vectors * np.sqrt(values)
     carried = np.maximum(np.linalg.eigvalsh(half.T @ gram @ half)[::-1], 0)
     lost = np.append(np.cumsum(carried[::-1])[::-1], 0)
-    return np.asarray(lost / max(lost[0], 1e-30))
+    return np.asarray(_mean_part(views) * lost / max(lost[0], 1e-30))
+
+
+def _mean_part(views: Sequence[View]) -> float:
+    return float(np.mean([v.part for v in views]))
 
 
 def _whitened(views: Sequence[View]) -> tuple[Matrix64, Matrix64, Matrix64, Matrix64]:

@@ -28,7 +28,7 @@ from onnxfuse.resources import RESOURCES, Layout, Resource
 from onnxfuse.surgeon import Source, View
 from onnxfuse.wishes import families
 
-from .graphs import NAMES, build, from_text, inputs
+from .graphs import NAMES, build, from_text, inputs, weights
 from .test_cli import call
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -346,3 +346,29 @@ def test_weights_have_a_say_where_nothing_anchors_what_is_measured(source: Sourc
     weights = GroupWeights(channels.tracker.graph, channels.groups[0], Squares(channels.tracker.graph), [view])
     found = measured(replace(weights, source=source))
     np.testing.assert_allclose(found, [1, doubt * 0.5, 0], atol=0.01)
+
+
+BRANCHES = """(float[N,8,4,4] x) => (float[N,3,4,4] y)
+    <float[32,8,1,1] w1, float[32] b1, float[8,32,1,1] w2, float[8] b2, float[32,8,1,1] w3, float[32] b3,
+     float[8,32,1,1] w4, float[8] b4, float[3,8,1,1] w5, float[3] b5> {
+    a = Conv(x, w1, b1)
+    h = Relu(a)
+    b = Conv(h, w2, b2)
+    s = Add(x, b)
+    c = Conv(s, w3, b3)
+    i = Relu(c)
+    d = Conv(i, w4, b4)
+    t = Add(s, d)
+    y = Conv(t, w5, b5)
+}"""
+
+
+@pytest.mark.parametrize("scales", [(0.1, 1), (1, 0.1)])
+def test_what_is_lost_of_a_small_part_of_a_sum_costs_little(scales: tuple[float, float]) -> None:
+    """Two blocks of one residual stream with the same weights, but that one of them adds a tenth of it."""
+    own = weights(from_text(BRANCHES))
+    own |= {"w2": scales[0] * own["w2"], "w3": own["w1"], "b3": own["b1"], "w4": scales[1] * own["w2"]}
+    x = np.random.default_rng(0).normal(size=(64, 8, 4, 4)).astype(np.float32)
+    small = onnxfuse.fuse(from_text(BRANCHES, own), sparsity=0.3, scope="global", calib={"x": x}, round_to=1).model
+    left = [len(weights(small)[name]) for name in ("w1", "w3")]
+    assert left[scales.index(0.1)] < 16 < 28 < left[scales.index(1)]
