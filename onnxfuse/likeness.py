@@ -39,8 +39,8 @@ class Likeness:
     share: float
 
     def worth(self, count: int) -> float:
-        """How many independent samples `count` places of all samples are worth."""
-        return 1 / ((1 - self.share) / count + self.share / self.samples)
+        """How many independent samples `count` places are worth: of all samples, or of as many if these are fewer."""
+        return 1 / ((1 - self.share) / count + self.share / min(self.samples, count))
 
 
 def likeness(reader: Reader, chunks: Chunks, source: Source) -> Likeness:

@@ -516,6 +516,12 @@ def test_places_that_say_the_same_are_no_more_samples(text: str) -> None:
         np.testing.assert_allclose(weights(often)[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_places_are_never_worth_more_than_they_are() -> None:
+    """Of 1,000 tokens in one axis, each a sample, 400 are looked at."""
+    assert Likeness(1000, 1).worth(400) == 400
+    assert Likeness(1000, 1).worth(4000) == 1000
+
+
 @pytest.mark.parametrize(("own", "source", "worth"), [(0, "DATA", 1600), (1, "DATA", 123), (1, "ANCHORED", 1600)])
 def test_places_count_by_what_a_sample_has_of_its_own(own: float, source: str, worth: float) -> None:
     """Half of the variance between 64 samples: 1 / (0.5 / 1600 + 0.5 / 64) = 123. Synthetic ones count in full."""
