@@ -1,4 +1,4 @@
-"""BatchNormalizations as anchors: the true mean and deviation of channels on training data, in their β and |γ|."""
+"""BatchNormalizations as anchors: the true mean and deviation of channels on training data, in their parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def anchors_of(graph: Graph, folded: Sequence[Folded]) -> Iterator[tuple[int, Fo
 
 
 def anchor_producer(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto, norm: Folded) -> None:
-    """Scale and shift what the producer makes to mean β and deviation |γ|, and its weights in the twin alike."""
+    """Scale and shift what the producer makes to the mean and deviation of the normalization, and its weights in the twin
+    alike."""
     chunks = walk.value(norm.output)
     mean, deviation = statistics(chunks)
     scale = np.where(deviation > TINY, norm.deviation / np.maximum(deviation, TINY), 1)

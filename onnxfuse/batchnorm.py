@@ -29,12 +29,12 @@ class Norm:
 
     Attributes:
         folded: what it was, in the first model.
-        deviation, mean, variance: (n,) averages of the parents' |γ|, β, σ².
+        gamma, mean, variance: (n,) averages of the parents' |γ|, β, σ².
         biased: whether its producer had a bias before.
     """
 
     folded: Folded
-    deviation: Vector
+    gamma: Vector
     mean: Vector
     variance: Vector
     biased: bool
@@ -49,9 +49,9 @@ def unfold(model: ModelProto, norms: Mapping[str, Norm]) -> None:
         if norm is None:
             continue
         weight, bias, f = constants[node.input[1]], constants[node.input[2]], norm.folded
-        scale = norm.deviation / np.sqrt(norm.variance + f.epsilon)
+        scale = norm.gamma / np.sqrt(norm.variance + f.epsilon)
         dead = ~(scale > 0)
-        gamma, scale = np.where(dead, np.sqrt(norm.variance + f.epsilon), norm.deviation), np.where(dead, 1, scale)
+        gamma, scale = np.where(dead, np.sqrt(norm.variance + f.epsilon), norm.gamma), np.where(dead, 1, scale)
         shift = np.array(values_of(bias), np.float64)
         values = gamma, norm.mean, (norm.mean - shift) / scale, norm.variance
         set_values(weight, scaled_rows(node, values_of(weight), 1 / scale))

@@ -1,7 +1,7 @@
 """Measure what the weights of a graph read: moments of activations, from the user's data or from synthetic inputs.
 
 Synthetic inputs drift away from what training data looked like, the deeper the more. A BatchNormalization holds
-the true mean β and deviation |γ| of each of its channels, so the *twin* of the network, in which every
+the true mean β and deviation |γ| σ/√(σ²+ε) of each of its channels, so the *twin* of the network, in which every
 normalization uses the batch's own statistics, has them at every depth. All moments are those of the twin.
 """
 

@@ -29,7 +29,8 @@ class Folded:
         norm: the initializers γ, β, mean, variance.
         epsilon: of the normalization.
         output: the value that the normalization made, and the producer makes now.
-        mean, deviation: (n,) β and |γ|: what each channel of it has on the training data.
+        gamma: (n,) |γ|.
+        mean, deviation: (n,) β and |γ| σ / √(σ² + ε): what each channel of it has on the training data.
     """
 
     node: str
@@ -39,6 +40,7 @@ class Folded:
     norm: tuple[str, ...]
     epsilon: float
     output: str
+    gamma: Array
     mean: Array
     deviation: Array
 
@@ -92,9 +94,8 @@ def _fold(
     maker.output[0] = norm.output[0]
     names = tuple(norm.input[1:5])
     weight_name, bias_name = maker.input[1:3]
-    return Folded(
-        proto_label(maker), weight_name, bias_name, source, names, epsilon, maker.output[0], beta, np.abs(gamma)
-    )
+    sizes = np.abs(gamma), beta, np.abs(scale) * np.sqrt(np.maximum(variance, 0))
+    return Folded(proto_label(maker), weight_name, bias_name, source, names, epsilon, maker.output[0], *sizes)
 
 
 def _free_name(stem: str, taken: Container[str]) -> str:

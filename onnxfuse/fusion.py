@@ -161,13 +161,13 @@ def _norm(shares: Sequence[Share], folded: Folded) -> Norm | None:
     first = shares[0].parent
     position = next(i for i, n in enumerate(first.graph.model.graph.node) if folded.output in n.output)
     node = first.graph.model.graph.node[position]
-    mean, deviation, variance = (np.zeros(len(folded.mean)) for _ in range(3))
+    mean, gamma, variance = (np.zeros(len(folded.mean)) for _ in range(3))
     for s in shares:
         output = s.parent.graph.model.graph.node[position].output[0]
         own = next((f for f in s.parent.folded if f.output == output), None)
         if own is None or own.norm[3] not in s.parent.unfolded:
             return None
         spread = np.asarray(values_of(s.parent.unfolded[own.norm[3]]), np.float64)
-        for total, values in ((mean, own.mean), (deviation, own.deviation), (variance, spread)):
+        for total, values in ((mean, own.mean), (gamma, own.gamma), (variance, spread)):
             total += s.weight * s.carried(node.input[2], values)
-    return Norm(folded, deviation, mean, variance, folded.bias in first.unfolded)
+    return Norm(folded, gamma, mean, variance, folded.bias in first.unfolded)

@@ -559,3 +559,23 @@ def test_expand_is_the_equations_for_few_samples_and_for_many(
         expected[np.ix_(rows, columns)] = start + (product - start @ square) @ np.linalg.inv(square + added)
     np.testing.assert_allclose(expand, expected, atol=2e-5)
     np.testing.assert_allclose(shift, mean_x - expected @ mean_y, atol=2e-4)
+
+
+FAINT = """(float[N,16,8,8] x) => (float[N,4,8,8] y)
+    <float[16,16,1,1] w1, float[16] gamma, float[16] beta, float[16] mean, float[16] variance, float[4,16,1,1] w2, float[4] b2> {
+    h = Conv(x, w1)
+    n = BatchNormalization(h, gamma, beta, mean, variance)
+    r = Relu(n)
+    y = Conv(r, w2, b2)
+}"""
+
+
+def test_channels_that_training_left_faint_are_no_signal() -> None:
+    """Where σ² is below ε, a normalization does not bring a channel to the deviation |γ|: here every second one."""
+    rng = np.random.default_rng(0)
+    size = np.where(np.arange(16) % 2, 1e-5, 1)
+    w1 = rng.standard_normal((16, 16, 1, 1)) * size[:, None, None, None]
+    values = {"w1": w1, "gamma": np.ones(16), "beta": np.full(16, 0.5), "mean": np.zeros(16)}
+    model = from_text(FAINT, values | {"variance": np.square(w1).sum(axis=(1, 2, 3))})
+    result = onnxfuse.fuse(model, sparsity=0.5, round_to=1, method="surgeon")
+    assert np.array_equal(result.plan.merges[0][1].kept, np.arange(0, 16, 2))
