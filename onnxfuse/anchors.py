@@ -27,8 +27,7 @@ def anchors_of(graph: Graph, folded: Sequence[Folded]) -> Iterator[tuple[int, Fo
 
 
 def anchor_producer(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto, norm: Folded) -> None:
-    """Scale and shift what the producer makes to the mean and deviation of the normalization, and its weights in the twin
-    alike."""
+    """Scale and shift what the producer makes to the normalization's mean and deviation; the twin's weights alike."""
     chunks = walk.value(norm.output)
     mean, deviation = statistics(chunks)
     scale = np.where(deviation > TINY, norm.deviation / np.maximum(deviation, TINY), 1)

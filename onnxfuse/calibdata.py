@@ -5,6 +5,7 @@ Nothing is guessed that could be wrong without a sound: what does not fit the mo
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .standin import in_float32
 from .states import is_state, steps_first
 from .tensors import Array
 
+log = logging.getLogger("onnxfuse")
 Batches = list[dict[str, Array]]
 """One dict of input arrays for each run of the model."""
 FEWEST, MOST = 64, 512
@@ -189,7 +191,7 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
     """One dict of arrays for each run (see `calibration`); as many samples as `steps` stay together, in order.
 
     Raises:
-        UsageError: the inputs' numbers of samples disagree, or there are too few.
+        UsageError: the inputs' numbers of samples disagree, there are too few, or they are all the same.
     """
     counts = {i.name: arrays[i.name].shape[i.axis] // (i.each or 1) for i in expected if i.dims}
     constant = {i.name for i in expected if not i.dims or ((i.each or i.axis) and counts[i.name] == 1)}
@@ -201,6 +203,8 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
     each = max((i.each or 1 for i in varying), default=1)
     if units * each < FEWEST:
         raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
+    fronts = [np.moveaxis(arrays[i.name], i.axis, 0) for i in varying]
+    _look_for_copies([a for a in fronts if len(a) == units * each], units * each)
     stretch = 1 if any(i.each for i in varying) else steps  # what has a state of its own stands by itself
     together = 1 if any(i.each for i in varying) else max(RUN, steps)
     chosen = evenly(units, max(MOST // each, 1), stretch)
@@ -210,6 +214,18 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
         run = {i.name: _for_all(arrays[i.name], i, len(at) * each) for i in expected if i.name in constant}
         batches.append(run | {i.name: _rows(arrays[i.name], at, i) for i in varying})
     return batches
+
+
+def _look_for_copies(arrays: Sequence[Array], count: int) -> None:
+    """Refuse samples that are all the same, as a loader with a fault makes them; warn where most are."""
+    seen: set[tuple[int, ...]] = set()
+    for n in range(count):
+        seen.add(tuple(hash(a[n].tobytes()) for a in arrays))
+        if len(seen) >= FEWEST:
+            return
+    if arrays and len(seen) == 1:
+        raise UsageError(f"calibration data: all {count} samples are the same; give {FEWEST} to {MOST} different ones")
+    log.warning("calibration data: only %d of %d samples differ; give %d to %d", len(seen), count, FEWEST, MOST)
 
 
 def _for_all(a: Array, i: Input, count: int) -> Array:

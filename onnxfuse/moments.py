@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import Unsound
 from .readers import Reader
 from .surgeon import Source
 from .tensors import Array
@@ -127,12 +128,20 @@ class Centred:
 
 
 def measure(reader: Reader, chunks: Chunks, source: Source) -> Moments:
-    """The moments of what a reader sees."""
+    """The moments of what a reader sees.
+
+    Raises:
+        Unsound: they are beyond all numbers.
+    """
     x, square = Centred(bool(reader.bias)), np.zeros((1, 1), np.float32)
-    for block in blocks(reader, chunks, source):
-        block = x(block)
-        square = square + block.T @ block
-    return Moments(x.mean(), x.product(square, x), x.total)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+        for block in blocks(reader, chunks, source):
+            block = x(block)
+            square = square + block.T @ block
+        moments = Moments(x.mean(), x.product(square, x), x.total)
+    if not np.isfinite(moments.square).all():
+        raise Unsound(f"{reader.value!r} overflows on the samples; scale them as in training")
+    return moments
 
 
 def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
@@ -140,7 +149,8 @@ def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
     parts = [_sampled(c, axis, PLACES // len(chunks) + 1) for c in chunks]
     weight = np.array([len(p) for p in parts]) / sum(map(len, parts))
     means = np.stack([p.mean(axis=0) for p in parts]).astype(np.float64)
-    variances = np.stack([p.var(axis=0) for p in parts]).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # `measure` looks
+        variances = np.stack([p.var(axis=0) for p in parts]).astype(np.float64)
     mean = weight @ means
     return mean, np.sqrt(np.maximum(weight @ (variances + (means - mean) ** 2), 0))
 

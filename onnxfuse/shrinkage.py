@@ -37,6 +37,7 @@ def oas_of_samples(samples: Array, worth: float) -> float:
 
 def _deviations(size: Moment) -> Moment:
     """(n,) square roots of variances; a dead channel gets one with which it correlates with none."""
+    size = np.maximum(size, 0)
     return np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))
 
 

@@ -154,6 +154,8 @@ NAN = normal(64, 3, 8, 8)
 NAN[3, 1, 2, 2] = np.nan
 REFUSED: Mapping[str, tuple[str, dict[str, Array], str]] = {
     "too few": ("open", {"x": normal(63, 3, 8, 8)}, "63 samples are too few; give 64 to 512"),
+    "copies": ("open", {"x": np.ones((70, 3, 8, 8), np.float32)}, "all 70 samples are the same; give 64 to 512"),
+    "copies in runs": ("fixed", {"x": np.ones((64, 3, 8, 8), np.float32)}, "all 64 samples are the same"),
     "unknown name": ("open", {"X": NAN}, "'X' is no input; the model takes 'x' float32 [?, 3, 8, 8]"),
     "near name": ("state", {"stat": normal(1, 4)}, "; near: state"),
     "missing": ("state", {"x": normal(64, 6)}, "has no array for input 'state' float32 [1, 4]"),
@@ -167,7 +169,11 @@ REFUSED: Mapping[str, tuple[str, dict[str, Array], str]] = {
     "floats for tokens": ("tokens", {"x": normal(64, 5)}, "'x' is float32, the model takes 'x' int32 [?, 5]"),
     "overflow": ("half", {"x": 1e6 * normal(64, 6)}, "has values that float16 cannot hold"),
     "large tokens": ("tokens", {"x": np.full((64, 5), 2**40)}, "has values that int32 cannot hold"),
-    "wrong tokens": ("tokens", {"x": np.full((64, 5), 9)}, "onnxruntime cannot run the model on the calibration data"),
+    "wrong tokens": (
+        "tokens",
+        {"x": 9 + np.arange(320).reshape(64, 5)},
+        "onnxruntime cannot run the model on the calibration data",
+    ),
     "counts": (
         "state",
         {"x": normal(64, 6), "state": normal(65, 4)},
@@ -183,6 +189,12 @@ def test_what_does_not_fit_is_refused(case: str) -> None:
         batches_of(model_of(name), arrays)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_samples_most_of_which_are_copies_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    states = {"x": np.repeat(normal(1, 6), 64, axis=0), "state": np.repeat(normal(4, 4), 16, axis=0)}
+    batches_of(model_of("state"), states)
+    assert caplog.messages == ["calibration data: only 4 of 64 samples differ; give 64 to 512"]
 
 
 def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:

@@ -562,7 +562,8 @@ def test_expand_is_the_equations_for_few_samples_and_for_many(
 
 
 FAINT = """(float[N,16,8,8] x) => (float[N,4,8,8] y)
-    <float[16,16,1,1] w1, float[16] gamma, float[16] beta, float[16] mean, float[16] variance, float[4,16,1,1] w2, float[4] b2> {
+    <float[16,16,1,1] w1, float[16] gamma, float[16] beta, float[16] mean, float[16] variance,
+     float[4,16,1,1] w2, float[4] b2> {
     h = Conv(x, w1)
     n = BatchNormalization(h, gamma, beta, mean, variance)
     r = Relu(n)
@@ -579,3 +580,12 @@ def test_channels_that_training_left_faint_are_no_signal() -> None:
     model = from_text(FAINT, values | {"variance": np.square(w1).sum(axis=(1, 2, 3))})
     result = onnxfuse.fuse(model, sparsity=0.5, round_to=1, method="surgeon")
     assert np.array_equal(result.plan.merges[0][1].kept, np.arange(0, 16, 2))
+
+
+def test_samples_of_another_scale_are_refused_in_one_line() -> None:
+    with pytest.raises(Unsound, match=r"^'/2/Relu_output_0' overflows on the samples; scale them as in training$"):
+        small(calib={"input": images(64)["input"] * np.float32(1e20)})
+
+
+def test_a_variance_that_is_rounded_below_zero_is_none() -> None:
+    assert 0 <= oas(np.diag([-1e-20, -1e-20, -2e-20]), 64) <= 1e3
