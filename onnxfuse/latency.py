@@ -19,7 +19,7 @@ from .tensors import Array
 WARM_UP = 3
 """Runs before the clock counts."""
 SECONDS = 1.0
-"""Spent on timed runs, if the rounds allow."""
+"""Spent on timed runs of two models, if the rounds allow."""
 ROUNDS = (7, 300)
 """Fewest and most timed runs of each model."""
 
@@ -69,16 +69,23 @@ def measure(
     threads: int | None,
 ) -> Latency:
     """Time both models in turns, after a warm-up."""
-    runs = [_ready(_session(model, providers, threads), feeds, providers[0]) for model in (original, result)]
+    (before, after), runs = in_turns((original, result), feeds, providers, threads)
+    return Latency(before, after, runs, threads or os.cpu_count() or 1, providers[0])
+
+
+def in_turns(
+    models: Sequence[Path | ModelProto], feeds: Mapping[str, Array], providers: Sequence[str], threads: int | None
+) -> tuple[list[float], int]:
+    """The median milliseconds of each model, and how many runs of each; one run of every model in every round."""
+    runs = [_ready(_session(model, providers, threads), feeds, providers[0]) for model in models]
     for _ in range(WARM_UP):
         for run in runs:
             run()
     times: list[list[float]] = []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + SECONDS * len(runs) / 2
     while len(times) < ROUNDS[0] or (time.perf_counter() < end and len(times) < ROUNDS[1]):
         times.append([_time(run) for run in runs])
-    before, after = np.median(times, axis=0).tolist()
-    return Latency(before, after, len(times), threads or os.cpu_count() or 1, providers[0])
+    return np.median(times, axis=0).tolist(), len(times)
 
 
 def _session(model: Path | ModelProto, providers: Sequence[str], threads: int | None) -> ort.InferenceSession:
