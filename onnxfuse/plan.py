@@ -116,6 +116,7 @@ def _repair_json(number: int, repair: Repair) -> dict[str, Any]:
         "initializer": reader.slot.tensor,
         "axes": list(reader.slot.axes),
         "split": reader.slot.split,
+        "taps": reader.taps,
         "bias": reader.bias,
         "outputs_axis": repair.outputs_axis,
     }

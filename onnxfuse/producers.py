@@ -21,6 +21,14 @@ def is_scaled(maker: NodeProto) -> bool:
     return maker.op_type == "Gemm" and (attribute(maker, "alpha", 1.0), attribute(maker, "beta", 1.0)) != (1.0, 1.0)
 
 
+def shifted(bias: Array, more: Array) -> Array:
+    """A bias with more added: of a recurrent operator, (D, 2gH), to the first half, which is added to what W makes."""
+    result = bias.copy()
+    own = result if more.size == bias.size else result[:, : more.size // len(bias)]
+    own += more.reshape(own.shape).astype(bias.dtype)
+    return result
+
+
 def scaled_rows(maker: NodeProto, weight: Array, scale: Array) -> Array:
     """The weight with what makes output channel i multiplied by scale[i]."""
     factor, axis = scale.astype(weight.dtype), out_axis(maker)

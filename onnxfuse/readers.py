@@ -18,6 +18,7 @@ from .ids import Ids
 from .picking import behind_picks
 from .producers import is_scaled
 from .protos import attribute, proto_label
+from .rules.recurrent import GATES
 from .tensors import FLOATS
 
 WIDEST = 4096
@@ -32,7 +33,7 @@ class Reader:
         slot: its axis of d positions.
         value, axis: where they arrive.
         bias: the initializer that is added to what it makes, one number for each output, or None.
-        made: what it makes, the bias included.
+        made: what it makes, the bias included; empty if that is no value, as what goes into gates.
         layout: (n, q) the q positions of each of the n channels it reads (several behind a Flatten).
         taps: of its kernel: weights with which one output reads one position.
     """
@@ -105,6 +106,8 @@ def _layout(classes: Classes) -> Ids:
 
 def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
     """The constant that is added to each output of a node, if nothing else uses it, and the value that has it added."""
+    if node.op_type in GATES:
+        return _gates_bias(graph, node), ""
     made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
         return None if is_scaled(node) else graph.own_vector(node.input[2]), made
@@ -115,6 +118,12 @@ def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
         bias = _own(graph, added[0], shapes.get(node.op_type, [0]))
         return bias, added[1] if bias else made
     return None, made
+
+
+def _gates_bias(graph: Graph, node: NodeProto) -> str | None:
+    """B of a recurrent operator."""
+    name = node.input[3] if len(node.input) > 3 else ""
+    return _own(graph, name, graph.constants[name].dims) if name in graph.constants else None
 
 
 def _own(graph: Graph, name: str, shape: Sequence[int]) -> str | None:

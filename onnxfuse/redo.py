@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .errors import UsageError, one_line
 from .findings import Role
 from .merge import Merge
 from .plan import Plan
+from .producers import shifted
 from .rewrite import shrink
 from .tensors import Array
 from .weights import front, matrix, others
@@ -136,7 +138,8 @@ def _merged(array: Array, slot: Slot, merge: Merge) -> Array:
 def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Mapping[str, Array]) -> None:
     """A consumer's columns combined and corrected, its bias shifted, what it makes scaled and shifted.
 
-    Plans of earlier versions mark a bias in a node of its own, `bias_apart`, which the gain did not reach.
+    Plans of earlier versions mark a bias in a node of its own, `bias_apart`, which the gain did not reach, and have no
+    `taps`.
     """
     name, bias, split = repair["initializer"], repair["bias"], repair["split"]
     array = np.array(values[name])
@@ -147,14 +150,15 @@ def _refit(values: MutableMapping[str, Array], repair: Mapping[str, Any], r: Map
     if bias:
         parts = zip(np.split(r["shift"], split), np.split(columns, split), strict=True)
         made = [np.tensordot(shift, part, 1) for shift, part in parts]
-        shifted = np.concatenate([m.sum(axis=(0, *range(2, m.ndim))) for m in made])
-        values[bias] = values[bias] + shifted.reshape(values[bias].shape)
+        taps = [repair.get("taps", math.prod(m.shape[2:])) for m in made]
+        outputs = [m.reshape(len(m), -1, t).sum(axis=(0, 2)) for m, t in zip(made, taps, strict=True)]
+        values[bias] = shifted(values[bias], np.concatenate(outputs))
     new = np.zeros_like(columns)
     new[r["kept"]] = np.tensordot(r["expand"].T, columns, 1)
     if "refitted" in r:
         new[r["kept"]] += r["refitted"]
     view[index] = new
-    if bias:
+    if bias and len(r["gain"]):
         array = scaled(array, r["gain"], repair["outputs_axis"], split)
         gain, offset = (r[part].reshape(values[bias].shape) for part in ("gain", "offset"))
         values[bias] = values[bias] * (1 if repair.get("bias_apart") else gain) + offset

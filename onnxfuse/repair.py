@@ -36,7 +36,7 @@ from .likeness import Likeness, likeness
 from .merge import Merge
 from .moments import Moment, blocks, scaled_and_shifted, statistics
 from .parts import made_axis
-from .producers import out_axis, scaled_rows
+from .producers import out_axis, scaled_rows, shifted
 from .readers import Reader
 from .refit import Made, beside, columns_of, correct, made, merged, patch_moments, refittable, sizes_of
 from .rewrite import Removal, removed_mask
@@ -199,11 +199,11 @@ def _original(walk: Walk, measured: Study, sums: Mapping[Reader, Join], reader: 
     kernel, nothing = walk.constants[reader.slot.tensor].dims[2:], (np.zeros(0), np.zeros(0))
     if join is not None:
         return Original(seen, alike, made(reader, kernel, walk.value(join.total), measured.source), *nothing)
-    refitted = refittable(node, kernel)
-    if not reader.bias and not refitted:
+    refitted, restored = refittable(node, kernel), _is_restored(reader)
+    if not restored and not refitted:
         return Original(seen, alike, (), *nothing)
     chunks = walk.value(reader.made)
-    sizes = statistics(chunks, made_axis(node)) if reader.bias else nothing
+    sizes = statistics(chunks, made_axis(node)) if restored else nothing
     return Original(seen, alike, made(reader, kernel, chunks, measured.source) if refitted else (), *sizes)
 
 
@@ -240,22 +240,26 @@ def _read(
     view, index = columns_of(weights, reader)
     columns = view[index]
     if reader.bias:
-        made = _outputs(columns, shift, slot.split)
-        bias = weights[reader.bias]
-        weights[reader.bias] = bias + made.reshape(bias.shape).astype(bias.dtype)
+        made = _outputs(columns, shift, slot.split, reader.taps)
+        weights[reader.bias] = shifted(weights[reader.bias], made)
     left = in_halves(pool, expand.T.astype(columns.dtype).__matmul__, columns.reshape(n, -1))
     view[index] = 0
     view[tuple(i[kept] for i in index)] = left.reshape(len(kept), *columns.shape[1:])
 
 
-def _outputs(columns: Array, shift: Matrix, blocks: int) -> Array:
-    """(outputs,) what (n, q, outputs, …) columns make of a constant input, away from the borders."""
+def _outputs(columns: Array, shift: Matrix, blocks: int, taps: int) -> Array:
+    """(outputs,) what (n, q, outputs, taps) columns make of a constant input, away from the borders."""
     parts = zip(np.split(columns, blocks), np.split(shift, blocks), strict=True)
     made = [np.tensordot(s.astype(c.dtype), c, 1) for c, s in parts]
-    return np.concatenate([m.sum(axis=(0, *range(2, m.ndim))) for m in made])
+    return np.concatenate([m.reshape(len(m), -1, taps).sum(axis=(0, 2)) for m in made])
 
 
 # --- variance -------------------------------------------------------------------------------------------------------
+def _is_restored(reader: Reader) -> bool:
+    """Whether what a reader makes is a value that its weight and bias can scale and shift."""
+    return bool(reader.bias and reader.made)
+
+
 def _is_carried(value: str, walk: Walk) -> bool:
     """Whether all that reads a value passes small ones on like large ones, or nothing does."""
     return all(node.op_type in CARRYING for node in walk.nodes if value in node.input)
@@ -266,7 +270,7 @@ def _restore(
 ) -> tuple[Matrix, Matrix]:
     """Scale and shift what a reader makes to this mean and deviation; returns (gain, offset), each (outputs,)."""
     node = after.nodes[reader.slot.edge.node]
-    if not reader.bias:
+    if not _is_restored(reader):
         return np.zeros(0), np.zeros(0)
     axis = made_axis(node)
     new_mean, new = statistics(after.value(reader.made), axis)

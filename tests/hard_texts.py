@@ -621,3 +621,12 @@ HEADS = {
     }""",
 }
 """Attention whose heads may go as a whole."""
+
+RECURRENT = """(float[N,7,6] x) => (float[7,{d},N,5] y)
+    <float[6,16] w1, float[16] b1, float[{d},{rows},16] w, float[{d},{rows},5] r, float[{d},{both}] b> {{
+    m = MatMul(x, w1)
+    h = Add(m, b1)
+    s = Transpose<perm=[1,0,2]>(h)
+    y = {op}<hidden_size = 5, direction = "{direction}">(s, w, r, b)
+}}"""
+"""A recurrent operator behind 16 channels: d directions, `rows` and `both` rows of its weights and its bias."""

@@ -15,6 +15,7 @@ import onnxfuse
 
 from .copies import with_weights
 from .graphs import ROOT, Array, build, dims, from_text, gap, inputs, run, weights
+from .hard_texts import RECURRENT
 
 GRAPHS = """mlp matmul_add conv_bn residual dense_block squeeze_excite prelu bn_after_relu shared_weight
 conv_transpose conv3d embedding""".split()
@@ -40,6 +41,14 @@ def test_the_original_graph_with_the_small_weights_is_the_small_model(name: str,
 
 def calibrated(model: ModelProto, method: str) -> dict[str, Array] | None:
     return inputs(model, batch=64) if method == "auto" and "N" in str(model.graph.input[0]) else None
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_gates_are_refitted_with_their_bias(saved: bool, tmp_path: Path) -> None:
+    model = from_text(RECURRENT.format(d=2, rows=20, both=40, op="LSTM", direction="bidirectional"))
+    result = onnxfuse.fuse(model, sparsity=0.5, round_to=1, calib=inputs(model, batch=64))
+    result.plan.save(tmp_path / "plan.json")
+    check(model, onnxfuse.apply_plan(weights(model), tmp_path / "plan.json" if saved else result.plan), result)
 
 
 def test_a_saved_plan(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from onnxfuse.surgeon import Source
 from onnxfuse.verify import verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
+from .hard_texts import RECURRENT
 
 GRAPHS = """mlp matmul_add conv_bn residual dense_block depthwise grouped conv_transpose squeeze_excite split
 channel_shuffle flatten_spatial shared_bias shared_weight instance_norm attention_fused conv3d""".split()
@@ -589,3 +590,19 @@ def test_samples_of_another_scale_are_refused_in_one_line() -> None:
 
 def test_a_variance_that_is_rounded_below_zero_is_none() -> None:
     assert 0 <= oas(np.diag([-1e-20, -1e-20, -2e-20]), 64) <= 1e3
+
+
+@pytest.mark.parametrize(
+    ("op", "gates", "direction"),
+    [("LSTM", 4, "forward"), ("GRU", 3, "bidirectional"), ("RNN", 1, "reverse"), ("LSTM", 4, "bidirectional")],
+)
+def test_gates_are_refitted_with_their_bias(op: str, gates: int, direction: str) -> None:
+    """Six channels and a constant say all that 16 do."""
+    d = 2 if direction == "bidirectional" else 1
+    text = RECURRENT.format(d=d, rows=5 * gates, both=10 * gates, op=op, direction=direction)
+    model = from_text(text, {"b1": np.random.default_rng(5).standard_normal(16)})
+    feeds = inputs(model, seed=3, batch=64)
+    result = onnxfuse.fuse(model, sparsity=0.5, round_to=1, method="surgeon", calib=feeds)
+    dense, made = run(model, feeds)[0], run(result.model, feeds)[0]
+    assert np.linalg.norm(made - dense) < 0.02 * np.linalg.norm(dense)
+    assert [r.reader.bias for r in result.plan.repairs] == ["b"]

@@ -26,7 +26,7 @@ def recurrent(node: Node, t: Tracker) -> None:
         _lock_all(node, t, f"{node.op} with computed weights")
         return
     x, shape = t.of(node), t.in_shape(node)
-    t.slot(node, 1, (2,), expand(t.collapse(x, (2,)), shape, (2,)).ravel(), Role.CONSUMES)
+    t.slot(node, 1, (2,), expand(t.collapse(x, (2,)), shape, (2,)).ravel(), Role.CONSUMES, data=(0, 2))
     directions, _, hidden = t.in_shape(node, 2)
     made = t.fresh(directions * hidden).reshape(directions, hidden)
     t.grids.append(made)
