@@ -203,8 +203,8 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
     each = max((i.each or 1 for i in varying), default=1)
     if units * each < FEWEST:
         raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
-    fronts = [np.moveaxis(arrays[i.name], i.axis, 0) for i in varying]
-    _look_for_copies([a for a in fronts if len(a) == units * each], units * each)
+    apart = units * each if len({i.each for i in varying}) == 1 else units  # a step may have a state of several rows
+    _look_for_copies([np.moveaxis(arrays[i.name], i.axis, 0).reshape(apart, -1) for i in varying], apart)
     stretch = 1 if any(i.each for i in varying) else steps  # what has a state of its own stands by itself
     together = 1 if any(i.each for i in varying) else max(RUN, steps)
     chosen = evenly(units, max(MOST // each, 1), stretch)
@@ -217,13 +217,13 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
 
 
 def _look_for_copies(arrays: Sequence[Array], count: int) -> None:
-    """Refuse samples that are all the same, as a loader with a fault makes them; warn where most are."""
+    """Refuse (count, …) samples that are all the same, as a loader with a fault makes them; warn where most are."""
     seen: set[tuple[int, ...]] = set()
     for n in range(count):
         seen.add(tuple(hash(a[n].tobytes()) for a in arrays))
-        if len(seen) >= FEWEST:
+        if len(seen) >= min(FEWEST, count):
             return
-    if arrays and len(seen) == 1:
+    if len(seen) == 1:
         raise UsageError(f"calibration data: all {count} samples are the same; give {FEWEST} to {MOST} different ones")
     log.warning("calibration data: only %d of %d samples differ; give %d to %d", len(seen), count, FEWEST, MOST)
 

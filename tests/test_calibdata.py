@@ -111,8 +111,20 @@ def test_steps_with_a_state_each_stand_by_themselves() -> None:
         .replace("u = Unsqueeze", "h = Slice(s, zero, one)\n u = Unsqueeze")
         .replace("one = {1}", "one = {1}, int64[1] zero = {0}")
     )
-    batches = batches_of(model, {"x": normal(100, 6), "s": normal(800, 1, 4)})
-    assert [(len(b["x"]), len(b["s"])) for b in batches] == [(1, 8)] * 64
+    for states in (normal(800, 1, 4), np.zeros((800, 1, 4), np.float32)):  # which are no copies of one sample
+        batches = batches_of(model, {"x": normal(100, 6), "s": states})
+        assert [(len(b["x"]), len(b["s"])) for b in batches] == [(1, 8)] * 64
+
+
+def test_one_run_of_two_batch_sizes_is_no_copy() -> None:
+    model = from_text("""(float[64,6] x, float[32,6] z) => (float[6,6] y) {
+        a = Transpose(x)
+        b = MatMul(a, x)
+        c = Transpose(z)
+        d = MatMul(c, z)
+        y = Add(b, d)
+    }""")
+    assert len(batches_of(model, {"x": normal(64, 6), "z": normal(32, 6)})) == 1
 
 
 @pytest.mark.parametrize("states", [1, 70])
