@@ -11,11 +11,11 @@ from typing import TypeVar
 from onnx import ModelProto
 
 from . import files
-from .calibdata import Batches
-from .comparison import Comparison, check_lossless
+from .calibdata import Samples
+from .comparison import Comparison, check_lossless, floor_missed
 from .compress import Progress, Small, Studies, compress, untouched
-from .errors import Unsound
-from .fidelity import Fidelity, fidelity
+from .errors import Unsound, VerificationFailed
+from .fidelity import Fidelity, comparable, fidelity
 from .latency import Latency
 from .merge import TransportOptions
 from .options import Options
@@ -23,7 +23,6 @@ from .origin import ModelSource
 from .probe import Probe
 from .report import Quality
 from .search import Judge, find
-from .standin import in_float32
 from .tensors import read_in
 from .verify import verify
 
@@ -61,7 +60,7 @@ class Setting:
     providers: Sequence[str]
     transport: TransportOptions
     judge: Judge | None
-    batches: Batches | None
+    samples: Samples | None
     studies: Studies
     tell: Progress
 
@@ -72,7 +71,8 @@ class Setting:
 
         def at(room: float | None) -> Small:
             model = self.source.load() if self.judge else original
-            return compress(model, self.reference, options, self.transport, self.tell, room, self.batches, self.studies)
+            fitted = None if self.samples is None else self.samples.fitted
+            return compress(model, self.reference, options, self.transport, self.tell, room, fitted, self.studies)
 
         return find(at, self.judge, options, self.tell) if self.judge else at(None)
 
@@ -83,7 +83,7 @@ class Setting:
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
 
         def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None]:
-            return self._compared(model, small.model, options, wary), self._fidelity(small.model)
+            return self._compared(model, small.model, options, wary), self._fidelity(small.model, options)
 
         if self.destination is None:
             proof, size = prove(small.model), small.model.ByteSize()
@@ -93,19 +93,26 @@ class Setting:
         return Finished(small, latency, quality, *proof, size)
 
     def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options, wary: bool) -> Comparison:
-        floors = options.min_cosine, options.max_error
+        on_samples = self.samples is not None and bool(comparable(small))
+        floors = (None, None) if on_samples else (options.min_cosine, options.max_error)
         comparison = verify(model, self.reference, self.providers, *floors, self.source.load, wary)
         types = {t.data_type for t in small.graph.initializer}
         return check_lossless(comparison, types) if options.lossless else comparison
 
-    def _fidelity(self, result: ModelProto) -> Fidelity | None:
-        if self.batches is None:
+    def _fidelity(self, result: ModelProto, options: Options) -> Fidelity | None:
+        """None if there are no samples, or no outputs that can be compared on them.
+
+        Raises:
+            VerificationFailed: they are further off there than the options allow.
+        """
+        if self.samples is None:
             return None
         self.tell("compare on the samples", 0, 1)
-        models = [self.source.load(), result]
-        if self.reference.stand_in:
-            models = [in_float32(m) for m in models]
-        return fidelity(models[0], models[1], self.batches, self.providers)
+        found = fidelity(self.source.load(), result, self.samples, self.providers, self.reference.stand_in)
+        missed = floor_missed(found.outputs, options.min_cosine, options.max_error)
+        if missed is not None:
+            raise VerificationFailed(f"on {found.samples} of your samples {missed}")
+        return found if found.outputs else None
 
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from . import heldout
 from .errors import UsageError, near, one_line
+from .heldout import evenly, parted
 from .images import Preprocess, load_images, parse
 from .probe import Probe
 from .sessions import session
@@ -34,6 +36,19 @@ RUN = 16
 STEPS = 128
 """The same where samples are steps of one sequence: what a recurrent operator carries has to build up. Silero's VAD at
 20 to 50% keeps an AUC of 91.9 with 16 of them, 92.8, 93.8 and 92.6 with 64, 128 and 256."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The user's samples, in runs of the model.
+
+    Attributes:
+        fitted: what merges and repair are measured on.
+        held: others, for results to be compared on; none if there are too few runs, or none are to be held out.
+    """
+
+    fitted: Batches
+    held: Batches
 
 
 @dataclass(frozen=True)
@@ -78,8 +93,13 @@ def inputs_of(model: ModelProto, reference: Probe) -> list[Input]:
 
 
 def calibration(
-    source: Source, preprocess: str | None, model: ModelProto, reference: Probe, providers: Sequence[str]
-) -> Batches:
+    source: Source,
+    preprocess: str | None,
+    model: ModelProto,
+    reference: Probe,
+    providers: Sequence[str],
+    hold_out: bool = False,
+) -> Samples:
     """Samples as the model takes them, from 64 to 512 (of more, as many evenly spaced).
 
     A run has 16 samples where the batch size is open, 128 successive ones if they are steps of a sequence, else as many
@@ -92,6 +112,7 @@ def calibration(
         model: with its inputs as the user knows them.
         reference: a run of it, for the sizes it leaves open.
         providers: of onnxruntime, for a trial run of the first batch.
+        hold_out: some samples from what is fitted to: 8 to 32 (of a sequence its end), see `heldout`.
 
     Raises:
         UsageError: the samples are not what the model expects; the message says what that is.
@@ -99,24 +120,24 @@ def calibration(
     model = in_float32(model) if reference.stand_in else model
     expected = inputs_of(model, reference)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
-        arrays = _from_folder(Path(source), parse(preprocess or ""), expected)
+        arrays = _from_folder(Path(source), parse(preprocess or ""), expected, MOST + heldout.MOST * hold_out)
     elif preprocess:
         raise UsageError("--calib-preprocess is for a folder of images; give arrays as the model takes them")
     else:
         arrays = _named(arrays_of(source), expected)
-    batches = split(_checked(arrays, expected), expected, STEPS if steps_first(model) else 1)
+    samples = split(_checked(arrays, expected), expected, STEPS if steps_first(model) else 1, hold_out)
     try:
-        session(model, providers).run(None, batches[0])
+        session(model, providers).run(None, samples.fitted[0])
     except Exception as error:  # onnxruntime has no base class for what it raises
         raise UsageError(f"onnxruntime cannot run the model on the calibration data: {one_line(error)}") from error
-    return batches
+    return samples
 
 
-def _from_folder(folder: Path, how: Preprocess, expected: Sequence[Input]) -> dict[str, Array]:
+def _from_folder(folder: Path, how: Preprocess, expected: Sequence[Input], most: int) -> dict[str, Array]:
     if len(expected) != 1 or len(expected[0].dims) != 4:
         raise UsageError(f"a folder of images fits a model with one input of 4 axes, not {_all(expected)}; give .npz")
     image = expected[0]
-    return {image.name: load_images(folder, how, image.dims, image.probed, image.dtype, MOST)}
+    return {image.name: load_images(folder, how, image.dims, image.probed, image.dtype, most)}
 
 
 def _named(arrays: Mapping[str, Array], expected: Sequence[Input]) -> dict[str, Array]:
@@ -187,7 +208,7 @@ def _cast(a: Array, i: Input) -> Array:
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
-def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1) -> Batches:
+def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int, hold_out: bool) -> Samples:
     """One dict of arrays for each run (see `calibration`); as many samples as `steps` stay together, in order.
 
     Raises:
@@ -207,13 +228,14 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int = 1
     _look_for_copies([np.moveaxis(arrays[i.name], i.axis, 0).reshape(apart, -1) for i in varying], apart)
     stretch = 1 if any(i.each for i in varying) else steps  # what has a state of its own stands by itself
     together = 1 if any(i.each for i in varying) else max(RUN, steps)
-    chosen = evenly(units, max(MOST // each, 1), stretch)
-    batches = []
-    for start in range(0, len(chosen), together):
-        at = chosen[start : start + together]
-        run = {i.name: _for_all(arrays[i.name], i, len(at) * each) for i in expected if i.name in constant}
-        batches.append(run | {i.name: _rows(arrays[i.name], at, i) for i in varying})
-    return batches
+    most = max(MOST // each, 1)
+    fitted, held = parted(units, each, most, stretch) if hold_out else (evenly(units, most, stretch), np.arange(0))
+
+    def run(at: Array) -> dict[str, Array]:
+        same = {i.name: _for_all(arrays[i.name], i, len(at) * each) for i in expected if i.name in constant}
+        return same | {i.name: _rows(arrays[i.name], at, i) for i in varying}
+
+    return Samples(*([run(at[i : i + together]) for i in range(0, len(at), together)] for at in (fitted, held)))
 
 
 def _look_for_copies(arrays: Sequence[Array], count: int) -> None:
@@ -238,11 +260,3 @@ def _rows(a: Array, units: Array, i: Input) -> Array:
     front = np.moveaxis(a, i.axis, 0)
     rows = front.reshape(-1, i.each or 1, *front.shape[1:])[units].reshape(-1, *front.shape[1:])
     return np.ascontiguousarray(np.moveaxis(rows, 0, i.axis))
-
-
-def evenly(n: int, most: int, steps: int = 1) -> Array:
-    """Positions of all n samples, or of `most` of them: stretches of `steps` that follow each other, evenly spaced."""
-    if n <= most:
-        return np.arange(n)
-    starts = np.linspace(0, n - steps, max(most // steps, 1)).round().astype(np.int64)
-    return np.asarray((starts[:, None] + np.arange(steps)).ravel())

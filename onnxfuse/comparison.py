@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,16 +77,16 @@ def furthest_apart(a: Outputs, b: Outputs) -> float:
     return max((e.relative for e in compare(a, b)), default=0.0)
 
 
-def floor_missed(result: Comparison, min_cosine: float | None, max_error: float | None) -> str | None:
+def floor_missed(outputs: Sequence[OutputError], min_cosine: float | None, max_error: float | None) -> str | None:
     """By which output, and by how much, a sound result is worse than asked; None if it is not."""
-    if min_cosine is not None and not result.cosine >= min_cosine:
-        worst = min(result.outputs, key=lambda o: o.cosine)
-        return f"output {worst.name!r} has cosine similarity {worst.cosine:.6g}, below the minimum {min_cosine}"
-    furthest = max(result.outputs, key=lambda o: o.max_abs, default=None)
-    if max_error is not None and furthest is not None and not furthest.max_abs <= max_error:
-        return (
-            f"output {furthest.name!r} has an absolute error of {furthest.max_abs:.3g}, above the maximum {max_error}"
-        )
+    for output in sorted(outputs, key=lambda o: o.cosine):
+        if min_cosine is not None and not output.cosine >= min_cosine:
+            return f"output {output.name!r} has cosine similarity {output.cosine:.6g}, below the minimum {min_cosine}"
+    for output in sorted(outputs, key=lambda o: -o.max_abs):
+        if max_error is not None and not output.max_abs <= max_error:
+            return (
+                f"output {output.name!r} has an absolute error of {output.max_abs:.3g}, above the maximum {max_error}"
+            )
     return None
 
 

@@ -199,7 +199,7 @@ def _batches(model: ModelProto, reference: Probe, o: EnsembleOptions, providers:
     if o.align != "activations" and not o.restore:
         return []
     if o.prune.calib is not None:
-        return calibration(o.prune.calib, o.prune.calib_preprocess, model, reference, providers)
+        return calibration(o.prune.calib, o.prune.calib_preprocess, model, reference, providers).fitted
     batch = max((len(v) for v in reference.inputs.values() if v.ndim), default=1)
     count = min(SAMPLES, sample_count(macs(model, reference.shapes) // batch))
     return synthetic(model, reference, count, o.prune.seed)

@@ -1,6 +1,6 @@
 """How alike the original's and the result's outputs are on the user's own samples: what random input cannot tell.
 
-These are samples that the repair was fitted to, so the figures flatter a little; no labels are needed for them.
+No labels are needed for them. Where there are enough, they are samples that nothing was fitted to (`heldout`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from .calibdata import Batches, evenly
+from .calibdata import Batches, Samples
+from .comparison import OutputError
 from .errors import Unsound, one_line
-from .picking import numeric
+from .heldout import evenly
+from .picking import behind_picks, numeric
 from .sessions import session
+from .standin import in_float32
 from .tensors import Array
 
-SAMPLES = 64
-"""As many are run at most, or one batch of the model."""
+FITTED = 64
+"""As many of the fitted samples are run at most, or one batch of the model, if none were held out."""
 Vector = NDArray[np.float64]
 
 
@@ -29,41 +32,83 @@ class Fidelity:
     """Of the result to the original.
 
     Attributes:
-        samples: that were run, evenly spaced among the user's.
-        cosine: similarity of an output, mean over the samples, of the output where it is least; NaN if none is
-            comparable.
+        samples: that were run.
+        held_out: whether nothing was fitted to these; else they are some of those that the result was fitted to.
+        cosine: similarity of an output, mean over the samples, of the output where it is least; NaN if there is none.
         same_top: share of samples for which the same class has the largest score in the first output; None if that is
             not (samples, classes).
+        outputs: of each output that no picks by value lie before the mean similarity, the largest absolute difference,
+            and the L2 norm of the difference over that of the original; NaN and infinite if its shape is another.
     """
 
     samples: int
+    held_out: bool
     cosine: float
     same_top: float | None
+    outputs: tuple[OutputError, ...]
 
 
-def fidelity(original: ModelProto, result: ModelProto, batches: Batches, providers: Sequence[str]) -> Fidelity:
-    """Run both models on some of the samples.
+@dataclass(frozen=True)
+class _Sums:
+    """What one run tells of an output: similarities (samples,), largest difference, squared norms."""
+
+    cosines: Vector
+    max_abs: float
+    gap: float
+    norm: float
+
+
+def fidelity(
+    original: ModelProto, result: ModelProto, samples: Samples, providers: Sequence[str], stand_in: bool = False
+) -> Fidelity:
+    """Run both models on the samples that were held out, or on some of the others.
+
+    Args:
+        original, result: the models.
+        samples: of the user.
+        providers: of onnxruntime.
+        stand_in: whether onnxruntime has no kernels for the models' types, so that both are run as float32.
 
     Raises:
         Unsound: the result does not run on them.
     """
-    chosen = _some(batches)
-    sessions = [session(model, providers) for model in (original, result)]
-    names = [o.name for o in sessions[0].get_outputs()]
-    cosines: dict[str, list[Vector]] = {}
+    sessions = [session(in_float32(m) if stand_in else m, providers) for m in (original, result)]
+    names, wanted = [o.name for o in sessions[0].get_outputs()], set(comparable(original))
+    found: dict[str, list[_Sums]] = {}
     tops: list[NDArray[np.bool_]] = []
     count = 0
-    for feeds in chosen:
+    for feeds in samples.held or _some(samples.fitted):
         n = max((len(v) for v in feeds.values() if v.ndim), default=1)
         before = numeric(dict(zip(names, sessions[0].run(names, feeds), strict=True)))
         after = numeric(dict(zip(names, _run(sessions[1], names, feeds), strict=True)))
         count += n
-        for name, a in before.items():
-            if a.shape == after[name].shape:
-                cosines.setdefault(name, []).append(_cosines(_rows(a, n), _rows(after[name], n)))
+        for name, a in ((n, a) for n, a in before.items() if n in wanted):
+            found.setdefault(name, []).append(_sums(a, after[name], n))
         tops += _same_top(before.get(names[0]), after.get(names[0]), n)
-    means = [float(np.concatenate(c).mean()) for c in cosines.values()]
-    return Fidelity(count, min(means, default=float("nan")), float(np.concatenate(tops).mean()) if tops else None)
+    outputs = tuple(_error(name, sums) for name, sums in found.items())
+    least = float(np.min([o.cosine for o in outputs])) if outputs else float("nan")  # NaN, if one is
+    return Fidelity(count, bool(samples.held), least, float(np.concatenate(tops).mean()) if tops else None, outputs)
+
+
+def comparable(model: ModelProto) -> list[str]:
+    """The outputs that runs on samples can be compared in: what lies behind picks by value needs the same picks."""
+    behind = behind_picks(model.graph)
+    return [o.name for o in model.graph.output if o.name not in behind]
+
+
+def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
+    cosine = float(np.concatenate([s.cosines for s in sums]).mean())
+    gap, norm = np.sqrt(sum(s.gap for s in sums)), np.sqrt(sum(s.norm for s in sums))
+    relative = float(gap / norm) if norm else float("inf") if gap else 0.0
+    return OutputError(name, cosine, max(s.max_abs for s in sums), relative)
+
+
+def _sums(a: Array, b: Array, n: int) -> _Sums:
+    if a.shape != b.shape:
+        return _Sums(np.full(n, np.nan), float("inf"), float("inf"), 1.0)
+    x, y = _rows(a, n), _rows(b, n)
+    gap = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=x != y))  # two infinities are equal
+    return _Sums(_cosines(x, y), float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2)))
 
 
 def _run(result: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
@@ -75,7 +120,7 @@ def _run(result: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str,
 
 def _some(batches: Batches) -> Batches:
     each = max((len(v) for v in batches[0].values() if v.ndim), default=1)
-    return [batches[i] for i in evenly(len(batches), max(1, SAMPLES // each))]
+    return [batches[i] for i in evenly(len(batches), max(1, FITTED // each))]
 
 
 def _rows(a: Array, n: int) -> Vector:
@@ -84,10 +129,11 @@ def _rows(a: Array, n: int) -> Vector:
 
 
 def _cosines(a: Vector, b: Vector) -> Vector:
-    """(samples,) similarities, 1 where both are zero."""
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = (a == b).all(axis=1)
-    return np.asarray(np.where(same, 1.0, np.sum(a * b, axis=1) / np.where(norms > 0, norms, 1)))
+    """(samples,) similarities, 1 where both are the same; NaN where they differ and one is infinite."""
+    with np.errstate(invalid="ignore"):
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines = np.sum(a * b, axis=1) / np.where(norms > 0, norms, 1)
+    return np.asarray(np.where((a == b).all(axis=1), 1.0, cosines))
 
 
 def _same_top(a: Array | None, b: Array | None, n: int) -> Iterator[NDArray[np.bool_]]:

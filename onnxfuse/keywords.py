@@ -34,13 +34,13 @@ class SharedKeywords(TypedDict, total=False):
         input_shapes: input name → shape, where dynamic dimensions cannot be guessed.
         provider: 'cpu', 'cuda' or another of onnxruntime's.
         seed: of the probe input and random importance.
-        min_cosine: fail if any output's cosine similarity to the original's falls below; a detector's with the
-            original's picks, if it does with its own.
+        min_cosine: fail if any output's cosine similarity to the original's falls below: on `calib` its mean over the
+            samples that are held out, else on random input; a detector's on that, with the original's picks if need be.
         round_to: 'auto' (widths that this provider's kernels like), or the number of which they should be multiples;
             1 gives exact widths.
         repair: refit what consumers read to what it was, on samples; None: for auto and surgeon, and with `calib`.
         calib: 64 to 512 unlabelled samples to measure on, in place of synthetic ones: an .npz file or a mapping with an
-            array for each input, or a folder of images.
+            array for each input, or a folder of images. 8 to 32 of them are not fitted to but compared on.
         calib_preprocess: of a folder of images, such as 'mean=0.5,std=0.5,layout=nchw' (see `images.parse`).
         external_data: write large weights to `<output>.data` beside the result; so it is, too, if the input has such a
             file, and above 2 GB.
@@ -80,7 +80,7 @@ class FuseKeywords(SharedKeywords, total=False):
         latency: time the original and the result.
         threads: of onnxruntime, for the timing.
         target_latency: budget like the others, as a share of the original's or a time such as '4ms'.
-        max_error: largest absolute difference allowed in any output.
+        max_error: largest absolute difference allowed in any output, on what `min_cosine` is measured on.
         max_drop: how much the metric on `eval` may fall. Floors alone find the smallest model that holds them;
             with a sparsity or a budget they are checks.
         eval: labelled data, .npz (`evaluation.load_evaluation`).

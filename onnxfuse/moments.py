@@ -21,6 +21,8 @@ ROWS, FEWEST = 8, 512
 """Samples of a moment for each of its variables, of so many at least: more of them are left out, at random."""
 MANY, WORK = 32, 1 << 35
 """On the user's data, where places of one image are worth few: as many, as long as it is no more products."""
+LARGEST = 1e16
+"""Values whose squares, as many as are taken, still have a sum in single precision."""
 PLACES = 8192
 """Values from which a channel's mean and deviation are taken, at most: these need fewer than a covariance does."""
 
@@ -49,11 +51,19 @@ def enough(variables: int, source: Source) -> int:
 def rows(
     reader: Reader, chunks: Chunks, source: Source, kept: NDArray[np.int64] | slice = slice(None)
 ) -> Iterator[Array]:
-    """(samples, n) what the reader sees in each batch, at as many places as are needed; or only the channels `kept`."""
+    """(samples, n) what the reader sees in each batch, at as many places as are needed; or only the channels `kept`.
+
+    Raises:
+        Unsound: it is NaN, or so large that sums of its squares would be beyond all numbers.
+    """
     wanted = enough(len(reader.layout), source) // len(chunks) + 1
     layout = reader.layout[kept]
     for chunk in chunks:
         flat = _sampled(chunk, reader.axis, wanted)
+        if not max(flat.max(initial=0), -flat.min(initial=0)) < LARGEST:
+            given = "the samples; scale them as in training"
+            drawn = "synthetic samples; give your own with --calib"
+            raise Unsound(f"{reader.value!r} overflows on {given if source is Source.DATA else drawn}")
         yield _sampled(flat[:, layout.T].reshape(-1, len(layout)), 1, wanted)
 
 
@@ -131,17 +141,13 @@ def measure(reader: Reader, chunks: Chunks, source: Source) -> Moments:
     """The moments of what a reader sees.
 
     Raises:
-        Unsound: they are beyond all numbers.
+        Unsound: as `rows`.
     """
     x, square = Centred(bool(reader.bias)), np.zeros((1, 1), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-        for block in blocks(reader, chunks, source):
-            block = x(block)
-            square = square + block.T @ block
-        moments = Moments(x.mean(), x.product(square, x), x.total)
-    if not np.isfinite(moments.square).all():
-        raise Unsound(f"{reader.value!r} overflows on the samples; scale them as in training")
-    return moments
+    for block in blocks(reader, chunks, source):
+        block = x(block)
+        square = square + block.T @ block
+    return Moments(x.mean(), x.product(square, x), x.total)
 
 
 def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
@@ -149,7 +155,7 @@ def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
     parts = [_sampled(c, axis, PLACES // len(chunks) + 1) for c in chunks]
     weight = np.array([len(p) for p in parts]) / sum(map(len, parts))
     means = np.stack([p.mean(axis=0) for p in parts]).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # `measure` looks
+    with np.errstate(over="ignore", invalid="ignore"):  # `rows` looks
         variances = np.stack([p.var(axis=0) for p in parts]).astype(np.float64)
     mean = weight @ means
     return mean, np.sqrt(np.maximum(weight @ (variances + (means - mean) ** 2), 0))

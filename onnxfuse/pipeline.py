@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from . import files
 from .attempt import Setting, attempt
-from .calibdata import Batches, calibration
+from .calibdata import Samples, calibration
 from .checks import check_options
 from .compress import Progress, Studies
 from .evaluation import load_evaluation
@@ -96,9 +96,9 @@ def fuse_with(
     check_matches("exclude", options.exclude, "node", _labels(original))
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
-    judge = _judge(source, reference, providers, options)
-    batches, studies = _samples(original, reference, providers, options, tell), Studies()
-    setting = Setting(source, destination, reference, providers, transport, judge, batches, studies, tell)
+    samples = _samples(original, reference, providers, options, tell)
+    judge = _judge(source, reference, providers, options, samples)
+    setting = Setting(source, destination, reference, providers, transport, judge, samples, Studies(), tell)
     options, done = attempt(setting, original, options)
     small = done.small
     report = Report(
@@ -112,21 +112,23 @@ def fuse_with(
 
 def _samples(
     original: ModelProto, reference: Probe, providers: Sequence[str], options: Options, tell: Progress
-) -> Batches | None:
+) -> Samples | None:
     """The user's samples as the model takes them, if there are any."""
     if options.calib is None:
         return None
     tell("read the calibration data", 0, 1)
-    return calibration(options.calib, options.calib_preprocess, original, reference, providers)
+    return calibration(options.calib, options.calib_preprocess, original, reference, providers, hold_out=True)
 
 
-def _judge(source: ModelSource, reference: Probe, providers: Sequence[str], options: Options) -> Judge | None:
+def _judge(
+    source: ModelSource, reference: Probe, providers: Sequence[str], options: Options, samples: Samples | None
+) -> Judge | None:
     """What measures results, if the options ask for more than a model of a given size."""
     if not (options.timed or options.eval or (options.floors and not options.sized)):
         return None
     original = source.load()
     data = load_evaluation(Path(options.eval), options.metric, original) if options.eval else None
-    return Judge(original, reference, providers, options, data)
+    return Judge(original, reference, providers, options, data, samples)
 
 
 def analyze(

@@ -158,19 +158,20 @@ def stiffness(report: Report) -> list[str]:
     return [HARDLY_FASTER.format(100 * saved, max(0, -100 * t.change))]
 
 
-def verification_line(c: Comparison) -> str:
-    """One line: how close the outputs are, and that onnxruntime agrees with itself."""
+def verification_line(report: Report) -> str:
+    """One line: onnxruntime agrees with itself, and how close outputs are, unless the user's samples tell more."""
+    c, start = report.comparison, "verified in onnxruntime: "
     worst = max((o.max_abs for o in c.outputs), default=0.0)
-    return (
-        f"verified in onnxruntime: cosine {c.cosine:.4f}, max abs error {worst:.3g} against the original; "
-        f"optimizations off/on differ by {c.agreement:.1g}"
-    )
+    close = f"cosine {c.cosine:.4f}, max abs error {worst:.3g} against the original on random input; "
+    return f"{start}{close if report.fidelity is None else ''}optimizations off/on differ by {c.agreement:.1g}"
 
 
 def fidelity_line(f: Fidelity) -> str:
     """One line: what the user's samples show."""
-    top = "" if f.same_top is None else f", the same class on top for {100 * f.same_top:.1f}%"
-    return f"on {f.samples} of your samples: cosine {f.cosine:.4f} to the original's outputs{top}"
+    top = "" if f.same_top is None else f", the same class on top for {round(f.same_top * f.samples)} of them"
+    which = "held out from fitting" if f.held_out else "which it was fitted to"
+    worst = max((o.max_abs for o in f.outputs), default=0.0)
+    return f"on {f.samples} of your samples, {which}: cosine {f.cosine:.4f}, max abs error {worst:.3g}{top}"
 
 
 def result_line(report: Report) -> str:

@@ -13,10 +13,12 @@ import numpy as np
 from onnx import ModelProto
 
 from .budget import Amount, amount
+from .calibdata import Samples
 from .comparison import floor_missed
 from .compress import Small
 from .errors import NothingToMerge, Unsound, UsageError, VerificationFailed
 from .evaluation import Evaluation
+from .fidelity import comparable, fidelity
 from .latency import Latency, measure
 from .options import Options
 from .probe import Probe
@@ -40,10 +42,10 @@ class Judge:
 
     def __init__(
         self, original: ModelProto, reference: Probe, providers: Sequence[str], options: Options,
-        evaluation: Evaluation | None,
+        evaluation: Evaluation | None, samples: Samples | None,
     ) -> None:  # fmt: skip
         self.original, self.reference, self.providers, self.options = original, reference, providers, options
-        self.evaluation = evaluation
+        self.evaluation, self.samples = evaluation, samples
         self.dense = evaluation.score(original, providers) if evaluation else 0.0
 
     def quality(self, model: ModelProto) -> Quality | None:
@@ -60,16 +62,20 @@ class Judge:
 
     def holds(self, model: ModelProto) -> bool:
         """Whether the model is as good as every floor says."""
-        o = self.options
-        if o.min_cosine is not None or o.max_error is not None:
-            try:
-                comparison = verify(model, self.reference, self.providers, None, None, lambda: self.original)
-            except Unsound:
-                return False
-            if floor_missed(comparison, o.min_cosine, o.max_error) is not None:
-                return False
-        quality = self.quality(model)
-        return quality is None or o.max_drop is None or within(quality, o.max_drop)
+        if (self.options.min_cosine, self.options.max_error) != (None, None) and not self._alike(model):
+            return False
+        quality, most = self.quality(model), self.options.max_drop
+        return quality is None or most is None or within(quality, most)
+
+    def _alike(self, model: ModelProto) -> bool:
+        try:
+            if self.samples is not None and comparable(self.original):
+                found = fidelity(self.original, model, self.samples, self.providers, self.reference.stand_in).outputs
+            else:
+                found = verify(model, self.reference, self.providers, None, None, lambda: self.original).outputs
+        except Unsound:
+            return False
+        return floor_missed(found, self.options.min_cosine, self.options.max_error) is None
 
     def verdict(self, model: ModelProto) -> tuple[Latency | None, Quality | None]:
         """Latency, if the options ask for it, and quality, if there is labelled data.

@@ -45,7 +45,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         console.print(_group_table(report.groups))
     if report.locked:
         console.print(locked_table(report.locked) if verbose else _reason_table(report))
-    console.print(verification_line(report.comparison), soft_wrap=True, highlight=False)
+    console.print(verification_line(report), soft_wrap=True, highlight=False)
     if report.fidelity is not None:
         console.print(fidelity_line(report.fidelity), soft_wrap=True, highlight=False)
     likeness, where = report.likeness

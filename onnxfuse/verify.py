@@ -69,7 +69,7 @@ def verify(
     agreement = WARY if wary else AGREEMENT
     if reference.noted and not runs.agreement <= agreement:
         runs = replace(runs, fast=in_order_of(runs.plain, runs.fast))
-    if _doubtful(runs, agreement) or floor_missed(_comparison(runs), min_cosine, max_error):
+    if _doubtful(runs, agreement) or floor_missed(compare(runs.original, runs.plain), min_cosine, max_error):
         runs = with_given_picks(opened, reference, providers) or runs
     if not runs.agreement <= agreement:
         own = own_agreement(reference, providers, _source(original(), reference))
@@ -80,7 +80,7 @@ def verify(
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
     if wary:
         _refuse_exploded(result, runs)
-    if (missed := floor_missed(result, min_cosine, max_error)) is not None:
+    if (missed := floor_missed(result.outputs, min_cosine, max_error)) is not None:
         raise VerificationFailed(missed)
     return result
 

@@ -49,7 +49,7 @@ def model_of(name: str) -> ModelProto:
 
 
 def batches_of(model: ModelProto, source: str | Path | Mapping[str, Array], preprocess: str | None = None) -> Batches:
-    return calibration(source, preprocess, model, probe(model, CPU), CPU)
+    return calibration(source, preprocess, model, probe(model, CPU), CPU).fitted
 
 
 def normal(*shape: int) -> NDArray[np.float32]:
@@ -275,7 +275,7 @@ def test_an_image_is_cut_to_the_models_shape(tmp_path: Path) -> None:
 def test_open_sizes_are_those_of_the_probe(photos: Path) -> None:
     model = model_of("any size")
     reference = probe(model, CPU, {"x": (2, 3, 20, 10)})
-    assert joined(calibration(photos, None, model, reference, CPU)).shape == (64, 3, 20, 10)
+    assert joined(calibration(photos, None, model, reference, CPU).fitted).shape == (64, 3, 20, 10)
 
 
 @pytest.mark.parametrize(
