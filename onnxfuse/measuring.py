@@ -11,7 +11,7 @@ from .channels import Channels
 from .errors import Unsound
 from .folding import Folded
 from .graph import Graph
-from .levels import levelled
+from .levels import levelled, look_at
 from .merge import MEASURING
 from .options import Options
 from .repair import Repair
@@ -86,6 +86,7 @@ def survey(
     if wanted and options.spreads:
         wanted = frozenset(Source)  # weights alone tell less of what a layer costs than any samples do
     if batches is not None:
+        look_at(channels, folded, batches)
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
     batch = max((len(v) for v in t.probe.inputs.values() if v.ndim), default=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
+from onnxfuse import fuse
 from onnxfuse.calibdata import Batches
 from onnxfuse.grouping import find_channels
 from onnxfuse.levels import levelled
@@ -18,7 +21,8 @@ from onnxfuse.quantized import lowered_graph
 from onnxfuse.samples import sample_count, synthetic, waveforms
 from onnxfuse.tensors import Array
 
-from .graphs import from_text
+from .graphs import MODELS, from_text
+from .test_repair import images
 
 TEXTS = {
     "one-hot": """(int32[N,40] x) => (float[N,40,4] y) <int32[1,1,7] codes = {0,1,2,3,4,5,6}, int64[3] shape = {0,40,1},
@@ -151,3 +155,47 @@ def test_cheap_models_are_measured_on_more_samples() -> None:
         100,
         8,
     ]
+
+
+# --- the user's samples ---------------------------------------------------------------------------------------------
+NORMED = """(float[N,6] x) => (float[N,3] y)
+    <float[6] g, float[6] b, float[6] m = {3, 3, 3, 3, 3, 3}, float[6] v = {4, 4, 4, 4, 4, 4},
+     float[6,16] w1, float[16,3] w2> {
+    n = BatchNormalization(x, g, b, m, v)
+    h = MatMul(n, w1)
+    r = Relu(h)
+    y = MatMul(r, w2)
+}"""
+STRANGE = (
+    r"calibration data are not what the model was trained on: at 'x' channels vary (\S+) times as much and are (\S+) "
+)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "factor", "off"),
+    [(2, 3, 0, 0), (1.5, 2, 0, 0), (0.5, 3, 0.25, 0), (9, 3, 4.5, 0), (2, 8, 1, 2.5)],
+)
+def test_samples_that_are_scaled_otherwise_than_in_training(
+    scale: float, shift: float, factor: float, off: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = scale * np.random.default_rng(0).standard_normal((64, 6), np.float32) + np.float32(shift)
+    fuse(from_text(NORMED), sparsity=0.5, calib={"x": x})
+    if not factor:
+        assert not caplog.messages
+        return
+    (message,) = caplog.messages
+    numbers = re.match(STRANGE, message)
+    assert numbers, message
+    assert [float(n) for n in numbers.groups()] == [pytest.approx(factor, rel=0.2), pytest.approx(off, abs=0.8)]
+
+
+def test_images_that_are_not_normalised_are_told_from_those_that_are(caplog: pytest.LogCaptureFixture) -> None:
+    """All looks well otherwise: the result is fitted to them, and likes them."""
+    normalised = images(64)["input"]
+    raw = normalised * np.float32(0.3530) + np.float32(0.2860)  # from 0 to 1
+    for x, warnings in ((normalised, 0), (raw, 1)):
+        report = fuse(MODELS / "resnet20_fmnist.onnx", sparsity=0.2, calib={"input": x}).report
+        assert report.fidelity is not None
+        assert report.fidelity.cosine > 0.99
+        assert len(caplog.messages) == warnings
+    assert re.search(r"vary 0\.3\d times as much and are 0\.2\d deviations off", caplog.text)
