@@ -50,16 +50,26 @@ def correction(
     kernel, found = weight.shape[2:], []
     for own in np.split(kept, range(AT_ONCE, len(kept), AT_ONCE)):
         parts = [patches(c, own, m.at, window(node, kernel), m.size) for c, m in zip(seen, wanted, strict=True)]
-        y = np.concatenate(parts).reshape(-1, math.prod(kernel), len(own)).transpose(2, 1, 0)
+        y = _by_channel(parts, len(own), math.prod(kernel))
         t = np.concatenate([m.values[:, own] for m in wanted]).T[:, None]
         found.append(_nearer(y, t, weight[own].reshape(len(own), -1), bool(reader.bias), alike, least))
     change = np.concatenate(found) - weight[kept].reshape(len(kept), -1)
     return change.reshape(len(kept), *kernel).astype(weight.dtype)
 
 
+def _by_channel(parts: Sequence[Array], channels: int, taps: int) -> Array:
+    """(k, taps, P) of all (p, taps·k) parts, each turned while it is in the cache: BLAS wants rows of memory."""
+    y = np.empty((channels, taps, sum(map(len, parts))), parts[0].dtype)
+    start = 0
+    for part in parts:
+        y[:, :, start : start + len(part)] = part.reshape(-1, taps, channels).transpose(2, 1, 0)
+        start += len(part)
+    return y
+
+
 def _nearer(y: Array, t: Array, kernels: Array, centred: bool, alike: Likeness, least: float) -> Array:
-    """(k, taps) w′ of k channels, from (k, taps, P) patches and (k, 1, P) what should be made of them."""
-    y, t = np.array(y, order="C"), np.array(t, order="C")  # BLAS wants rows of memory
+    """(k, taps) w′ of k channels, from (k, taps, P) patches, which change, and (k, 1, P) targets."""
+    t = np.array(t, order="C")
     if centred:
         y -= y.mean(axis=2, keepdims=True)
         t -= t.mean(axis=2, keepdims=True)
