@@ -20,6 +20,7 @@ from .compress import Progress
 from .counts import macs, parameters
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
+from .heldout import samples_in
 from .keywords import SharedKeywords, documented, options_of
 from .origin import ModelSource, PathLike
 from .parents import Parent, parent
@@ -200,7 +201,7 @@ def _batches(model: ModelProto, reference: Probe, o: EnsembleOptions, providers:
         return []
     if o.prune.calib is not None:
         return calibration(o.prune.calib, o.prune.calib_preprocess, model, reference, providers).fitted
-    batch = max((len(v) for v in reference.inputs.values() if v.ndim), default=1)
+    batch = samples_in(reference.inputs)
     count = min(SAMPLES, sample_count(macs(model, reference.shapes) // batch))
     return synthetic(model, reference, count, o.prune.seed)
 
@@ -224,7 +225,7 @@ def _notes(
     result: Mapping[str, Array],
 ) -> tuple[str, ...]:
     """What the report says of the fusion."""
-    count = sum(max((len(v) for v in b.values() if v.ndim), default=1) for b in batches)
+    count = sum(map(samples_in, batches))
     samples = f"{count} {'synthetic' if o.prune.calib is None else 'given'} samples"
     by = {"activations": f"aligned by activations of {samples}", "weights": "aligned by weights", "none": "not aligned"}
     cosine = min((e.cosine for e in compare(mean, {n: result[n] for n in mean})), default=1.0)

@@ -13,10 +13,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from .calibdata import Batches, Samples
+from .calibdata import Samples
 from .comparison import OutputError
 from .errors import Unsound, one_line
-from .heldout import evenly
+from .heldout import a_few, samples_in
 from .picking import behind_picks, numeric
 from .sessions import session
 from .standin import in_float32
@@ -77,12 +77,13 @@ def fidelity(
     found: dict[str, list[_Sums]] = {}
     tops: list[NDArray[np.bool_]] = []
     count = 0
-    for feeds in samples.held or _some(samples.fitted):
-        n = max((len(v) for v in feeds.values() if v.ndim), default=1)
+    for feeds in samples.held or a_few(samples.fitted, FITTED):
+        n = samples_in(feeds)
         before = numeric(dict(zip(names, sessions[0].run(names, feeds), strict=True)))
         after = numeric(dict(zip(names, _run(sessions[1], names, feeds), strict=True)))
         count += n
-        for name, a in ((n, a) for n, a in before.items() if n in wanted):
+        before = {name: a for name, a in before.items() if name in wanted}
+        for name, a in before.items():
             found.setdefault(name, []).append(_sums(a, after[name], n))
         tops += _same_top(before.get(names[0]), after.get(names[0]), n)
     outputs = tuple(_error(name, sums) for name, sums in found.items())
@@ -116,11 +117,6 @@ def _run(result: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str,
         return list(result.run(names, dict(feeds)))
     except Exception as error:  # onnxruntime has no base class for what it raises
         raise Unsound(f"the result does not run on the calibration samples: {one_line(error)}") from error
-
-
-def _some(batches: Batches) -> Batches:
-    each = max((len(v) for v in batches[0].values() if v.ndim), default=1)
-    return [batches[i] for i in evenly(len(batches), max(1, FITTED // each))]
 
 
 def _rows(a: Array, n: int) -> Vector:

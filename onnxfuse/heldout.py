@@ -6,6 +6,8 @@ class on top as the original for all of the photos it was fitted to, and for 72%
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ SHARE, FEW = 16, 8
 LEAST, MOST = 8, 32
 """As many samples are held out at least, if that is not more than of few, and at most; or one run of the model."""
 Positions = NDArray[np.int64]
+Feeds = dict[str, Array]
 
 
 def parted(units: int, each: int, fitted: int, stretch: int) -> tuple[Positions, Positions]:
@@ -43,3 +46,13 @@ def evenly(n: int, most: int, steps: int = 1) -> Array:
         return np.arange(n)
     starts = np.linspace(0, n - steps, max(most // steps, 1)).round().astype(np.int64)
     return np.asarray((starts[:, None] + np.arange(steps)).ravel())
+
+
+def samples_in(feeds: Mapping[str, Array]) -> int:
+    """How many samples the input arrays of one run hold."""
+    return max((len(v) for v in feeds.values() if v.ndim), default=1)
+
+
+def a_few(batches: Sequence[Feeds], most: int) -> list[Feeds]:
+    """Runs of so many samples at most, but one at least, evenly spaced."""
+    return [batches[i] for i in evenly(len(batches), max(most // samples_in(batches[0]), 1))]

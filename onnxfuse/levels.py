@@ -17,7 +17,7 @@ from .anchors import anchors_of, free_norm
 from .calibdata import Batches
 from .channels import Channels
 from .folding import Folded
-from .heldout import evenly
+from .heldout import a_few
 from .moments import statistics
 from .tensors import Array
 from .walk import Walk
@@ -93,9 +93,7 @@ def look_at(channels: Channels, folded: Sequence[Folded], batches: Batches) -> N
     first = _first_norm(channels, folded)
     if first is None:
         return
-    each = max((len(v) for v in batches[0].values() if v.ndim), default=1)
-    some = [batches[i] for i in evenly(len(batches), max(LOOKED_AT // each, 1))]
-    factor, off = _seen(channels, some, first)
+    factor, off = _seen(channels, a_few(batches, LOOKED_AT), first)
     if not 1 / STRANGE < factor < STRANGE or off > OFF:
         log.warning(
             "calibration data are not what the model was trained on: at %r channels vary %.2g times as much and are "

@@ -11,6 +11,7 @@ from .channels import Channels
 from .errors import Unsound
 from .folding import Folded
 from .graph import Graph
+from .heldout import samples_in
 from .levels import levelled, look_at
 from .merge import MEASURING
 from .options import Options
@@ -89,7 +90,7 @@ def survey(
         look_at(channels, folded, batches)
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
-    batch = max((len(v) for v in t.probe.inputs.values() if v.ndim), default=1)
+    batch = samples_in(t.probe.inputs)
     made = synthetic(t.graph.model, t.probe, sample_count(size[1] // batch), options.seed)
     try:
         made = levelled(channels, folded, made, waveforms(t.graph.model))
@@ -105,6 +106,6 @@ def repair_notes(repairs: Sequence[Repair], options: Options, measured: Study | 
     """What the report says of the repair."""
     if measured is None or not repairs:
         return ()
-    count = sum(max((len(v) for v in b.values() if v.ndim), default=1) for b in measured.batches)
+    count = sum(map(samples_in, measured.batches))
     kind = "synthetic" if options.calib is None else "given"
     return (f"repaired {len(repairs)} consumers, on {count} {kind} samples",)

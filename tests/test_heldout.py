@@ -183,3 +183,13 @@ def test_what_is_picked_by_value_is_compared_with_the_same_picks() -> None:
     found = onnxfuse.fuse(from_text(TEXT), **options).report.fidelity
     assert found is not None
     assert [o.name for o in found.outputs] == ["z"]
+
+
+def test_picks_have_no_class_on_top() -> None:
+    """The best five scores in falling order: the first of them is the first one, whatever it stands for."""
+    model = from_text("""(float[N,9] x) => (float[N,5] v, float[N,9] y) <int64[1] k = {5}> {
+        y = Relu(x)
+        v, i = TopK(y, k)
+    }""")
+    found = fidelity(model, model, Samples([], [{"x": normal(4, 9)}]), CPU)
+    assert (found.same_top, [o.name for o in found.outputs]) == (None, ["y"])
