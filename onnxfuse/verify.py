@@ -81,7 +81,7 @@ def verify(
     if wary:
         _refuse_exploded(result, runs)
     if (missed := floor_missed(result.outputs, min_cosine, max_error)) is not None:
-        raise VerificationFailed(missed)
+        raise VerificationFailed(f"{missed} (on random input)")
     return result
 
 
