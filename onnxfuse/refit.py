@@ -14,14 +14,16 @@ Statistics 1975); the shrinkage of the repair's other ridge would forbid all cor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
 from .channels import ChannelGroup
+from .cutoff import Goal, Limits, is_cut, less
 from .findings import Role
 from .likeness import Likeness
 from .merge import Merge
@@ -39,6 +41,8 @@ WIDEST = 4608
 MARGIN = 1.25
 """Places that must be seen for each weight of an output."""
 TINY = 1e-20
+Sizes = tuple[Array, Array]
+"""(outputs,) mean and deviation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +53,20 @@ class Made:
         at: the places.
         size: of the output's spatial axes.
         values: (P, outputs), float32 or float64.
+        cut: what those who read them cut off.
     """
 
     at: Places
     size: tuple[int, ...]
     values: Array
+    cut: Limits
 
 
-def made(reader: Reader, kernel: Sequence[int], chunks: Chunks, source: Source) -> tuple[Made, ...]:
+def made(reader: Reader, kernel: Sequence[int], chunks: Chunks, source: Source, cut: Limits) -> tuple[Made, ...]:
     """Of every batch."""
     weights = reader.layout.size // reader.slot.split * math.prod(kernel)
     wanted = enough(weights, source) // len(chunks) + 1
-    return tuple(_made(c, places(c.shape, wanted)) for c in chunks)
+    return tuple(_made(c, places(c.shape, wanted), cut) for c in chunks)
 
 
 def refittable(node: NodeProto, kernel: Sequence[int]) -> bool:
@@ -68,9 +74,9 @@ def refittable(node: NodeProto, kernel: Sequence[int]) -> bool:
     return node.op_type == "Conv" and math.prod(kernel) > 1
 
 
-def _made(chunk: Array, at: Places) -> Made:
+def _made(chunk: Array, at: Places, cut: Limits) -> Made:
     values = np.moveaxis(chunk, 1, -1)[at]
-    return Made(at, chunk.shape[2:], values.astype(np.float64 if chunk.dtype == np.float64 else np.float32))
+    return Made(at, chunk.shape[2:], values.astype(np.float64 if chunk.dtype == np.float64 else np.float32), cut)
 
 
 def merged(
@@ -91,18 +97,23 @@ def merged(
                 for values, before in zip(found, wanted, strict=True):
                     values[:, place] = 0
                     values[:, place[merge.kept]] = before.values[:, place] @ merge.compress.T.astype(values.dtype)
-    return [Made(m.at, m.size, v) for m, v in zip(wanted, found, strict=True)]
+    return [replace(m, values=v) for m, v in zip(wanted, found, strict=True)]
 
 
 def beside(wanted: Sequence[Made], other: Chunks) -> list[Made]:
     """What is left to make of a sum, whose other operand is this."""
-    pairs = zip(wanted, other, strict=True)
-    return [replace(m, values=m.values - np.moveaxis(c, 1, -1)[m.at].astype(m.values.dtype)) for m, c in pairs]
+    known = (np.moveaxis(c, 1, -1)[m.at].astype(m.values.dtype) for c, m in zip(other, wanted, strict=True))
+    pairs = zip(wanted, known, strict=True)
+    return [replace(m, values=m.values - k, cut=less(m.cut, k)) for m, k in pairs]
 
 
-def sizes_of(wanted: Sequence[Made]) -> tuple[Array, Array]:
-    """(outputs,) mean and deviation at all places."""
-    values = np.concatenate([m.values for m in wanted])
+def sizes_of(wanted: Sequence[Made]) -> Sizes:
+    """At all places."""
+    return sizes(np.concatenate([m.values for m in wanted]))
+
+
+def sizes(values: Array) -> Sizes:
+    """Of (places, outputs)."""
     return values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
 
 
@@ -115,12 +126,14 @@ class PatchMoments:
         added: (p,) λ diag C.
         factor: (p, p) of Cholesky, of C + λ diag C; C has second moments if the convolution has no bias.
         product: (p, outputs) c.
+        goal: the same place by place, if what reads the outputs cuts off some of them.
     """
 
     own: NDArray[np.int64]
     added: Array
     factor: Array
     product: Array
+    goal: Goal | None
 
 
 def patch_moments(
@@ -150,12 +163,15 @@ def patch_moments(
         read = reader.layout[kept[own]].ravel()
         if (p := len(read) * math.prod(kernel)) > min(WIDEST, rows / MARGIN):
             return []
-        seen = joined(_seen(chunks, read, wanted, outputs, moves), p)
+        seen: Iterable[Array] = joined(_seen(chunks, read, wanted, outputs, moves), p)
+        goal = None
+        if is_cut(wanted[0].cut):
+            seen, goal = _goal(seen, p, wanted, outputs, bool(reader.bias))
         square, product, count = _moments(seen, p, bool(reader.bias))
         added = shrunk(square.diagonal(), max(least, p / alike.worth(count))).astype(square.dtype)
         square[np.diag_indices_from(square)] += added  # and turned, for LAPACK wants columns first and would copy it
         factor, _ = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
-        found.append(PatchMoments(own, added, factor, product.T))
+        found.append(PatchMoments(own, added, factor, product.T, goal))
     return found
 
 
@@ -168,7 +184,25 @@ def _seen(
         yield np.concatenate([read, m.values[:, outputs]], axis=1, dtype=m.values.dtype)
 
 
-def _moments(seen: Iterator[Array], p: int, centred: bool) -> tuple[Array, Array, int]:
+def _goal(
+    seen: Iterable[Array], p: int, wanted: Sequence[Made], outputs: NDArray[np.int64], centred: bool
+) -> tuple[Iterable[Array], Goal]:
+    """All (P, p + outputs) patches and what should be made of them, in blocks as before, and as a goal."""
+    rows = sum(len(m.values) for m in wanted)
+    whole, start = np.empty((rows, p + len(outputs)), wanted[0].values.dtype), 0
+    for block in seen:
+        whole[start : start + len(block)] = block
+        start += len(block)
+    low, high = (
+        np.concatenate([np.broadcast_to(m.cut[side], m.values.shape)[:, outputs] for m in wanted]) for side in (0, 1)
+    )
+    x = whole[:, :p]
+    if centred:
+        x -= x.mean(axis=0)
+    return (whole[i : i + p] for i in range(0, rows, p)), Goal(x, whole[:, p:], (low, high), centred)
+
+
+def _moments(seen: Iterable[Array], p: int, centred: bool) -> tuple[Array, Array, int]:
     """Square, product and count of (P, p + outputs) blocks; all is summed around the first block's mean."""
     total, origin, off, square, product = 0, np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1)
     for z in seen:
@@ -195,38 +229,49 @@ def columns_of(weights: Weights, reader: Reader) -> tuple[Array, tuple[NDArray[n
 
 def correct(
     both: Sequence[Weights], reader: Reader, kept: NDArray[np.int64], moments: Sequence[PatchMoments]
-) -> Array | None:
-    """Correct the weights; returns what was added to the graph's own, the first of `both`.
+) -> tuple[Array | None, Sizes | None]:
+    """Correct the weights; returns what was added to the graph's own, the first of `both`, and what they aim at.
 
-    The others are those that the moments were measured with: the outputs of a twin have other units.
+    The others are those that the moments were measured with: the outputs of a twin have other units. They aim at what
+    they should make, if what is cut off has changed that.
     """
     if not moments:
-        return None
+        return None, None
     real, measured = both[0], both[-1]
     view, index = columns_of(measured, reader)
-    added = _correction(view[tuple(i[kept] for i in index)], moments)
+    added, aims = _correction(view[tuple(i[kept] for i in index)], moments)
     if real is measured:
-        return _add(real, reader, kept, added)
+        return _add(real, reader, kept, added), aims
     ratio = (_sizes(real, reader) / np.maximum(_sizes(measured, reader), TINY)).reshape(reader.slot.split, -1)
     block = reader.layout[kept, 0] // (reader.layout.size // reader.slot.split)
     own = added * ratio[block].reshape(len(kept), 1, -1, *[1] * (added.ndim - 3))
     _add(measured, reader, kept, added)
-    return _add(real, reader, kept, own)
+    return _add(real, reader, kept, own), aims
 
 
-def _correction(columns: Array, moments: Sequence[PatchMoments]) -> Array:
-    """(k, q, outputs of a block, *taps) w′ − w for such columns of weights."""
-    from scipy import linalg
-
-    found = np.zeros_like(columns)
+def _correction(columns: Array, moments: Sequence[PatchMoments]) -> tuple[Array, Sizes | None]:
+    """(k, q, outputs of a block, *taps) w′ − w for such columns of weights; and what they aim at."""
+    found, aims = np.zeros_like(columns), list[Sizes]()
     for m in moments:
         part = columns[m.own]
         k, q, outputs = part.shape[:3]
         weights = part.reshape(k * q, outputs, -1).transpose(2, 0, 1).reshape(-1, outputs)  # in the order of patches
-        new = linalg.cho_solve((m.factor, True), m.product + m.added[:, None] * weights, check_finite=False)
+        new, aim = _solved(m, weights)
         change = (new - weights).reshape(-1, k * q, outputs).transpose(1, 2, 0)
         found[m.own] = change.reshape(part.shape)
-    return found
+        aims += [] if aim is None else [sizes(aim)]
+    means, deviations = zip(*aims, strict=True) if aims else ((), ())
+    return found, (np.concatenate(means), np.concatenate(deviations)) if aims else None
+
+
+def _solved(m: PatchMoments, weights: Array) -> tuple[Array, Array | None]:
+    """(p, outputs) w′ from w, and what it aims at where some of that is cut off."""
+    from scipy import linalg
+
+    known = m.product + m.added[:, None] * weights
+    solve = partial(linalg.cho_solve, (m.factor, True), check_finite=False)
+    new = solve(known)
+    return (new, None) if m.goal is None else m.goal.pursued(new, lambda more: solve(known + more))
 
 
 def _add(weights: Weights, reader: Reader, kept: NDArray[np.int64], added: Array) -> Array:

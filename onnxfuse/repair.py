@@ -28,6 +28,7 @@ from scipy.sparse import csr_array
 
 from .calibrate import Study
 from .channels import ChannelGroup, Channels
+from .cutoff import NONE, limits
 from .depthwise import correction
 from .findings import Role
 from .joins import Join, joins
@@ -157,9 +158,9 @@ def _repaired(
         expand, shift = fit(original.blocks, blocks(reader, seen, source, kept), bool(reader.bias), prior, alike, pool)
         for weights in both:
             _read(weights, reader, kept, expand, shift, pool)
-        added = correct(both, reader, kept, patched.result())
+        added, aims = correct(both, reader, kept, patched.result())
     del seen, patched  # the walk may let it go
-    mean, deviation = sizes_of(wanted) if join else (original.mean, original.deviation)
+    mean, deviation = aims or (sizes_of(wanted) if join else (original.mean, original.deviation))
     gain, offset = _restore(reader, mean, deviation, after, both, source)
     return Repair(reader, kept, expand, shift, added, gain, offset, out_axis(node))
 
@@ -197,14 +198,16 @@ def _original(walk: Walk, measured: Study, sums: Mapping[Reader, Join], reader: 
     alike = likeness(reader, walk.value(reader.value), measured.source)
     seen = () if reader in measured.depthwise else tuple(blocks(reader, walk.value(reader.value), measured.source))
     kernel, nothing = walk.constants[reader.slot.tensor].dims[2:], (np.zeros(0), np.zeros(0))
+    value = reader.made if join is None else join.total
+    cut = limits(walk, value) if measured.source is Source.DATA else NONE
     if join is not None:
-        return Original(seen, alike, made(reader, kernel, walk.value(join.total), measured.source), *nothing)
+        return Original(seen, alike, made(reader, kernel, walk.value(value), measured.source, cut), *nothing)
     refitted, restored = refittable(node, kernel), _is_restored(reader)
     if not restored and not refitted:
         return Original(seen, alike, (), *nothing)
     chunks = walk.value(reader.made)
     sizes = statistics(chunks, made_axis(node)) if restored else nothing
-    return Original(seen, alike, made(reader, kernel, chunks, measured.source) if refitted else (), *sizes)
+    return Original(seen, alike, made(reader, kernel, chunks, measured.source, cut) if refitted else (), *sizes)
 
 
 def _apply(weights: Weights, merges: Merges, readers: Sequence[Reader]) -> None:

@@ -1,0 +1,117 @@
+"""What an activation cuts off: below zero one value is as good to a ReLU as any other.
+
+Where every node that reads the outputs t of a convolution cuts off what is below `low` or above `high`, the refitted
+ones f need not hit t there, only stay on its side. What is left,
+
+    Σ (f − z)²,    z = min(f, low) where t ≤ low,  max(f, high) where t ≥ high,  t elsewhere,
+
+is convex in the weights, and gets smaller with every round of solving for them with z fixed, which leaves the system's
+matrix as it is, and taking z anew (the nonlinear, asymmetric reconstruction of Zhang, Zou, He and Sun, TPAMI 2016,
+section 3.2, with a loss on the wrong side only).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from .protos import attribute, input_name
+from .tensors import Array, values_of
+from .walk import Walk
+
+ROUNDS = 8
+
+Limits = tuple[Array, Array]
+"""low and high, which broadcast to (places, outputs)."""
+NONE: Limits = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
+
+
+def limits(walk: Walk, value: str) -> Limits:
+    """What all readers of a value cut off; infinite if there is one that does not, or if it leaves the graph."""
+    found = [CUTS.get(n.op_type, _nothing)(n, walk) for n in walk.nodes if value in n.input]
+    if not found or any(value == v.name for v in walk.model.graph.output):
+        return NONE
+    lows, highs = zip(*found, strict=True)
+    return np.array(min(lows), np.float32), np.array(max(highs), np.float32)
+
+
+def is_cut(cut: Limits) -> bool:
+    """Whether anything is cut off."""
+    low, high = cut
+    return bool(np.isfinite(low).any() or np.isfinite(high).any())
+
+
+def less(cut: Limits, known: Array) -> Limits:
+    """What is cut off of the one operand of a sum, of which the other is known, (places, outputs)."""
+    return (cut[0] - known, cut[1] - known) if is_cut(cut) else cut
+
+
+def nearest(found: Array, wanted: Array, cut: Limits) -> Array:
+    """(places, outputs) z: of the values as good as those wanted the ones nearest to those found."""
+    low, high = cut
+    below = np.where(wanted <= low, np.minimum(found, low), wanted)
+    return np.where(wanted >= high, np.maximum(found, high), below)
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What weights should make of what they read, where some of it is cut off.
+
+    Attributes:
+        seen: (places, p) what is read, less its mean if there is a bias.
+        wanted: (places, outputs).
+        cut: what is cut off of that.
+        centred: whether there is a bias.
+    """
+
+    seen: Array
+    wanted: Array
+    cut: Limits
+    centred: bool
+
+    def pursued(self, weights: Array, solve: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """(p, outputs) weights after all rounds, and (places, outputs) z.
+
+        Args:
+            weights: those closest to what is wanted.
+            solve: the same, of what the covariances of what is read with what should be made have more.
+        """
+        aim = self.wanted
+        for _ in range(ROUNDS):
+            found = self.seen @ weights + (aim.mean(axis=0) if self.centred else 0)
+            aim = nearest(found, self.wanted, self.cut)
+            weights = solve(self.seen.T @ self._centred(aim - self.wanted) / len(aim))
+        return weights, aim
+
+    def _centred(self, values: Array) -> Array:
+        return values - values.mean(axis=0) if self.centred else values
+
+
+Bounds = tuple[float, float]
+
+
+def _nothing(node: NodeProto, walk: Walk) -> Bounds:
+    return -math.inf, math.inf
+
+
+def _clip(node: NodeProto, walk: Walk) -> Bounds:
+    """Its bounds are inputs, before opset 11 attributes; one that is computed cuts off nothing that is known."""
+    return _bound(node, walk, 1, "min", -math.inf), _bound(node, walk, 2, "max", math.inf)
+
+
+def _bound(node: NodeProto, walk: Walk, slot: int, name: str, none: float) -> float:
+    if not (given := input_name(node, slot)):
+        return float(attribute(node, name, none))
+    return float(values_of(walk.constants[given]).item()) if given in walk.constants else none
+
+
+CUTS: Mapping[str, Callable[[NodeProto, Walk], Bounds]] = {
+    "Relu": lambda node, walk: (0, math.inf),
+    "Clip": _clip,
+    "HardSwish": lambda node, walk: (-3, math.inf),
+}
+"""Operator → below what, and above what, its result is the same."""
