@@ -104,6 +104,57 @@ def test_too_few_places_leave_the_taps_alone() -> None:
     assert refitted(256) == [True]
 
 
+HALVES = """(float[N,1,64] x) => (float[N,1,64] y) <float[2,1,1] w1, float[2] b1, float[1,2,3] w2, float[1] b2> {
+    h = Conv(x, w1, b1)
+    r = Relu(h)
+    t = Conv<pads=[1,1]>(r, w2, b2)
+    y = Relu(t)
+}"""
+"""r holds 2 max(x, 0) and max(-x, 0); of the second, which goes, t needs only that it is below zero there."""
+
+
+def halves(text: str, bias: float = 0) -> ModelProto:
+    values = {
+        "w1": np.array([2, -1], np.float32)[:, None, None],
+        "b1": np.zeros(2, np.float32),
+        "w2": np.array([[[0, 2, 0], [0, -3, 0]]], np.float32),
+        "b2": np.array([bias], np.float32),
+    }
+    return from_text(text, values)
+
+
+@pytest.mark.parametrize(
+    ("behind", "bias"),
+    [
+        ("y = Relu(t)", 0),
+        ("s = Add(t, x) y = Relu(s)", 0),
+        ("low = Constant<value=float {0}>() high = Constant<value=float {2}>() y = Clip(t, low, high)", 0),
+        ("low = Constant<value=float {0}>() y = Clip(t, low)", 0),
+        ("u = Neg(t) y = Identity(u)", 0),
+        ("y = HardSwish(t)", -3),
+    ],
+)
+def test_what_an_activation_cuts_off_is_not_fitted(behind: str, bias: float) -> None:
+    """The half that is left says all that passes; where nothing is cut off, the other half is missed."""
+    rng = np.random.default_rng(1)
+    x, fresh = ({"x": rng.standard_normal((64, 1, 64)).astype(np.float32)} for _ in range(2))
+    model = halves(HALVES.replace("y = Relu(t)", behind), bias)
+    before, after = (
+        run(m, fresh)[0] for m in (model, onnxfuse.fuse(model, sparsity=0.5, method="drop", calib=x).model)
+    )
+    error = np.linalg.norm(after - before) / np.linalg.norm(before - before.mean())
+    assert (error < 0.1) == ("Neg" not in behind)
+
+
+def test_what_is_cut_off_but_read_elsewhere_too_is_fitted() -> None:
+    """A linear fit of t has the right mean; one of what is left of it has not."""
+    rng = np.random.default_rng(1)
+    x = {"x": rng.standard_normal((64, 1, 64)).astype(np.float32)}
+    model = halves(HALVES.replace("[N,1,64] y)", "[N,1,64] y, float[N,1,64] t)"))
+    small = onnxfuse.fuse(model, sparsity=0.5, method="drop", calib=x).model
+    assert abs(run(small, x)[1].mean() - run(model, x)[1].mean()) < 0.01
+
+
 BEHIND = """(float[N,1,64] x) => (float[N,3,62] y)
     <float[2,1,3] w0, float[2] b0, float[2,2,1] w1, float[2] b1, float[2,1,3] wd, float[2] bd, float[3,2,1] w2,
      float[3] b2> {
