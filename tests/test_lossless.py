@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 import onnxfuse
 from onnxfuse.channels import ChannelGroup
-from onnxfuse.conduct import Conduct, conducts
+from onnxfuse.conduct import Conduct, conducts, verdicts
 from onnxfuse.findings import Role
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
@@ -77,6 +77,47 @@ def test_unread_and_unmade_channels(operator: str) -> None:
     edits: dict[str, Any] = {"w2": {(..., 2): 0}, "w1": {3: 0, 5: 0}, "b1": {3: 0.5, 5: -0.5}}
     dead = 2 if operator == "Relu" else 1
     assert counts(changed(MLP.format(operator), **edits)) == (dead, 3 - dead, 0)
+
+
+MET = """(float[1,3,6,6] x) => (float[1,4,6,6] y)
+    <float[8,3,3,3] w1, float[8] b1, float[1,3,1,1] wg, float[1] bg, float[4,8,1,1] w2, float[4] b2> {{
+    h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    r = Relu(h)
+    p = GlobalAveragePool(x)
+    a = Conv(p, wg, bg)
+    g = Sigmoid(a)
+    s = ReduceSum<keepdims=0>(g)
+    q = {}
+    y = Conv(q, w2, b2)
+}}"""
+"""All channels meet one number of the sample's own."""
+
+
+@pytest.mark.parametrize("meeting", ["Mul(r, g)", "Div(r, g)", "Add(r, g)", "Sub(g, r)", "Max(r, g)", "Clip(r, s)"])
+def test_what_meets_a_number_of_the_samples_own_is_not_constant(meeting: str) -> None:
+    text = MET.format(meeting)
+    assert refused(changed(text, w1={5: 0}, b1={5: 0.5}))
+    zero = changed(text, w1={5: 0}, b1={5: -0.5})
+    assert counts(zero) == (1, 0, 0) if meeting[:3] in ("Mul", "Div") else refused(zero)
+    assert counts(changed(text, w2={(..., 5, 0, 0): 0})) == (1, 0, 0)
+
+
+def test_a_gate_with_channels_of_its_own_may_be_constant() -> None:
+    text = MET.replace("[1,3,1,1] wg, float[1]", "[8,3,1,1] wg, float[8]").replace("ReduceSum<keepdims=0>", "Relu")
+    text = text.format("Mul(r, g)")
+    assert counts(changed(text, w1={5: 0}, b1={5: 0.5}, wg={5: 0})) == (0, 1, 0)
+    assert refused(changed(text, w1={5: 0}, b1={5: 0.5}))
+
+
+def test_what_a_product_adds_of_the_samples_own_is_not_constant() -> None:
+    text = """(float[1,6] x) => (float[1,3] y) <float[8,6] w1, float[3,8] w2, float[3] b2> {
+        m = ReduceMean<axes=[1]>(x)
+        h = Gemm<transB=1>(x, w1, m)
+        y = Gemm<transB=1>(h, w2, b2)
+    }"""
+    assert refused(changed(text, w1={5: 0}))
+    assert refused(changed(text, w1={5: 2 * weights(from_text(text))["w1"][2]}))
+    assert counts(changed(text, w1={5: weights(from_text(text))["w1"][2]})) == (0, 0, 1)
 
 
 def test_a_constant_goes_into_the_bias() -> None:
@@ -236,7 +277,8 @@ def twins(model: ModelProto) -> tuple[ModelProto, int]:
     reference = probe(model, CPU)
     channels = find_channels(graph, reference)
     alone = [g for g in channels.groups if sum(g.family == o.family for o in channels.groups) == 1]
-    able = [g for g in alone if g.unit == g.channels > 1 and conducts(channels)[g] is not Conduct.OTHER]
+    known = conducts(channels.groups, verdicts(channels))
+    able = [g for g in alone if g.unit == g.channels > 1 and known[g] is not Conduct.OTHER]
     for group in able:
         copy(graph, group)
     return model, len(able)
