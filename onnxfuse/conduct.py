@@ -114,11 +114,11 @@ def _cast(touch: Touch) -> Conduct:
 
 
 def _contraction(touch: Touch) -> Conduct:
-    """Only with constant weights."""
+    """Only with constant weights; to what is made nothing may be added that all channels share, as in `_shift`."""
     constant = all(touch.constant(i) for i in range(len(touch.node.inputs)) if i not in touch.data)
     if not touch.tied or (touch.data and not constant) or len(touch.data) > 1:
         return Conduct.OTHER
-    return Conduct.PLAIN if touch.foreign else Conduct.HOMOGENEOUS
+    return _shift(touch)
 
 
 def _clip(touch: Touch) -> Conduct:

@@ -242,6 +242,19 @@ def test_what_is_added_alike_to_all_is_no_multiple_of_itself() -> None:
     assert counts(doubled(text, 1.0)) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("shape", ["1", "4,1"])
+def test_what_a_product_adds_alike_to_all_is_no_multiple_of_itself(shape: str) -> None:
+    text = f"""(float[4,6] x) => (float[4,3] y) <float[8,6] w1, float[{shape}] c, float[3,8] w2, float[3] b2> {{
+        h = Gemm<transB=1>(x, w1, c)
+        r = Relu(h)
+        y = Gemm<transB=1>(r, w2, b2)
+    }}"""
+    row = weights(from_text(text))["w1"][2]
+    assert refused(changed(text, w1={5: 2 * row}))
+    assert counts(changed(text, w1={5: row})) == (0, 0, 1)
+    assert counts(changed(text, w1={5: 2 * row}, c={...: 0})) == (0, 0, 1)
+
+
 def test_slopes_must_agree() -> None:
     text = """(float[N,6] x) => (float[N,3] y) <float[8,6] w1, float[8] b1, float[8] a_scale, float[3,8] w2> {
         h = Gemm<transB=1>(x, w1, b1)
