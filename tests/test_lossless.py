@@ -202,6 +202,26 @@ def test_one_channel_stays() -> None:
     assert counts(model) == (7, 0, 0)
 
 
+PICKED = """(float[1,3,6,6] x) => (float[1,4] y) <float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] k, float[8] c,
+    float half = {{0.5}}, float[4,8] w2, float[4] b2> {{
+    h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    d = Conv<pads=[1,1,1,1],group=8>(h, k, c)
+    m = ReduceMean<keepdims=0>(x)
+    l = {}(m, half)
+    i = Cast<to=7>(l)
+    row = Gather<axis=2>(d, i)
+    point = Gather<axis=2>(row, i)
+    y = Gemm<transB=1>(point, w2, b2)
+}}"""
+"""The input's mean says whether a point at the border is read, where channels are not what they are within."""
+
+
+def test_nothing_may_be_lost_on_an_input_of_another_mean_either() -> None:
+    for comparison in ("Less", "Greater"):
+        with pytest.raises(onnxfuse.VerificationFailed, match="on random input of another mean and scale, over 1e-05"):
+            onnxfuse.fuse(changed(PICKED.format(comparison), w1={5: 0}, b1={5: 0.5}), lossless=True)
+
+
 # --- duplicates -----------------------------------------------------------------------------------------------------
 def doubled(text: str, factor: float) -> ModelProto:
     """Channel 5 is `factor` times channel 2."""
