@@ -81,6 +81,29 @@ SHRINKS = {
     "a number before normalization": NORMALIZED.format(n="N", c="1,1"),
     "a column before normalization": NORMALIZED.format(n="2", c="2,1"),
     "a matrix before normalization": NORMALIZED.format(n="2", c="2,8"),
+    "a vector reads channels": """(float[N,3,6,6] x) => (float[N] y)
+        <float[8,3,3,3] w1, float[8] b1, float[8] v, float[1] c> {
+        h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        r = Relu(h)
+        p = GlobalAveragePool(r)
+        f = Flatten(p)
+        m = MatMul(f, v)
+        y = Add(m, c)
+    }""",
+    "a vector reads channels from the left": """(float[N,3,20] x) => (float[N,20] y)
+        <float[8,3,3] w1, float[8] b1, float[8] v, float[20] c> {
+        h = Conv<pads=[1,1]>(x, w1, b1)
+        r = Relu(h)
+        m = MatMul(v, r)
+        y = Add(m, c)
+    }""",
+    "a vector reads positions": """(float[N,3,5,6] x) => (float[N,2,5] y)
+        <float[8,3,1,1] w1, float[6] v, float[2,8,1] w2> {
+        h = Conv(x, w1)
+        r = Relu(h)
+        m = MatMul(r, v)
+        y = Conv(m, w2)
+    }""",
     "constant minus channels": """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, float[8] c, float[8,3] w2> {
         h = MatMul(x, w1)
         s = Sub(c, h)

@@ -23,6 +23,7 @@ from onnxfuse.tensors import set_values
 from onnxfuse.weights import front
 
 from .graphs import NAMES, Array, build, from_text, gap, inputs, random_weight, run, weights
+from .hard_texts import SHRINKS
 from .test_cli import call
 from .test_plan import redo
 
@@ -163,6 +164,14 @@ def test_a_bias_after_matmul_takes_constants_up() -> None:
         y = Add(n, b2)
     }"""
     assert counts(changed(text, w1={(..., 2): 0})) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["a vector reads channels", "a vector reads channels from the left"])
+def test_a_vector_reads_channels(name: str) -> None:
+    """What is added behind it has no channels, and takes no constant up."""
+    assert counts(changed(SHRINKS[name], w1={5: 0}, b1={5: -0.5})) == (1, 0, 0)
+    assert counts(changed(SHRINKS[name], v={5: 0})) == (1, 0, 0)
+    assert refused(changed(SHRINKS[name], w1={5: 0}, b1={5: 0.5}))
 
 
 def test_no_bias_is_added_to_a_product_that_is_an_output() -> None:
