@@ -21,7 +21,8 @@ def bias_of(graph: Graph, reader: RawSlot) -> str | None:
     if node.op_type == "Gemm" and len(node.input) > 2:
         return None if is_scaled(node) else graph.own_vector(node.input[2])
     added = graph.added(node.output[0])
-    if node.op_type == "MatMul" and reader.edge.slot == 1 and added is not None:
+    matrix = len(graph.constants[reader.tensor].dims) > 1  # what a vector makes has no axis of its own
+    if node.op_type == "MatMul" and reader.edge.slot == 1 and matrix and added is not None:
         return graph.own_vector(added[0])
     return None
 

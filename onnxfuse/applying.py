@@ -215,7 +215,7 @@ class _Applied:
     def _folded(self, fold: _Fold) -> tuple[Array, Array]:
         gamma, beta, mean, variance = self._norm(fold)
         scale = gamma / np.sqrt(variance + fold.norm.epsilon)
-        own = 0 if fold.own_bias is None else fold.own_bias.read(self.state)
+        own = np.zeros(1) if fold.own_bias is None else fold.own_bias.read(self.state).ravel()
         weight = scaled(fold.kernel.read(self.state), scale, fold.axis, fold.split)
         return weight, (own - mean) * scale + beta
 
@@ -228,9 +228,10 @@ class _Applied:
         own = np.zeros_like(beta)
         result = {fold.kernel.key: fold.kernel.back(scaled(values[fold.weight], 1 / scale, fold.axis, fold.split))}
         if fold.own_bias is not None:
-            own = fold.own_bias.read(self.state) if kept is None else fold.own_bias.read(self.state)[kept]
+            held = fold.own_bias.read(self.state)  # a Gemm's may have one number for all channels, or one row
+            own = held if kept is None or held.size == 1 else held[..., kept]
             result[fold.own_bias.key] = own
-        mean = own - (values[fold.bias] - beta) / scale
+        mean = own.ravel() - (values[fold.bias] - beta) / scale
         return result | dict(zip(fold.norm.keys, (gamma, beta, mean, variance), strict=True))
 
     def _copies(self, values: Mapping[str, Array], done: Mapping[str, Array]) -> dict[str, Array]:

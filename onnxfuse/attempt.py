@@ -24,7 +24,7 @@ from .probe import Probe
 from .report import Quality
 from .search import Judge, find
 from .tensors import read_in
-from .verify import verify
+from .verify import ELSEWHERE, compare_elsewhere, verify
 
 log = logging.getLogger("onnxfuse")
 Proof = TypeVar("Proof")
@@ -96,8 +96,12 @@ class Setting:
         on_samples = self.samples is not None and bool(comparable(small))
         floors = (None, None) if on_samples else (options.min_cosine, options.max_error)
         comparison = verify(model, self.reference, self.providers, *floors, self.source.load, wary)
-        types = {t.data_type for t in small.graph.initializer}
-        return check_lossless(comparison, types) if options.lossless else comparison
+        if options.lossless:
+            types = {t.data_type for t in small.graph.initializer}
+            check_lossless(comparison.outputs, types, "on random input")
+            elsewhere = compare_elsewhere(model, self.reference, self.providers, self.source.load())
+            check_lossless(elsewhere, types, ELSEWHERE)
+        return comparison
 
     def _fidelity(self, result: ModelProto, options: Options) -> Fidelity | None:
         """None if there are no samples, or no outputs that can be compared on them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,17 +90,21 @@ def floor_missed(outputs: Sequence[OutputError], min_cosine: float | None, max_e
     return None
 
 
-def check_lossless(comparison: Comparison, types: Set[int]) -> Comparison:
-    """The same comparison, if nothing was lost.
+def check_lossless(outputs: Iterable[OutputError], types: Set[int], where: str) -> None:
+    """Nothing may be lost.
 
     Args:
+        outputs: of the result, against the original's.
         types: element types of the model's weights; sums in another order differ by roundings of the coarsest.
+        where: on what input, for the message.
 
     Raises:
         VerificationFailed: an output changed by more than `LOSSLESS` of its norm.
     """
     allowed = max([LOSSLESS, *(ROUNDINGS * EPSILON[t] for t in types & EPSILON.keys())])
-    for output in comparison.outputs:
+    for output in outputs:
         if not output.relative <= allowed:
-            raise VerificationFailed(f"output {output.name!r} changed by {output.relative:.2g}, over {allowed:.2g}")
-    return comparison
+            raise VerificationFailed(
+                f"output {output.name!r} changed by {output.relative:.2g} {where}, over {allowed:.2g}; "
+                "leave out the layers at fault with --exclude"
+            )

@@ -41,7 +41,7 @@ from .scheme import Lowered
 from .scores import feature_of
 from .settle import settle, settle_lossless
 from .tensors import set_values
-from .weights import Weights
+from .weights import Weights, check_finite
 
 Studies = dict[tuple[tuple[Edge, str], ...], Study | None]
 """What was measured, by the constants that it tells of: a lock may leave a shared one whole that was cloned before."""
@@ -98,6 +98,7 @@ def compress(
     def look(channels: Channels) -> Study | None:
         constants = tuple((s.edge, s.tensor) for s in channels.slots)
         if constants not in studies:
+            check_finite(channels)
             tell("measure", 0, 1)
             with blas_for_one_of_two():
                 studies[constants] = survey(channels, folded, options, batches, before, lowered)

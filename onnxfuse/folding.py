@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .producers import is_scaled, scaled_rows
-from .protos import Edge, add_initializer, attribute, constant_tensors, consumers, first_free, proto_label
+from .protos import (
+    Edge,
+    add_initializer,
+    attribute,
+    constant_tensors,
+    consumers,
+    first_free,
+    proto_label,
+    resize_inputs,
+)
 from .tensors import Array, set_values, values_of
 
 FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
@@ -64,9 +74,16 @@ def fold_batch_norms(model: ModelProto, excluded: Sequence[re.Pattern[str]]) -> 
     return folded
 
 
-def _can_fold(maker: NodeProto, norm: NodeProto, constants: Container[str]) -> bool:
+def _can_fold(maker: NodeProto, norm: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     known = all(i in constants for i in [*maker.input[1:], *norm.input[1:]] if i)
-    return known and not is_scaled(maker) and not any(norm.output[1:]) and not attribute(norm, "training_mode", 0)
+    plain = not is_scaled(maker) and not any(norm.output[1:]) and not attribute(norm, "training_mode", 0)
+    return known and plain and _is_row(maker, constants)
+
+
+def _is_row(maker: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether what is added, if anything, is the same for all rows: a Gemm may add (rows, 1) or (rows, channels)."""
+    bias = constants.get(maker.input[2]) if len(maker.input) > 2 else None
+    return bias is None or math.prod(bias.dims[:-1]) == 1
 
 
 def _fold(
@@ -80,7 +97,7 @@ def _fold(
     has_bias = len(maker.input) > 2 and maker.input[2] != ""
     bias = values_of(constants[maker.input[2]]).astype(np.float64) if has_bias else np.zeros_like(mean)
     source = maker.input[1]
-    shifted = (np.broadcast_to(bias, mean.shape) - mean) * scale + beta
+    shifted = (np.broadcast_to(bias.ravel(), mean.shape) - mean) * scale + beta
     if not has_bias:
         maker.input[2:] = [_free_name(f"{maker.input[1]}_bias", constants)]
     for i, values in ((1, scaled_rows(maker, weight, scale)), (2, shifted.astype(weight.dtype))):
@@ -89,6 +106,7 @@ def _fold(
         name = maker.input[i]
         if name in constants:
             set_values(constants[name], values)
+            resize_inputs(model, {name: values.shape})
         else:
             constants[name] = add_initializer(model, numpy_helper.from_array(values), name)
     maker.output[0] = norm.output[0]

@@ -5,36 +5,30 @@ constant   the same, but a constant part is left, which goes into the biases of 
 duplicate  equal to another one, or a positive multiple of it where all operators between keep that so: what reads it
            reads the other one instead, that many times
 
-Nothing is estimated from data: channels are judged by their weights, and constants are those that the channel has
-when its own weights are set to zero. A channel that only some inputs leave dead is not dead.
+Nothing is estimated from data: channels are judged by their weights (`still`, `duplicates`). A channel that only some
+inputs leave dead is not dead.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, helper
 from scipy.sparse import csr_array
 
-from .absorb import bias_of, columns, makes
 from .channels import ChannelGroup, Channels, Slot
-from .conduct import Conduct, conducts
-from .findings import RawSlot, Role
+from .conduct import Conduct, conducts, verdicts
+from .findings import Role
 from .ids import Ids
 from .merge import Merge
 from .probe import Probe
-from .protos import every_constant
-from .sessions import session
-from .standin import in_float32
-from .tensors import Array, set_values, values_of
-from .weights import front, gather, others
+from .still import constants
+from .tensors import Array
+from .weights import gather, others
 
 KINDS = ("dead", "constant", "duplicate")
-TINY = 1e-7
-"""float32's resolution: a contribution of less than this share of the largest one is lost in the sum."""
 EQUAL = 1e-6
 """Relative difference of channels that count as equal: some float32 operations apart."""
 SKETCH, NEAR = 64, 1e-3
@@ -80,11 +74,12 @@ def find_free(channels: Channels, reference: Probe, providers: Sequence[str]) ->
         providers: of onnxruntime for it.
     """
     graph = channels.tracker.graph
-    able = {g: c for g, c in conducts(channels).items() if c is not Conduct.OTHER}
+    judged = list(verdicts(channels))
+    able = {g: c for g, c in conducts(channels.groups, judged).items() if c is not Conduct.OTHER}
     rows = {g: {s: gather(graph.array(s.tensor), s).astype(np.float64) for s in g.slots} for g in able}
-    still = {g: _still(r) for g, r in rows.items()} if graph.runs else {}  # what is read shows in a run only
     found = {g: _Found() for g in able}
-    for group, channel, kind, taken in _constants(channels, still, reference, providers):
+    shown = rows if graph.runs else {}  # what is read shows in a run only
+    for group, channel, kind, taken in constants(channels, shown, judged, reference, providers):
         found[group].kinds[channel], found[group].shifts[channel] = kind, taken
     for group, conduct in able.items():
         alive = others(np.array(list(found[group].kinds), np.int64), group.channels)
@@ -98,102 +93,6 @@ def find_free(channels: Channels, reference: Probe, providers: Sequence[str]) ->
     kinds = Counter(found[g].kinds[c] for g, cs in gone.items() for c in cs)
     merges = tuple((g, _merge(g.channels, cs, found[g])) for g, cs in gone.items())
     return Free(merges, shifts, {kind: kinds[kind] for kind in KINDS})
-
-
-# --- dead and constant ----------------------------------------------------------------------------------------------
-def _still(rows: Mapping[Slot, Array]) -> Ids:
-    """Channels that hardly vary, or whose varying is hardly read."""
-    made = [_relative(r) for s, r in rows.items() if s.role is Role.PRODUCES]
-    read = [_relative(r) for s, r in rows.items() if s.role is Role.CONSUMES]
-    if not made or not read:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(np.max(made, axis=0) * np.max(read, axis=0) <= TINY)
-
-
-def _relative(rows: Array) -> Array:
-    """(n,) norms over the largest of them."""
-    norms = np.linalg.norm(rows, axis=1)
-    return np.asarray(norms / (norms.max() or 1))
-
-
-Effect = tuple[str, Array] | None
-"""Bias and what it takes up; None if no bias can."""
-
-
-def _constants(
-    channels: Channels, still: Mapping[ChannelGroup, Ids], reference: Probe, providers: Sequence[str]
-) -> Iterator[tuple[ChannelGroup, int, str, list[tuple[str, Array]]]]:
-    """(group, channel, kind, what goes into biases) of the candidates that can go."""
-    owner: dict[int, tuple[ChannelGroup, int]] = {}
-    for group, candidates in still.items():
-        owner |= {int(group.classes[i]): (group, int(i)) for i in candidates}
-    wanted = np.array(list(owner), np.int64)
-    readers = [r for r in channels.slots if r.role is Role.CONSUMES and np.isin(channels.classes[r.ids], wanted).any()]
-    values = _values(channels, still, [r for r in readers if r.data], reference, providers) if readers else {}
-    effects: dict[int, list[Effect]] = {c: [] for c in owner}
-    for reader in readers:
-        classes = channels.classes[reader.ids]
-        positions = np.flatnonzero(np.isin(classes, wanted))
-        for position, effect in zip(positions, _effects(channels, reader, values, positions), strict=True):
-            effects[int(classes[position])] += effect
-    for number, parts in effects.items():
-        shifts = [part for part in parts if part is not None]
-        if len(shifts) == len(parts):
-            yield (*owner[number], "constant" if shifts else "dead", shifts)
-
-
-def _values(
-    channels: Channels,
-    still: Mapping[ChannelGroup, Ids],
-    readers: Sequence[RawSlot],
-    reference: Probe,
-    providers: Sequence[str],
-) -> dict[str, Array]:
-    """What the readers see when the candidates' own weights are zero."""
-    model = ModelProto()
-    model.CopyFrom(channels.tracker.graph.model)
-    constants = every_constant(model)
-    for group, candidates in still.items():
-        for slot in group.slots:
-            if slot.role is Role.PRODUCES and len(candidates):
-                values = np.array(values_of(constants[slot.tensor]))
-                view = front(values, slot)
-                view[np.unravel_index(slot.positions[candidates], view.shape[: len(slot.axes)])] = 0
-                set_values(constants[slot.tensor], values)
-    names = sorted({_seen(channels, r) for r in readers})
-    have = {o.name for o in model.graph.output}
-    model.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in have)
-    runs = in_float32(model) if reference.stand_in else model
-    return dict(zip(names, session(runs, providers).run(names, dict(reference.inputs)), strict=True))
-
-
-def _seen(channels: Channels, reader: RawSlot) -> str:
-    """The value that a reader reads."""
-    assert reader.data is not None
-    return str(channels.tracker.graph.model.graph.node[reader.edge.node].input[reader.data[0]])
-
-
-def _effects(
-    channels: Channels, reader: RawSlot, values: Mapping[str, Array], positions: Ids
-) -> Iterator[list[Effect]]:
-    """For each of these positions of a reader what its constant does to the biases; nothing if it is negligible."""
-    if reader.data is None:
-        for _ in positions:
-            yield [None]
-        return
-    graph = channels.tracker.graph
-    read, bias = columns(graph, reader), bias_of(graph, reader)
-    seen = np.moveaxis(values[_seen(channels, reader)], reader.data[1], -1).reshape(-1, len(read)).astype(np.float64)
-    size = np.linalg.norm(read.reshape(len(read), -1), axis=1)
-    least = TINY * (np.sqrt((seen**2).mean(axis=0)) * size).max()
-    for p in positions:
-        value = float(seen[:, p].mean())
-        if abs(seen[:, p]).max() * size[p] <= least:
-            yield []
-        elif bias is not None and np.ptp(seen[:, p]) * size[p] <= least:
-            yield [(bias, makes(read, p, value, reader.split))]
-        else:
-            yield [None]
 
 
 # --- duplicates -----------------------------------------------------------------------------------------------------

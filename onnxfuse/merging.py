@@ -9,7 +9,6 @@ import numpy as np
 
 from .calibrate import Study
 from .channels import ChannelGroup, Channels, Slot
-from .errors import ModelError
 from .findings import Role
 from .gradients import Salience
 from .graph import Graph
@@ -54,7 +53,6 @@ def merge_all(
     def merge(number: int) -> Merge:
         group, k = todo[number]
         rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
-        _check_finite(rows)
         rng = np.random.default_rng([options.seed, number])
         products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
         scores = importance(score, GroupView(group, rows, rng, products, energies.get(group)))
@@ -103,14 +101,6 @@ def _seen(measured: Study | None, rows: Mapping[Slot, Array], mixes: bool) -> tu
         return [], Source.SYNTHETIC, False
     views = measured.views(rows)
     return views, measured.source, mixes and len(views) == sum(s.role is Role.CONSUMES for s in rows)
-
-
-def _check_finite(rows: Mapping[Slot, Array]) -> None:
-    for slot, values in rows.items():
-        if not np.isfinite(values).all():
-            raise ModelError(
-                f"weight {slot.tensor!r} of {slot.node} has values that are not finite; repair the model first"
-            )
 
 
 def _shared_tensors(groups: Sequence[ChannelGroup], graph: Graph) -> list[set[int]]:

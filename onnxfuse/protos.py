@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,15 @@ def add_initializer(model: ModelProto, tensor: TensorProto, name: str) -> Tensor
     if model.ir_version < 4:
         model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
     return new
+
+
+def resize_inputs(model: ModelProto, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Give inputs of these names, which list initializers, their new sizes."""
+    for value in (v for v in model.graph.input if v.name in sizes):
+        dims = value.type.tensor_type.shape.dim
+        del dims[:]
+        for size in sizes[value.name]:
+            dims.add(dim_value=size)
 
 
 def free_name(stem: str, taken: Container[str]) -> str:

@@ -33,7 +33,8 @@ class Reader:
         slot: its axis of d positions.
         value, axis: where they arrive.
         bias: the initializer that is added to what it makes, one number for each output, or None.
-        made: what it makes, the bias included; empty if that is no value, as what goes into gates.
+        made: what it makes, the bias included; empty if that is no value, as what goes into gates, or has no axis of
+            channels, as what a vector makes.
         layout: (n, q) the q positions of each of the n channels it reads (several behind a Flatten).
         taps: of its kernel: weights with which one output reads one position.
     """
@@ -67,8 +68,10 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
                 continue
             value = node.input[s.data[0]]
             if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
-                kernel = graph.constants[s.tensor].dims[2:] if node.op_type in ("Conv", "ConvTranspose") else ()
-                found.append(Reader(s, value, s.data[1], *own_bias(graph, node), layout, math.prod(kernel)))
+                dims = graph.constants[s.tensor].dims
+                kernel = dims[2:] if node.op_type in ("Conv", "ConvTranspose") else ()
+                made = own_bias(graph, node) if len(dims) > 1 else (None, "")
+                found.append(Reader(s, value, s.data[1], *made, layout, math.prod(kernel)))
     return sorted(found, key=lambda r: r.slot.edge.node)
 
 

@@ -16,7 +16,7 @@ from .extents import kept_extent, shrunk_number, shrunk_shape
 from .findings import Demand, Lock, Pick
 from .graph import Graph
 from .ids import Ids, counted
-from .protos import Edge, drop_attribute, every_constant, graphs, set_attribute
+from .protos import Edge, drop_attribute, every_constant, graphs, resize_inputs, set_attribute
 from .symbols import Place
 from .tensors import Array, set_values
 from .weights import Weights, front, in_blocks, others
@@ -227,6 +227,4 @@ def record_constants(model: ModelProto) -> None:
             dims = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
             if value.name not in made and constants.get(value.name) != dims:
                 del graph.value_info[i]
-    for value in model.graph.input:
-        for d, size in zip(value.type.tensor_type.shape.dim, constants.get(value.name, ()), strict=False):
-            d.dim_value = size
+    resize_inputs(model, constants)

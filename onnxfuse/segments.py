@@ -57,9 +57,10 @@ def segments(channels: Channels) -> dict[ChannelGroup, Segments]:
     """The segments of every group."""
     nodes = channels.tracker.graph.protos
     strict: dict[ChannelGroup, set[str]] = {group: set() for group in channels.groups}
-    for group, position, conduct in verdicts(channels):
-        if conduct is not Conduct.HOMOGENEOUS:
-            strict[group].update(nodes[position].input, nodes[position].output)
+    for verdict in verdicts(channels):
+        if verdict.conduct is not Conduct.HOMOGENEOUS:
+            node = nodes[verdict.node]
+            strict[verdict.group].update(node.input, node.output)
     found = {}
     for group in channels.groups:
         raw = [raw_of(channels, slot) for slot in group.slots]

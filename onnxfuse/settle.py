@@ -19,6 +19,7 @@ from .probe import Probe
 from .providers import provider_list
 from .rewrite import Removal, conflicts, removed_mask
 from .tracker import Permit
+from .weights import check_finite
 from .wishes import families
 
 
@@ -27,6 +28,7 @@ def settle_lossless(graph: Graph, reference: Probe, options: Options) -> tuple[C
     found: list[Free] = []
 
     def choose(channels: Channels) -> list[int]:
+        check_finite(channels)
         found.append(find_free(channels, reference, provider_list("cpu")))
         kept = {group: len(merge.kept) for group, merge in found[-1].merges}
         if not kept:

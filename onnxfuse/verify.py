@@ -16,14 +16,18 @@ from onnx import ModelProto
 
 from .comparison import Comparison, OutputError, Outputs, compare, floor_missed
 from .errors import Unsound, VerificationFailed, one_line
+from .fidelity import comparable
 from .files import too_large
 from .picking import in_order_of
 from .probe import Probe
-from .runs import Runs, many_weights, own_agreement, run_both, with_given_picks
+from .runs import Runs, many_weights, own_agreement, run, run_both, with_given_picks
 from .standin import in_float32
 from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
+SCALE, MEAN = 2.0, 1.0
+"""What the probe input is multiplied by, and what is added, for an input of another kind."""
+ELSEWHERE = "on random input of another mean and scale"
 AGREEMENT = 1e-3
 """Relative difference allowed between a result's outputs with onnxruntime's optimizations off and on."""
 WARY = 1e-4
@@ -83,6 +87,35 @@ def verify(
     if (missed := floor_missed(result.outputs, min_cosine, max_error)) is not None:
         raise VerificationFailed(f"{missed} (on random input)")
     return result
+
+
+def compare_elsewhere(
+    model: Path | ModelProto, reference: Probe, providers: Sequence[str], original: ModelProto
+) -> tuple[OutputError, ...]:
+    """A result against the original on an input of another mean and scale than the probe's.
+
+    Of the outputs that are finite there and that no picks by value lie before; of none if the original does not run.
+
+    Raises:
+        Unsound: the result does not run there.
+    """
+    feeds = {n: (SCALE * a + MEAN).astype(a.dtype) for n, a in reference.inputs.items() if _real(a)}
+    feeds = {**reference.inputs, **feeds}
+    try:
+        before = run(_source(original, reference), feeds, providers, optimized=False)
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        log.debug("the original does not run on an input of another mean and scale: %s", one_line(error))
+        return ()
+    try:
+        after = run(_stand_in(model) if reference.stand_in else model, feeds, providers, optimized=False)
+    except Exception as error:
+        raise Unsound(f"onnxruntime cannot run the result {ELSEWHERE}: {one_line(error)}") from error
+    names = [n for n in comparable(original) if _real(before[n]) and np.isfinite(before[n]).all()]
+    return compare({n: before[n] for n in names}, after)
+
+
+def _real(value: Array) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def _comparison(runs: Runs) -> Comparison:

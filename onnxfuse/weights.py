@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from .channels import Slot
+from .channels import Channels, Slot
+from .errors import ModelError
 from .findings import RawSlot, Role
 from .graph import Graph
 from .ids import Ids
 from .merge import Merge, per_row
 from .sparse import turned
-from .tensors import Array
+from .tensors import FLOATS, Array
 
 Index = tuple[Any, ...]
 ALL: Index = (slice(None), slice(None))
@@ -82,6 +83,18 @@ class Weights:
             fresh = uses[slot.tensor] > 1 or slot not in rows  # another slot's merge changes a shared tensor
             values = self.gather(slot) if fresh else rows[slot]
             self.scatter(slot, merge.kept, gone, factor(slot.role, values.dtype) @ values)
+
+
+def check_finite(channels: Channels) -> None:
+    """Everything that groups have, biases and factors too, must be numbers to merge or to measure with.
+
+    Raises:
+        ModelError: a constant has others.
+    """
+    graph = channels.tracker.graph
+    for name, slot in {s.tensor: s for group in channels.groups for s in group.slots}.items():
+        if graph.constants[name].data_type in FLOATS and not np.isfinite(graph.array(name)).all():
+            raise ModelError(f"weight {name!r} of {slot.node} has values that are not finite; repair the model first")
 
 
 def side_by_side(rows: Sequence[Array]) -> Array:

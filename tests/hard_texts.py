@@ -27,6 +27,14 @@ _TURNED = """qh = Reshape(q0, heads)
         y = MatMul(o, w4)
     }"""
 """Attention on q0 and k0, of which channels j and j + 4 of each head turn together, by cos and sin."""
+NORMALIZED = """(float[{n},6] x) => (float[{n},3] y) <float[8,6] w1, float[{c}] c, float[8] n_scale, float[8] n_shift,
+    float[8] n_mean, float[8] n_var, float[3,8] w2, float[3] b2> {{
+    h = Gemm<transB=1>(x, w1, c)
+    n = BatchNormalization(h, n_scale, n_shift, n_mean, n_var)
+    r = Relu(n)
+    y = Gemm<transB=1>(r, w2, b2)
+}}"""
+"""What Gemm adds may have one number for all channels, a row of them, a column or both."""
 _PERCEPTRON = """s = Add(x, o)
         g = MatMul(s, w5)
         u = MatMul(s, w6)
@@ -68,6 +76,33 @@ SHRINKS = {
         k = MatMul(c, w2)
         a = Add(k, k)
         y = MatMul(a, w3)
+    }""",
+    "a row before normalization": NORMALIZED.format(n="N", c="1,8"),
+    "a number before normalization": NORMALIZED.format(n="N", c="1,1"),
+    "a column before normalization": NORMALIZED.format(n="2", c="2,1"),
+    "a matrix before normalization": NORMALIZED.format(n="2", c="2,8"),
+    "a vector reads channels": """(float[N,3,6,6] x) => (float[N] y)
+        <float[8,3,3,3] w1, float[8] b1, float[8] v, float[1] c> {
+        h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        r = Relu(h)
+        p = GlobalAveragePool(r)
+        f = Flatten(p)
+        m = MatMul(f, v)
+        y = Add(m, c)
+    }""",
+    "a vector reads channels from the left": """(float[N,3,20] x) => (float[N,20] y)
+        <float[8,3,3] w1, float[8] b1, float[8] v, float[20] c> {
+        h = Conv<pads=[1,1]>(x, w1, b1)
+        r = Relu(h)
+        m = MatMul(v, r)
+        y = Add(m, c)
+    }""",
+    "a vector reads positions": """(float[N,3,5,6] x) => (float[N,2,5] y)
+        <float[8,3,1,1] w1, float[6] v, float[2,8,1] w2> {
+        h = Conv(x, w1)
+        r = Relu(h)
+        m = MatMul(r, v)
+        y = Conv(m, w2)
     }""",
     "constant minus channels": """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, float[8] c, float[8,3] w2> {
         h = MatMul(x, w1)

@@ -15,7 +15,7 @@ import onnxfuse
 
 from .copies import with_weights
 from .graphs import ROOT, Array, build, dims, from_text, gap, inputs, run, weights
-from .hard_texts import RECURRENT
+from .hard_texts import NORMALIZED, RECURRENT, SHRINKS
 
 GRAPHS = """mlp matmul_add conv_bn residual dense_block squeeze_excite prelu bn_after_relu shared_weight
 conv_transpose conv3d embedding""".split()
@@ -41,6 +41,21 @@ def test_the_original_graph_with_the_small_weights_is_the_small_model(name: str,
 
 def calibrated(model: ModelProto, method: str) -> dict[str, Array] | None:
     return inputs(model, batch=64) if method == "auto" and "N" in str(model.graph.input[0]) else None
+
+
+@pytest.mark.parametrize("added", ["8", "1,8", "1", "1,1"])
+def test_what_a_matrix_adds_before_its_normalization(added: str) -> None:
+    model = from_text(NORMALIZED.format(n="N", c=added))
+    result = onnxfuse.fuse(model, sparsity=0.5, method="fold")
+    check(model, onnxfuse.apply_plan(weights(model), result.plan), result)
+
+
+@pytest.mark.parametrize("name", ["a vector reads channels", "a vector reads channels from the left"])
+def test_a_vector_that_reads_channels_is_refitted(name: str) -> None:
+    model = from_text(SHRINKS[name])
+    result = onnxfuse.fuse(model, sparsity=0.5, calib=inputs(model, batch=64))
+    assert [r.reader.slot.tensor for r in result.plan.repairs] == ["v"]
+    check(model, onnxfuse.apply_plan(weights(model), result.plan), result)
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -156,6 +156,29 @@ def test_bad_input(case: str, folder: Path, capfd: pytest.CaptureFixture[str]) -
     check_failed(call(capfd, make(folder), folder / "out.onnx", "--sparsity", 0.5), 1, message, folder)
 
 
+@pytest.mark.parametrize("method", ["drop", "auto"])
+@pytest.mark.parametrize("options", [[], ["--calib"], ["--lossless"], ["--scope", "global"]], ids=str)
+@pytest.mark.parametrize(("name", "value"), [("w1", np.nan), ("b1", np.inf), ("a_scale", -np.inf)])
+def test_weights_biases_and_factors_must_be_finite(
+    name: str, value: float, options: list[str], method: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is measured: samples are not at fault."""
+    text = """(float[N,6] x) => (float[N,3] y) <float[8,6] w1, float[8] b1, float[8] a_scale, float[3,8] w2> {
+        h = Gemm<transB=1>(x, w1, b1)
+        r = PRelu(h, a_scale)
+        y = Gemm<transB=1>(r, w2)
+    }"""
+    shape = next(t.dims for t in from_text(text).graph.initializer if t.name == name)
+    onnx.save(from_text(text, {name: np.where(np.arange(8) == 3, value, np.ones(shape).T).T}), folder / "in.onnx")
+    given = [*HALF, "--method", method, *options] if options != ["--lossless"] else [*options]
+    if "--calib" in options:
+        (folder / "directory").mkdir()
+        np.savez(folder / "directory" / "x.npz", x=np.random.default_rng(0).standard_normal((64, 6)).astype("f"))
+        given += [str(folder / "directory" / "x.npz"), "--repair"]
+    message = f"weight '{name}' of "
+    check_failed(call(capfd, folder / "in.onnx", folder / "out.onnx", *given), 1, message, folder)
+
+
 # --- destinations ---------------------------------------------------------------------------------------------------
 DESTINATIONS = {
     "no such directory": ("none/out.onnx", [], "the directory"),

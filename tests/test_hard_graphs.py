@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import ModelProto, helper
@@ -13,8 +15,8 @@ import onnxfuse
 from onnxfuse.oracle import oracle_error
 
 from .formats import with_constant_nodes
-from .graphs import build, dims, from_text, inputs
-from .hard_texts import SAFE, SHRINKS
+from .graphs import build, dims, from_text, inputs, random_weight
+from .hard_texts import NORMALIZED, SAFE, SHRINKS
 
 BEFORE_1_24 = tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24)
 METHODS = ("auto", "drop", "intra-fusion", "barycentric", "fold")
@@ -64,6 +66,16 @@ def test_initializers_that_are_inputs(name: str) -> None:
     result = onnxfuse.fuse(model, sparsity=0.5)
     declared = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in result.model.graph.input}
     assert {t.name: list(t.dims) for t in result.model.graph.initializer}.items() <= declared.items()
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"lossless": True}], ids=["half", "lossless"])
+@pytest.mark.parametrize("added", ["1", "1,8"])
+def test_what_folding_makes_a_vector_of_is_a_vector_as_an_input(added: str, options: dict[str, Any]) -> None:
+    kernel = random_weight("w1", (8, 6)) * (np.arange(8) > 0)[:, None]
+    model = with_initializers_as_inputs(from_text(NORMALIZED.format(n="N", c=added), {"w1": kernel}))
+    result = onnxfuse.fuse(model, **options)
+    assert [len(v.type.tensor_type.shape.dim) for v in result.model.graph.input if v.name == "c"] == [1]
     assert oracle_error(model, result, inputs(model)) < 1e-5
 
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 import onnxfuse
 from onnxfuse.channels import ChannelGroup
-from onnxfuse.conduct import Conduct, conducts
+from onnxfuse.conduct import Conduct, conducts, verdicts
 from onnxfuse.findings import Role
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
@@ -23,6 +23,7 @@ from onnxfuse.tensors import set_values
 from onnxfuse.weights import front
 
 from .graphs import NAMES, Array, build, from_text, gap, inputs, random_weight, run, weights
+from .hard_texts import SHRINKS
 from .test_cli import call
 from .test_plan import redo
 
@@ -79,6 +80,47 @@ def test_unread_and_unmade_channels(operator: str) -> None:
     assert counts(changed(MLP.format(operator), **edits)) == (dead, 3 - dead, 0)
 
 
+MET = """(float[1,3,6,6] x) => (float[1,4,6,6] y)
+    <float[8,3,3,3] w1, float[8] b1, float[1,3,1,1] wg, float[1] bg, float[4,8,1,1] w2, float[4] b2> {{
+    h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    r = Relu(h)
+    p = GlobalAveragePool(x)
+    a = Conv(p, wg, bg)
+    g = Sigmoid(a)
+    s = ReduceSum<keepdims=0>(g)
+    q = {}
+    y = Conv(q, w2, b2)
+}}"""
+"""All channels meet one number of the sample's own."""
+
+
+@pytest.mark.parametrize("meeting", ["Mul(r, g)", "Div(r, g)", "Add(r, g)", "Sub(g, r)", "Max(r, g)", "Clip(r, s)"])
+def test_what_meets_a_number_of_the_samples_own_is_not_constant(meeting: str) -> None:
+    text = MET.format(meeting)
+    assert refused(changed(text, w1={5: 0}, b1={5: 0.5}))
+    zero = changed(text, w1={5: 0}, b1={5: -0.5})
+    assert counts(zero) == (1, 0, 0) if meeting[:3] in ("Mul", "Div") else refused(zero)
+    assert counts(changed(text, w2={(..., 5, 0, 0): 0})) == (1, 0, 0)
+
+
+def test_a_gate_with_channels_of_its_own_may_be_constant() -> None:
+    text = MET.replace("[1,3,1,1] wg, float[1]", "[8,3,1,1] wg, float[8]").replace("ReduceSum<keepdims=0>", "Relu")
+    text = text.format("Mul(r, g)")
+    assert counts(changed(text, w1={5: 0}, b1={5: 0.5}, wg={5: 0})) == (0, 1, 0)
+    assert refused(changed(text, w1={5: 0}, b1={5: 0.5}))
+
+
+def test_what_a_product_adds_of_the_samples_own_is_not_constant() -> None:
+    text = """(float[1,6] x) => (float[1,3] y) <float[8,6] w1, float[3,8] w2, float[3] b2> {
+        m = ReduceMean<axes=[1]>(x)
+        h = Gemm<transB=1>(x, w1, m)
+        y = Gemm<transB=1>(h, w2, b2)
+    }"""
+    assert refused(changed(text, w1={5: 0}))
+    assert refused(changed(text, w1={5: 2 * weights(from_text(text))["w1"][2]}))
+    assert counts(changed(text, w1={5: weights(from_text(text))["w1"][2]})) == (0, 0, 1)
+
+
 def test_a_constant_goes_into_the_bias() -> None:
     model = changed(MLP.format("Tanh"), w1={3: 0}, b1={3: 0.7})
     small = weights(onnxfuse.fuse(model, lossless=True).model)
@@ -124,6 +166,14 @@ def test_a_bias_after_matmul_takes_constants_up() -> None:
     assert counts(changed(text, w1={(..., 2): 0})) == (0, 1, 0)
 
 
+@pytest.mark.parametrize("name", ["a vector reads channels", "a vector reads channels from the left"])
+def test_a_vector_reads_channels(name: str) -> None:
+    """What is added behind it has no channels, and takes no constant up."""
+    assert counts(changed(SHRINKS[name], w1={5: 0}, b1={5: -0.5})) == (1, 0, 0)
+    assert counts(changed(SHRINKS[name], v={5: 0})) == (1, 0, 0)
+    assert refused(changed(SHRINKS[name], w1={5: 0}, b1={5: 0.5}))
+
+
 def test_no_bias_is_added_to_a_product_that_is_an_output() -> None:
     """The last node of the graph adds to another product."""
     text = """(float[N,6] x) => (float[N,3] y, float[N,3] z)
@@ -159,6 +209,26 @@ def test_a_normalization_makes_faint_channels_loud() -> None:
 def test_one_channel_stays() -> None:
     model = changed(MLP.format("Relu"), w1={...: 0}, b1={...: 0})
     assert counts(model) == (7, 0, 0)
+
+
+PICKED = """(float[1,3,6,6] x) => (float[1,4] y) <float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] k, float[8] c,
+    float half = {{0.5}}, float[4,8] w2, float[4] b2> {{
+    h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    d = Conv<pads=[1,1,1,1],group=8>(h, k, c)
+    m = ReduceMean<keepdims=0>(x)
+    l = {}(m, half)
+    i = Cast<to=7>(l)
+    row = Gather<axis=2>(d, i)
+    point = Gather<axis=2>(row, i)
+    y = Gemm<transB=1>(point, w2, b2)
+}}"""
+"""The input's mean says whether a point at the border is read, where channels are not what they are within."""
+
+
+def test_nothing_may_be_lost_on_an_input_of_another_mean_either() -> None:
+    for comparison in ("Less", "Greater"):
+        with pytest.raises(onnxfuse.VerificationFailed, match="on random input of another mean and scale, over 1e-05"):
+            onnxfuse.fuse(changed(PICKED.format(comparison), w1={5: 0}, b1={5: 0.5}), lossless=True)
 
 
 # --- duplicates -----------------------------------------------------------------------------------------------------
@@ -201,6 +271,19 @@ def test_what_is_added_alike_to_all_is_no_multiple_of_itself() -> None:
     assert counts(doubled(text, 1.0)) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("shape", ["1", "4,1"])
+def test_what_a_product_adds_alike_to_all_is_no_multiple_of_itself(shape: str) -> None:
+    text = f"""(float[4,6] x) => (float[4,3] y) <float[8,6] w1, float[{shape}] c, float[3,8] w2, float[3] b2> {{
+        h = Gemm<transB=1>(x, w1, c)
+        r = Relu(h)
+        y = Gemm<transB=1>(r, w2, b2)
+    }}"""
+    row = weights(from_text(text))["w1"][2]
+    assert refused(changed(text, w1={5: 2 * row}))
+    assert counts(changed(text, w1={5: row})) == (0, 0, 1)
+    assert counts(changed(text, w1={5: 2 * row}, c={...: 0})) == (0, 0, 1)
+
+
 def test_slopes_must_agree() -> None:
     text = """(float[N,6] x) => (float[N,3] y) <float[8,6] w1, float[8] b1, float[8] a_scale, float[3,8] w2> {
         h = Gemm<transB=1>(x, w1, b1)
@@ -236,7 +319,8 @@ def twins(model: ModelProto) -> tuple[ModelProto, int]:
     reference = probe(model, CPU)
     channels = find_channels(graph, reference)
     alone = [g for g in channels.groups if sum(g.family == o.family for o in channels.groups) == 1]
-    able = [g for g in alone if g.unit == g.channels > 1 and conducts(channels)[g] is not Conduct.OTHER]
+    known = conducts(channels.groups, verdicts(channels))
+    able = [g for g in alone if g.unit == g.channels > 1 and known[g] is not Conduct.OTHER]
     for group in able:
         copy(graph, group)
     return model, len(able)

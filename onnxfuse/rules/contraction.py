@@ -123,12 +123,14 @@ def _row(node: Node, t: Tracker, x: Ids, i: int) -> Ids:
 
 
 def matmul(node: Node, t: Tracker) -> None:
-    """MatMul with a constant matrix on either side, or of two activations."""
+    """MatMul with a constant matrix or vector on either side, or of two activations."""
     left, right = t.is_constant(node, 0), t.is_constant(node, 1)
     if right and len(t.in_shape(node, 1)) == 2 and (not left or len(t.in_shape(node)) > 2):
         times_matrix(node, t)
     elif left and not right and len(t.in_shape(node, 0)) == 2:
         _matrix_times(node, t)
+    elif left != right and len(t.in_shape(node, int(right))) == 1:
+        _times_vector(node, t, int(left))
     elif left or right:
         side = 1 if left else 0
         t.lock(t.of(node, side), "MatMul with a batch of constant matrices")
@@ -163,6 +165,18 @@ def _matrix_times(node: Node, t: Tracker) -> None:
     made = t.fresh(t.in_shape(node, 0)[0])
     t.slot(node, 0, (0,), made, Role.PRODUCES)
     t.put(node, made.reshape((1,) * axis + (-1,) + (1,) * (len(shape) - 1 - axis)))
+
+
+def _times_vector(node: Node, t: Tracker, side: int) -> None:
+    """x (…, K) · v (K), or v (K) · x (…, K, N): it reads channels and makes none. `side` is where x stands."""
+    x, shape = t.of(node, side), t.in_shape(node, side)
+    axis = max(len(shape) - 1 - side, 0)
+    if varying(x) and x.shape[axis] == 1:  # mixes positions, not channels
+        t.put(node, x.squeeze(axis))
+        return
+    row = expand(t.collapse(x, (axis,)), shape, (axis,)).ravel()
+    t.slot(node, 1 - side, (0,), row, Role.CONSUMES, data=(side, axis))
+    t.put(node, t.fixed(len(t.out_shape(node))))
 
 
 def of_activations(node: Node, t: Tracker, first: bool = False, second: bool = False) -> None:
