@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from .errors import VerificationFailed
@@ -17,7 +18,10 @@ LOSSLESS = 1e-5
 EPSILON: Mapping[int, float] = {TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
 ROUNDINGS = 8
 """Or so many roundings of a coarse number format."""
+TINY = 1e-6
+"""Of a size, what is a rounding."""
 Outputs = Mapping[str, Array]
+Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class OutputError:
 
     Attributes:
         name: the output.
-        cosine: similarity of the flattened tensors, 1 if both are zero; NaN if their shapes differ.
+        cosine: similarity of the flattened tensors, 1 if both are zero; NaN if their shapes differ. Of single numbers
+            as `of_numbers` has it.
         max_abs: largest absolute difference.
         relative: L2 norm of the difference over L2 norm of the original.
     """
@@ -63,8 +68,25 @@ def difference(name: str, a: Array, b: Array) -> OutputError:
     if np.array_equal(x, y):
         return OutputError(name, 1.0, 0.0, 0.0)
     nx, ny, gap = (float(np.linalg.norm(v)) for v in (x, y, x - y))
-    cosine = float(x @ y) / (nx * ny) if nx and ny else 0.0
+    cosine = of_numbers(x, y) if x.size == 1 else float(x @ y) / (nx * ny) if nx and ny else 0.0
     return OutputError(name, cosine, float(np.abs(x - y).max()), gap / nx if nx else float("inf"))
+
+
+def of_numbers(x: Vector, y: Vector) -> float:
+    """How alike (samples,) outputs are that hold one number for each sample; -1 to 1, NaN where one is infinite.
+
+    The cosine over all samples, both less the mean of `x`, the original's: of one number it would be 1 for any other of
+    its sign, and a result that is constant, shifted or shrunk is not like it. Where the original does not vary, or of
+    one sample, 1 − |x − y| / |x|, but -1 at least.
+    """
+    if np.array_equal(x, y):
+        return 1.0
+    with np.errstate(invalid="ignore"):
+        own, other = x - x.mean(), y - x.mean()
+        size = float(np.linalg.norm(x))
+        if not (varies := float(np.linalg.norm(own))) > TINY * size:
+            return max(-1.0, 1 - float(np.linalg.norm(x - y)) / size) if size else -1.0
+        return float(own @ other) / (varies * (float(np.linalg.norm(other)) or 1.0))
 
 
 def compare(original: Outputs, result: Outputs) -> tuple[OutputError, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .calibdata import Samples
-from .comparison import OutputError
+from .comparison import OutputError, Vector, of_numbers
 from .errors import Unsound, one_line
 from .heldout import a_few, samples_in
 from .picking import behind_picks, numeric
@@ -24,7 +24,6 @@ from .tensors import Array
 
 FITTED = 64
 """As many of the fitted samples are run at most, or one batch of the model, if none were held out."""
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Fidelity:
         samples: that were run.
         held_out: whether nothing was fitted to these; else they are some of those that the result was fitted to.
         cosine: similarity of an output, mean over the samples, of the output where it is least; NaN if there is none.
+            Of one that holds a single number for each sample as `comparison.of_numbers` has it, over all of them.
         same_top: share of samples for which the same class has the largest score in the first output; None if that is
             not (samples, classes).
         outputs: of each output that no picks by value lie before the mean similarity, the largest absolute difference,
@@ -50,9 +50,16 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one run tells of an output: similarities (samples,), largest difference, squared norms."""
+    """What one run tells of an output: similarities, largest difference, squared norms.
+
+    Attributes:
+        cosines: (samples,).
+        numbers: (2, samples) the original's and the result's, if an output holds one for each sample.
+        max_abs, gap, norm: of all values; the latter two of the difference and of the original, squared.
+    """
 
     cosines: Vector
+    numbers: Vector | None
     max_abs: float
     gap: float
     norm: float
@@ -98,7 +105,11 @@ def comparable(model: ModelProto) -> list[str]:
 
 
 def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
-    cosine = float(np.concatenate([s.cosines for s in sums]).mean())
+    numbers = [s.numbers for s in sums if s.numbers is not None]
+    if len(numbers) == len(sums):
+        cosine = of_numbers(*np.concatenate(numbers, axis=1))
+    else:
+        cosine = float(np.concatenate([s.cosines for s in sums]).mean())
     gap, norm = np.sqrt(sum(s.gap for s in sums)), np.sqrt(sum(s.norm for s in sums))
     relative = float(gap / norm) if norm else float("inf") if gap else 0.0
     return OutputError(name, cosine, max(s.max_abs for s in sums), relative)
@@ -106,10 +117,11 @@ def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
 
 def _sums(a: Array, b: Array, n: int) -> _Sums:
     if a.shape != b.shape:
-        return _Sums(np.full(n, np.nan), float("inf"), float("inf"), 1.0)
+        return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0)
     x, y = _rows(a, n), _rows(b, n)
     gap = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=x != y))  # two infinities are equal
-    return _Sums(_cosines(x, y), float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2)))
+    numbers = np.stack([x[:, 0], y[:, 0]]) if x.shape[1] == 1 else None
+    return _Sums(_cosines(x, y), numbers, float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2)))
 
 
 def _run(result: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:

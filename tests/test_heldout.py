@@ -12,7 +12,7 @@ import pytest
 import onnxfuse
 from onnxfuse.calibdata import Batches, Samples, calibration
 from onnxfuse.cli import main
-from onnxfuse.comparison import floor_missed
+from onnxfuse.comparison import floor_missed, of_numbers
 from onnxfuse.fidelity import fidelity
 from onnxfuse.heldout import parted
 from onnxfuse.probe import probe
@@ -148,6 +148,43 @@ def test_errors_over_several_runs_are_those_of_all_samples() -> None:
     )
     assert np.isnan(other.cosine)
     assert floor_missed(other.outputs, -1, None) == "output 'y' has cosine similarity nan, below the minimum -1"
+
+
+SCORE = """(float[N,64] x) => (float[N,1] y) <float[32,64] w1, float[32] b1, float[1,32] w2, float[1] b2> {
+    h = Gemm<transB=1>(x, w1, b1)
+    r = Relu(h)
+    y = Gemm<transB=1>(r, w2, b2)
+}"""
+
+
+def test_a_score_far_from_zero_is_not_alike_for_being_positive() -> None:
+    """Of one number for each sample a cosine over its own values is 1, whatever the number."""
+    rng = np.random.default_rng(0)
+    values = {n: rng.standard_normal(s).astype(np.float32) for n, s in (("w1", (32, 64)), ("w2", (1, 32)))}
+    values |= {"b1": np.zeros(32, np.float32), "b2": np.full(1, 1000, np.float32)}
+    options: dict[str, Any] = {"sparsity": 0.8, "calib": {"x": normal(128, 64)}}
+    report = onnxfuse.fuse(from_text(SCORE, values), **options).report
+    assert report.fidelity is not None
+    assert report.fidelity.cosine < 0.9
+    with pytest.raises(onnxfuse.VerificationFailed, match=r"cosine similarity 0\.\d+, below the minimum 0\.95"):
+        onnxfuse.fuse(from_text(SCORE, values), min_cosine=0.95, **options)
+
+
+@pytest.mark.parametrize(
+    ("original", "result", "alike"),
+    [
+        ([3, 4, 5], [3, 4, 5], 1),
+        ([3, 4, 5], [4, 4, 4], 0),  # constant
+        ([3, 4, 5], [0, 0, 0], 0),
+        ([3, 4, 5], [5, 4, 3], -1),
+        ([3, 5], [6, 8], 1 / np.sqrt(10)),  # shifted: (-1, 1) and (2, 4)
+        ([2, 2], [1, 1], 0.5),  # the original does not vary
+        ([2], [9], -1),
+        ([0], [1], -1),
+    ],
+)
+def test_likeness_of_single_numbers(original: list[float], result: list[float], alike: float) -> None:
+    assert of_numbers(np.array(original, float), np.array(result, float)) == pytest.approx(alike)
 
 
 # --- floors ---------------------------------------------------------------------------------------------------------
