@@ -15,6 +15,7 @@ from .features import Feature
 from .findings import Role
 from .ids import Ids
 from .importance import Scores
+from .paired import paired
 from .sessions import session
 from .standin import in_float32
 from .tensors import Array
@@ -40,10 +41,11 @@ def measure(
 ) -> dict[ChannelGroup, Scores]:
     """For each group the feature of what reads it sees (of what makes it makes, if no weight reads it).
 
-    It is averaged over samples, and over values when several are read, each divided by its own mean. A group whose
-    channels nowhere lie on one axis (heads of attention) is left out.
+    It is averaged over samples, and over values when several are read, each divided by its own mean (those of the two
+    operands of a product that alone reads them are multiplied). A group whose channels nowhere lie on one axis (heads
+    of attention) is left out.
     """
-    graph, found = channels.tracker.graph, places(channels)
+    graph, found, pairs = channels.tracker.graph, places(channels), paired(channels)
     model = ModelProto()
     model.CopyFrom(graph.model)
     names, have = list(found), {o.name for o in model.graph.output}
@@ -60,7 +62,8 @@ def measure(
     for number, group in enumerate(channels.groups):
         own = [s / (s.mean() or 1) for (_, g), s in sums.items() if g == number]
         if own:
-            result[group] = np.asarray(np.mean(own, axis=0))
+            both = group in pairs and len(own) == 2
+            result[group] = np.asarray((np.prod if both else np.mean)(own, axis=0))
     return result
 
 

@@ -21,6 +21,7 @@ from .findings import Role
 from .linear import linear
 from .merge import MIXING
 from .options import Options
+from .paired import paired
 from .resources import RESOURCES, Layout, Resource, Widths
 
 Quantity = str | float
@@ -196,10 +197,11 @@ def _costs(channels: Channels, families: Families, measured: Study | None, metho
     """For each family the costs of its widths 0 … unit, summed over its groups; zeros where it has no choice."""
     mixing = linear(channels) if measured is not None and measured.source in MIXING.get(method, ()) else set()
     costs, squares = [np.zeros(unit + 1) for unit in families.units.tolist()], Squares(channels.tracker.graph)
+    pairs = paired(channels)
     for group in channels.groups:
         if len(families.allowed[families.places[group.family]]) == 1:
             continue
-        weights = GroupWeights(channels.tracker.graph, group, squares)
+        weights = GroupWeights(channels.tracker.graph, group, squares, paired=group in pairs)
         if measured is not None:
             rows = {s: weights.rows(s) for s in group.slots if s.role is Role.CONSUMES}
             views = measured.views(rows, costs=True)

@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from . import heldout
 from .errors import UsageError, near, one_line
-from .heldout import evenly, parted
+from .heldout import Positions, distinct, evenly, parted
 from .images import Preprocess, load_images, parse
 from .probe import Probe
 from .sessions import session
@@ -105,6 +105,7 @@ def calibration(
     A run has 16 samples where the batch size is open, 128 successive ones if they are steps of a sequence, else as many
     as the model fixes. An array for an input of fixed batch size with exactly one run's worth, or a scalar, is given to
     every run: the first state of a recurrent model. A state whose batch size is open may hold one sample's, for all.
+    Samples that are copies of others are left out, but for steps of a sequence; of a fixed batch size whole runs.
 
     Args:
         source: an .npz file or a mapping with an array for each input, or a folder of images for a model with one.
@@ -225,29 +226,48 @@ def split(arrays: Mapping[str, Array], expected: Sequence[Input], steps: int, ho
     if units * each < FEWEST:
         raise UsageError(f"calibration data: {units * each} samples are too few; give {FEWEST} to {MOST}")
     apart = units * each if len({i.each for i in varying}) == 1 else units  # a step may have a state of several rows
-    _look_for_copies([np.moveaxis(arrays[i.name], i.axis, 0).reshape(apart, -1) for i in varying], apart)
     stretch = 1 if any(i.each for i in varying) else steps  # what has a state of its own stands by itself
+    rows = [np.moveaxis(arrays[i.name], i.axis, 0).reshape(apart, -1) for i in varying]
+    told = _look_for_copies(rows, min(FEWEST, apart))
+    own = (
+        np.arange(units) if stretch > 1 else _without_copies([_by_unit(arrays[i.name], i) for i in varying], each, told)
+    )
     together = 1 if any(i.each for i in varying) else max(RUN, steps)
-    most = max(MOST // each, 1)
-    fitted, held = parted(units, each, most, stretch) if hold_out else (evenly(units, most, stretch), np.arange(0))
+    n, most = len(own), max(MOST // each, 1)
+    fitted, held = parted(n, each, most, stretch) if hold_out else (evenly(n, most, stretch), np.arange(0))
 
     def run(at: Array) -> dict[str, Array]:
         same = {i.name: _for_all(arrays[i.name], i, len(at) * each) for i in expected if i.name in constant}
         return same | {i.name: _rows(arrays[i.name], at, i) for i in varying}
 
-    return Samples(*([run(at[i : i + together]) for i in range(0, len(at), together)] for at in (fitted, held)))
+    return Samples(
+        *([run(at[i : i + together]) for i in range(0, len(at), together)] for at in (own[fitted], own[held]))
+    )
 
 
-def _look_for_copies(arrays: Sequence[Array], count: int) -> None:
-    """Refuse (count, …) samples that are all the same, as a loader with a fault makes them; warn where most are."""
-    seen: set[tuple[int, ...]] = set()
+def _look_for_copies(arrays: Sequence[Array], least: int) -> bool:
+    """Refuse (count, …) samples that are all the same, as a loader with a fault makes them; warn where few differ.
+
+    Returns whether it warned, as fewer than `least` do.
+    """
+    count, seen = len(arrays[0]), set[tuple[int, ...]]()
     for n in range(count):
         seen.add(tuple(hash(a[n].tobytes()) for a in arrays))
-        if len(seen) >= min(FEWEST, count):
-            return
+        if len(seen) >= least:
+            return False
     if len(seen) == 1:
         raise UsageError(f"calibration data: all {count} samples are the same; give {FEWEST} to {MOST} different ones")
     log.warning("calibration data: only %d of %d samples differ; give %d to %d", len(seen), count, FEWEST, MOST)
+    return True
+
+
+def _without_copies(arrays: Sequence[Array], each: int, told: bool) -> Positions:
+    """Positions of (units, …) that are no copies of others: one held out would be what another was fitted to."""
+    own, count = distinct(arrays), len(arrays[0])
+    if len(own) < count and not told:
+        copies = each * (count - len(own))
+        log.warning("calibration data: %d of %d samples are copies of others: left out", copies, each * count)
+    return own
 
 
 def _for_all(a: Array, i: Input, count: int) -> Array:
@@ -255,8 +275,14 @@ def _for_all(a: Array, i: Input, count: int) -> Array:
     return np.repeat(a, count, axis=i.axis) if i.dims and not i.each else a
 
 
+def _by_unit(a: Array, i: Input) -> Array:
+    """(units, samples of each, …)."""
+    front = np.moveaxis(a, i.axis, 0)
+    return front.reshape(-1, i.each or 1, *front.shape[1:])
+
+
 def _rows(a: Array, units: Array, i: Input) -> Array:
     """The samples of these runs."""
-    front = np.moveaxis(a, i.axis, 0)
-    rows = front.reshape(-1, i.each or 1, *front.shape[1:])[units].reshape(-1, *front.shape[1:])
+    runs = _by_unit(a, i)[units]
+    rows = runs.reshape(-1, *runs.shape[2:])
     return np.ascontiguousarray(np.moveaxis(rows, 0, i.axis))

@@ -21,7 +21,7 @@ from .findings import Role
 from .folding import Folded
 from .moments import Moments, measure
 from .parts import Parts
-from .readers import Reader, depthwise_readers, readers
+from .readers import Key, Reader, depthwise_readers, hindered, readers
 from .shrinkage import oas
 from .surgeon import Source, View
 from .tensors import Array
@@ -39,6 +39,7 @@ class Study:
         batches: the inputs.
         twin: constants of the twin that differ from the graph's.
         readers: in graph order.
+        hindered: weights that read channels but are no readers, with the reason.
         depthwise: kernels that read, and make, one channel each; none on synthetic inputs.
         moments: of each reader; empty if they were not wanted.
         parts: what each reader makes, as a share of the variance of the sum it is added to; 1 if to none, and on
@@ -49,6 +50,7 @@ class Study:
     batches: Batches
     twin: Mapping[str, Array]
     readers: tuple[Reader, ...]
+    hindered: Mapping[Key, str]
     depthwise: tuple[Reader, ...]
     moments: tuple[Moments, ...]
     parts: tuple[float, ...]
@@ -114,7 +116,7 @@ def study(
             if source is Source.DATA and source in wanted:
                 parts.see(walk, node)
     measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
-    return Study(batches, twin, tuple(found), tuple(depthwise), measured, shares, source)
+    return Study(batches, twin, tuple(found), hindered(channels), tuple(depthwise), measured, shares, source)
 
 
 def _evenly(weights: Array, covariance: Array, taps: int) -> Array:

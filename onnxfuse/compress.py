@@ -176,7 +176,8 @@ def _finish(
     settled = options if room is None else replace(options, target_macs=max(1.5, sizes[1].macs))
     plan = Plan(settled.recorded(), tuple(folded), t.graph.clones, tuple(merges), repairs=tuple(repairs))
     notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
-    notes += repair_notes(repairs, options, measured) + _selection_notes([g for g, _ in merges])
+    merged = [g for g, _ in merges]
+    notes += repair_notes(repairs, options, measured, merged) + _selection_notes(merged)
     return Small(model, *sizes, rows, channels.locked, plan, notes)
 
 

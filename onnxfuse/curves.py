@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .channels import ChannelGroup, Slot
 from .findings import Role
 from .graph import Graph
+from .paired import sides
 from .surgeon import Source, View, losses, mixture_losses
 from .tensors import Array
 from .weights import front, gather
@@ -42,7 +43,8 @@ class Squares:
 class GroupWeights:
     """One group, the weights it has before anything is merged, and how its consumers read it, as far as measured.
 
-    `mixes`: its channels may become mixtures of all of them. `source`: what the views were measured on.
+    `mixes`: its channels may become mixtures of all of them. `source`: what the views were measured on. `paired`: as in
+    `paired`.
     """
 
     graph: Graph
@@ -51,6 +53,7 @@ class GroupWeights:
     views: Sequence[View] = ()
     mixes: bool = False
     source: Source = Source.DATA
+    paired: bool = False
 
     def rows(self, slot: Slot) -> Array:
         """(n, d) what each channel has in a slot."""
@@ -72,8 +75,13 @@ Curve = Callable[[GroupWeights], Vector]
 
 
 def energy(weights: GroupWeights) -> Vector:
-    """A channel's signal: the square of what makes it times the square of what reads it; the least ones go first."""
-    channels = weights.squares(Role.PRODUCES) * weights.squares(Role.CONSUMES)
+    """A channel's signal: the square of what makes it times the square of what reads it; the least ones go first.
+
+    A product of two values reads each as often as the other's square says.
+    """
+    two = sides(weights.group) if weights.paired else ()
+    made = np.prod([weights.energy(s) for s in two], axis=0) if two else weights.squares(Role.PRODUCES)
+    channels = made * weights.squares(Role.CONSUMES)
     total = np.concatenate([[0.0], np.cumsum(np.sort(channels))])
     return np.asarray(total[::-1] / (total[-1] or 1))
 

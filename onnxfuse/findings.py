@@ -93,6 +93,14 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Channels that node number `node` sums over: `ids` of both of the values whose product it takes."""
+
+    node: int
+    ids: Ids
+
+
+@dataclass(frozen=True)
 class Norm:
     """A permitted norm or mean over channels: `ids` of its input, normalised along `axes`, at node number `node`."""
 

@@ -1,12 +1,13 @@
 """Importance metrics: a score for each channel of a group, from the paper's §3 and its code.
 
 A metric sees a `GroupView`; its score is the unweighted mean over the slots that hold weights, divided by its own
-mean. Biases and other shifts do not count. A metric of the user's own is such a function, too.
+mean. Of queries and keys, which nothing but their product reads, it is the product of both. Biases and other shifts do
+not count. A metric of the user's own is such a function, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from .channels import ChannelGroup, Slot
 from .errors import UsageError
 from .features import Feature, chip, energy
+from .paired import sides
 
 Array = NDArray[np.floating]
 Scores = NDArray[np.float64]
@@ -30,6 +32,7 @@ class GroupView:
         rng: for metrics that draw numbers.
         salience: for the same slots the (n, d) products w · ∂L/∂w of the model as it was, if gradients were given.
         measured: (n,) the metric's feature of the activations, if it has one and they could be measured.
+        paired: whether nothing but products of two values reads the channels, both of which carry them.
     """
 
     group: ChannelGroup
@@ -37,6 +40,7 @@ class GroupView:
     rng: np.random.Generator
     salience: Mapping[Slot, Array] = field(default_factory=dict)
     measured: Scores | None = None
+    paired: bool = False
 
 
 Function = Callable[[GroupView], Scores]
@@ -57,20 +61,33 @@ class Metric:
     feature: Feature | None = None
 
 
-def _absolute(rows: Sequence[Array]) -> Scores:
-    """Σ|w| over each channel's weights; mean over slots."""
-    return np.asarray(np.mean([np.abs(row).sum(axis=1, dtype=np.float64) for row in rows], axis=0))
+def _absolute(rows: Array) -> Scores:
+    """Σ|w| over each channel's weights."""
+    return np.asarray(np.abs(rows).sum(axis=1, dtype=np.float64))
+
+
+def _square(rows: Array) -> Scores:
+    """Σw² over each channel's weights, without the root."""
+    return np.asarray(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+
+
+def _over_slots(view: GroupView, size: Callable[[Array], Scores]) -> Scores:
+    """Mean over slots; of a product's two operands the product, for a channel says nothing if one of them is zero."""
+    rows = list(view.rows.values())
+    if view.paired and len(sides(view.group)) == 2:
+        first, second = rows if len(rows) == 2 else np.split(rows[0], 2, axis=1)
+        return size(first) * size(second)
+    return np.asarray(np.mean([size(r) for r in rows], axis=0))
 
 
 def l1(view: GroupView) -> Scores:
     """Σ|w|."""
-    return _absolute(list(view.rows.values()))
+    return _over_slots(view, _absolute)
 
 
 def l2(view: GroupView) -> Scores:
-    """Σw², without the root."""
-    rows = view.rows.values()
-    return np.asarray(np.mean([np.einsum("nd,nd->n", row, row, dtype=np.float64) for row in rows], axis=0))
+    """Σw²."""
+    return _over_slots(view, _square)
 
 
 def lamp(view: GroupView) -> Scores:
@@ -85,7 +102,7 @@ def lamp(view: GroupView) -> Scores:
 
 def taylor(view: GroupView) -> Scores:
     """Σ|w · ∂L/∂w|, a first-order estimate of what the loss gains without the channel (Molchanov et al., CVPR 2019)."""
-    return _absolute([view.salience[slot] for slot in view.rows])
+    return np.asarray(np.mean([_absolute(view.salience[slot]) for slot in view.rows], axis=0))
 
 
 def measured(view: GroupView) -> Scores:

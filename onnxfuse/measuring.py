@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .calibdata import Batches
 from .calibrate import Study, study
-from .channels import Channels
+from .channels import ChannelGroup, Channels
 from .errors import Unsound
+from .findings import Role
 from .folding import Folded
 from .graph import Graph
 from .heldout import samples_in
 from .levels import levelled, look_at
 from .merge import MEASURING
 from .options import Options
+from .readers import Key
 from .repair import Repair
 from .samples import sample_count, synthetic, waveforms
 from .scheme import Lowered
@@ -24,6 +26,8 @@ from .tensors import FLOATS
 PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
 """Operators through which an input stays what it is."""
 log = logging.getLogger("onnxfuse")
+NAMED = 3
+"""Weights that a note names."""
 LARGE = 250_000_000
 """Parameters from which on a model is repaired only on demand: weights and moments are held twice for it."""
 
@@ -102,10 +106,26 @@ def survey(
         return None
 
 
-def repair_notes(repairs: Sequence[Repair], options: Options, measured: Study | None) -> tuple[str, ...]:
-    """What the report says of the repair."""
-    if measured is None or not repairs:
+def repair_notes(
+    repairs: Sequence[Repair], options: Options, measured: Study | None, merged: Sequence[ChannelGroup]
+) -> tuple[str, ...]:
+    """What the report says of the repair: on what, and which weights that read the groups `merged` it left out."""
+    if measured is None or not options.repairs:
         return ()
     count = sum(map(samples_in, measured.batches))
     kind = "synthetic" if options.calib is None else "given"
-    return (f"repaired {len(repairs)} consumers, on {count} {kind} samples",)
+    done = (f"repaired {len(repairs)} consumers, on {count} {kind} samples",) if repairs else ()
+    slots = [s for g in merged for s in g.slots if s.role is Role.CONSUMES]
+    keys = dict.fromkeys((s.tensor, s.axes, s.split) for s in slots)
+    left = {key: measured.hindered[key] for key in keys if key in measured.hindered}
+    return done + _left_notes(left, len(repairs) + len(left))
+
+
+def _left_notes(left: Mapping[Key, str], count: int) -> tuple[str, ...]:
+    """A sentence for each reason why some of `count` consumers were not refitted."""
+    notes = []
+    for reason in dict.fromkeys(left.values()):
+        names = [tensor for (tensor, _, _), own in left.items() if own == reason]
+        listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        notes.append(f"not refitted, {len(names)} of {count} consumers: {reason} ({listed})")
+    return tuple(notes)

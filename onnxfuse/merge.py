@@ -154,6 +154,17 @@ def fold_variance(task: Task) -> Merge:
     return Merge(merge.kept, csr_array(scale @ merge.compress), merge.expand)
 
 
+def balanced(merge: Merge) -> Merge:
+    """The merge for channels that no weight reads, but a product of two values that both carry them (`paired`).
+
+    Nothing there follows `expand`: what its column adds up to, N for N equal channels, becomes a factor √N on either
+    side of the product. Channels that are only selected have a factor of 1.
+    """
+    mass = np.asarray(merge.expand.sum(axis=0)).reshape(-1)
+    scale = diags_array(np.sqrt(mass))
+    return Merge(merge.kept, csr_array(scale @ per_row(merge.compress)), merge.expand)
+
+
 METHODS: Mapping[str, Strategy] = {
     "auto": auto,
     "intra-fusion": intra_fusion,

@@ -14,8 +14,9 @@ from .gradients import Salience
 from .graph import Graph
 from .importance import GroupView, Scores, importance
 from .linear import linear
-from .merge import Merge, Task, TransportOptions, drop, strategy
+from .merge import Merge, Task, TransportOptions, balanced, drop, strategy
 from .options import Options
+from .paired import paired
 from .rewrite import Removal, shorten
 from .schedule import WORKERS, in_order
 from .scores import function_of
@@ -48,19 +49,20 @@ def merge_all(
     method, score = strategy(options.method), function_of(options.importance, channels)
     todo = [(g, k) for g, k in zip(channels.groups, keep, strict=True) if k < g.channels][::-1]
     done = _Done([g for g, _ in todo])
-    mixing = set() if measured is None else linear(channels)
+    mixing, pairs = set() if measured is None else linear(channels), paired(channels)
 
     def merge(number: int) -> Merge:
         group, k = todo[number]
         rows = {s: weights.gather(s) for s in group.slots if s.role in (Role.PRODUCES, Role.CONSUMES)}
         rng = np.random.default_rng([options.seed, number])
         products = {} if salience is None else {s: gather(salience[s.tensor], s) for s in rows}
-        scores = importance(score, GroupView(group, rows, rng, products, energies.get(group)))
+        scores = importance(score, GroupView(group, rows, rng, products, energies.get(group), group in pairs))
         seen = _seen(measured, rows, group in mixing)
         joined = side_by_side(list(rows.values()))
         if joined.nbytes > LARGE:
             rows.clear()  # gathered again when they are needed
         result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen))
+        result = balanced(result) if group in pairs else result
         del joined
         weights.apply(group.slots, result, rows)
         done.add(number, result, weights)

@@ -21,6 +21,8 @@ from .protos import attribute, proto_label
 from .rules.recurrent import GATES
 from .tensors import FLOATS
 
+Key = tuple[str, tuple[int, ...], int]
+"""Initializer, axes, split."""
 WIDEST = 4096
 """Readers of more channels than this are left as their merge makes them: their moments would be too large."""
 
@@ -48,8 +50,8 @@ class Reader:
     taps: int
 
     @property
-    def key(self) -> tuple[str, tuple[int, ...], int]:
-        """What tells it from other readers: initializer, axes, split."""
+    def key(self) -> Key:
+        """What tells it from other readers."""
         return self.slot.tensor, self.slot.axes, self.slot.split
 
 
@@ -61,18 +63,40 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
     graph, found = channels.tracker.graph, []
     picked = behind_picks(graph.model.graph)
     for s in channels.slots:
-        own = len(graph.edges[s.tensor]) == 1 and graph.constants[s.tensor].data_type in FLOATS
-        if s.role is Role.CONSUMES and s.data and own:
+        if s.role is Role.CONSUMES and s.data and not _hindrance(channels, s, picked):
             node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids])
             if any(p.search(proto_label(node)) for p in exclude):
                 continue
-            value = node.input[s.data[0]]
-            if len(layout) <= WIDEST and value not in graph.constants and value not in picked:
-                dims = graph.constants[s.tensor].dims
-                kernel = dims[2:] if node.op_type in ("Conv", "ConvTranspose") else ()
-                made = own_bias(graph, node) if len(dims) > 1 else (None, "")
-                found.append(Reader(s, value, s.data[1], *made, layout, math.prod(kernel)))
+            dims, value = graph.constants[s.tensor].dims, node.input[s.data[0]]
+            kernel = dims[2:] if node.op_type in ("Conv", "ConvTranspose") else ()
+            made = own_bias(graph, node) if len(dims) > 1 else (None, "")
+            found.append(Reader(s, value, s.data[1], *made, layout, math.prod(kernel)))
     return sorted(found, key=lambda r: r.slot.edge.node)
+
+
+def hindered(channels: Channels) -> dict[Key, str]:
+    """The weights that read channels but are no `readers`, each with the reason."""
+    picked = behind_picks(channels.tracker.graph.model.graph)
+    slots = [s for s in channels.slots if s.role is Role.CONSUMES]
+    found = {(s.tensor, s.axes, s.split): _hindrance(channels, s, picked) for s in slots}
+    return {key: reason for key, reason in found.items() if reason}
+
+
+def _hindrance(channels: Channels, slot: RawSlot, picked: set[str]) -> str:
+    """Why a weight that reads channels cannot be measured and refitted; '' if it can."""
+    graph = channels.tracker.graph
+    if len(graph.edges[slot.tensor]) != 1:
+        return "weights used more than once"
+    if graph.constants[slot.tensor].data_type not in FLOATS:
+        return "weights that are no floats"
+    if slot.data is None:
+        return "in a branch of If" if slot.edge.node >= graph.main else "no axis has just the channels that they read"
+    if len(_layout(channels.classes[slot.ids])) > WIDEST:
+        return f"more than {WIDEST} channels"
+    value = graph.protos[slot.edge.node].input[slot.data[0]]
+    if value in graph.constants:
+        return "they read a constant"
+    return "they read what was picked by value" if value in picked else ""
 
 
 def depthwise_readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Reader]:

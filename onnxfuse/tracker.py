@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .findings import Demand, Lock, Norm, Pick, Pin, RawSlot, Role
+from .findings import Demand, Lock, Norm, Pair, Pick, Pin, RawSlot, Role
 from .graph import Graph, Node
 from .ids import FIXED, Ids, counted, varying
 from .probe import Probe
@@ -51,6 +51,7 @@ class Tracker:
     probe: Probe
     permit: Permit = Permit()
     norms: list[Norm] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
     settings: list[tuple[int, str, float]] = field(default_factory=list)
     ids: dict[str, Ids] = field(default_factory=dict)
     numbers: dict[str, Numbers] = field(default_factory=dict)
@@ -176,6 +177,10 @@ class Tracker:
         """Along `axis` no position (of `only` these ids) may go, though whole positions of a later axis may."""
         if ids.shape[axis] > 1:
             self.pins.append(Pin(ids, axis, ids if only is None else only, self.node_label))
+
+    def pair(self, a: Ids, b: Ids) -> None:
+        """Say that this node sums over these channels, which both operands of its product carry."""
+        self.pairs.append(Pair(self.position, counted(np.concatenate([a.ravel(), b.ravel()]))[0]))
 
     def slot(
         self,

@@ -205,8 +205,38 @@ def test_what_does_not_fit_is_refused(case: str) -> None:
 
 def test_samples_most_of_which_are_copies_are_told(caplog: pytest.LogCaptureFixture) -> None:
     states = {"x": np.repeat(normal(1, 6), 64, axis=0), "state": np.repeat(normal(4, 4), 16, axis=0)}
-    batches_of(model_of("state"), states)
+    assert len(joined(batches_of(model_of("state"), states))) == 4
     assert caplog.messages == ["calibration data: only 4 of 64 samples differ; give 64 to 512"]
+
+
+def test_copies_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A sample with another state is no copy."""
+    data, states = np.repeat(normal(70, 6), 2, axis=0), normal(140, 4)
+    states[1::2][:30] = states[::2][:30]
+    batches = batches_of(model_of("state"), {"x": data, "state": states})
+    left = np.setdiff1d(np.arange(140), np.arange(1, 60, 2))
+    np.testing.assert_array_equal(joined(batches), data[left])
+    np.testing.assert_array_equal(joined(batches, "state"), states[left])
+    assert caplog.messages == ["calibration data: 30 of 140 samples are copies of others: left out"]
+
+
+def test_copies_of_whole_runs_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """What is in the middle of a run stays, for the model takes four at a time."""
+    data = np.tile(normal(66, 3, 8, 8), (2, 1, 1, 1))  # as 66 is no multiple of four, the second half makes other runs
+    data[128:] = data[:4]
+    batches = batches_of(model_of("fixed"), {"x": data})
+    np.testing.assert_array_equal(joined(batches), data[:128])
+    assert caplog.messages == ["calibration data: 4 of 132 samples are copies of others: left out"]
+
+
+def test_steps_that_are_the_same_stay(caplog: pytest.LogCaptureFixture) -> None:
+    """Silence goes on for a while; it is told if there is nothing else."""
+    data = np.repeat(normal(80, 6), 2, axis=0)
+    batches = batches_of(model_of("steps"), {"x": data, "h": normal(1, 1, 4)})
+    np.testing.assert_array_equal(joined(batches), data)
+    assert not caplog.messages
+    batches_of(model_of("steps"), {"x": np.repeat(normal(4, 6), 40, axis=0), "h": normal(1, 1, 4)})
+    assert caplog.messages == ["calibration data: only 4 of 160 samples differ; give 64 to 512"]
 
 
 def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,27 @@ def test_samples_are_fitted_to_or_held_out() -> None:
     assert all((b["state"] == normal(1, 4)).all() for b in samples.held)
 
 
+@pytest.mark.parametrize("spread", [np.tile, np.repeat])
+def test_no_copy_of_what_is_fitted_to_is_held_out(spread: Callable[..., Array]) -> None:
+    data = np.repeat(spread(np.arange(70, dtype=np.float32), 4), 6).reshape(-1, 6)
+    samples = samples_of("state", x=data, state=normal(1, 4))
+    held, fitted = (joined(part)[:, 0].tolist() for part in (samples.held, samples.fitted))
+    assert sorted(held + fitted) == list(range(70))
+    assert len(held) == 8
+
+
 def test_runs_of_a_fixed_batch_size_are_held_out_whole() -> None:
     data = np.arange(80, dtype=np.float32)[:, None, None, None] + np.zeros((1, 3, 8, 8), np.float32)
     samples = samples_of("fixed", x=data)  # 20 runs of 4 samples
     assert [b["x"][:, 0, 0, 0].tolist() for b in samples.held] == [[20, 21, 22, 23], [60, 61, 62, 63]]
     assert len(samples.fitted) == 18
+
+
+def test_samples_given_twice_are_as_good_as_once() -> None:
+    data = images(96)["input"]
+    once, twice = (onnxfuse.fuse(RESNET, sparsity=0.3, calib={"input": x}) for x in (data, np.repeat(data, 2, axis=0)))
+    assert once.model == twice.model
+    assert once.report.fidelity == twice.report.fidelity
 
 
 def test_what_is_held_out_is_not_looked_at() -> None:

@@ -210,6 +210,47 @@ def test_the_report_says_what_was_repaired_on_what() -> None:
     assert repaired(calib=inputs(build("mlp"), batch=64)) == ["repaired 2 consumers, on 56 given samples"]
 
 
+SHARED = """(float[N,3,8,8] x) => (float[N,4,8,8] y, float[N,4,4,4] z)
+    <float[8,3,3,3] w0, float[8] b0, float[16,8,3,3] w1, float[4,16,1,1] w2> {
+    c = Conv<pads=[1,1,1,1]>(x, w0, b0)
+    p = Relu(c)
+    q = MaxPool<kernel_shape=[2,2], strides=[2,2]>(p)
+    a = Conv<pads=[1,1,1,1]>(p, w1)
+    ar = Relu(a)
+    y = Conv(ar, w2)
+    b = Conv<pads=[1,1,1,1]>(q, w1)
+    br = Relu(b)
+    z = Conv(br, w2)
+}"""
+PICKING = """(float[N,3,8,8] x) => (float[N,4,8,8] y, float[M,4] z)
+    <float[8,3,3,3] w0, float[8] b0, float[4,8,1,1] w1, float[8,4] w2> {
+    c = Conv<pads=[1,1,1,1]>(x, w0, b0)
+    p = Relu(c)
+    y = Conv(p, w1)
+    g = GlobalAveragePool(p)
+    f = Flatten(g)
+    d = Compress<axis=0>(f, keep)
+    z = MatMul(d, w2)
+}""".replace("float[N,3,8,8] x)", "float[N,3,8,8] x, bool[N] keep)")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        (SHARED, {}, "not refitted, 2 of 2 consumers: weights used more than once (w2, w1)"),
+        (SHARED, {"only": ("^a$",)}, "not refitted, 1 of 1 consumers: weights used more than once (w2)"),
+        (PICKING, {}, "not refitted, 1 of 2 consumers: they read what was picked by value (w2)"),
+    ],
+)
+def test_the_report_says_what_was_not_repaired(text: str, options: dict[str, Any], expected: str) -> None:
+    model = from_text(text)
+    calib = inputs(model, batch=64)
+    notes = onnxfuse.fuse(model, sparsity=0.5, calib=calib, **options).report.notes
+    assert [note for note in notes if "not refitted" in note] == [expected]
+    unwanted = onnxfuse.fuse(model, sparsity=0.5, calib=calib, repair=False, **options).report.notes
+    assert not any("refitted" in note for note in unwanted)
+
+
 def test_synthetic_inputs_tell_nothing_of_a_matrix_on_the_input(caplog: pytest.LogCaptureFixture) -> None:
     """A convolution reads patches, which look the same everywhere; a matrix reads each place with its own weights."""
     with caplog.at_level("WARNING", "onnxfuse"):

@@ -202,6 +202,7 @@ def of_activations(node: Node, t: Tracker, first: bool = False, second: bool = F
         t.unite(np.swapaxes(x.take([0], -2), -1, -2), y.take([0], -1))
         t.unite(x, x.take([0], -2)) if columns else None
         t.unite(y, y.take([0], -1)) if rows else None
+        t.pair(x, y)
     for ids in (x, y):
         for axis in varying(ids):
             if axis < rank - 2:

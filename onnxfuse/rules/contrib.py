@@ -65,6 +65,7 @@ def multi_head_attention(node: Node, t: Tracker) -> None:
             t.unite(ids, q[:, :1])
         t.demand(constant(heads, Place(t.position, "num_heads", 0)), q[:, 0], heads, 0)
     else:
+        t.pair(q, k)
         for ids in (q, v):
             t.grids.append(ids)
             t.pin(ids, 0)

@@ -73,6 +73,7 @@ def _of_activations(node: Node, t: Tracker, terms: list[str], result: str) -> No
     if any(ids.shape[a] > 1 for ids in (x, y) for a in ended):
         both = [a for a, c in enumerate(labels) if c in terms[0] and c in terms[1]]
         t.unite(t.collapse(x, both), t.collapse(y, both))
+        t.pair(x, y)
         for ids in (x, y):
             for axis in varying(ids):
                 if axis not in ended:
