@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from .channels import ChannelGroup, Channels, Locked, Slot
-from .classes import Classes, Stays, class_locks, kept_together
+from .classes import Classes, Stays, class_locks, kept_together, shrinking_axis
 from .components import components
 from .findings import Lock, RawSlot, Role
 from .graph import Graph, label
-from .ids import counted
+from .ids import counted, spread
 from .probe import Probe
 from .refinement import may_go, rows_of, signatures
+from .symbols import Place
 from .track import track
 from .tracker import Permit, Tracker
 from .unshare import unshare
@@ -47,17 +49,38 @@ def find_channels(
     grids = [rows_of(classes[grid]) for grid in t.grids]
     labels = signatures(t, classes, free, slots, grids)
     placed = _placed_slots(t, classes, labels, slots)
-    groups, impossible = _groups(t, classes, labels, placed, _families(labels, placed, grids))
+    families = _families(labels, placed, grids, _one_number(t, classes, labels))
+    groups, impossible = _groups(t, classes, labels, placed, families)
     locked = [*_locked(t, classes, stays), *impossible]
     return Channels(t, classes, tuple(groups), tuple(locked), tuple(slots))
 
 
-def _families(labels: Classes, placed: Placed, grids: Sequence[Classes]) -> dict[int, int]:
-    """label → family: labels that share a set of rows.
+def _one_number(t: Tracker, classes: Classes, labels: Classes) -> list[list[int]]:
+    """Labels that the same constant counts in several values, as a head's size in both query and value.
+
+    Left out are values that have the same labels: these keep equally many anyhow.
+    """
+    counts: dict[Place, dict[bytes, Classes]] = defaultdict(dict)
+    uses = Counter(d.number.place for d in t.demands)
+    for d in (d for d in t.demands if uses[d.number.place] > 1):
+        roots = classes[spread(d.ids, d.extent, d.axis)]
+        if d.number.place is not None and shrinking_axis(roots) == d.axis:
+            row = np.moveaxis(roots, d.axis, -1).reshape(-1, d.extent)[0, d.lo : d.hi]
+            mine = np.sort(labels[row])
+            counts[d.number.place][mine.tobytes()] = mine
+    rows = [np.concatenate(list(c.values())) for c in counts.values() if len(c) > 1]
+    return [[int(x) for x in counted(row)[0] if x != 1] for row in rows]
+
+
+def _families(
+    labels: Classes, placed: Placed, grids: Sequence[Classes], together: Sequence[Sequence[int]]
+) -> dict[int, int]:
+    """label → family: labels that share a set of rows, or are `together`.
 
     Family −1 cannot shrink: a row has more fixed positions than another, or no weight makes some of its channels.
     """
-    links, stuck = [], [x for x, slots in placed.items() if not _is_made(slots)]
+    links = [(members[0], m) for members in together for m in members]
+    stuck = [x for x, slots in placed.items() if not _is_made(slots)]
     for rows in grids:
         members = [int(x) for x in counted(labels[rows])[0] if x != 1]
         links += [(members[0], m) for m in members]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +57,22 @@ def conflicts(channels: Channels, kept: Mask) -> list[Lock]:
         if d.number.place is not None:
             wanted.setdefault(d.number.place, size)
     for d, size in zip(channels.tracker.demands, needed, strict=True):
-        if shrunk_number(channels, kept, d.number, wanted) != size:
-            found += _locks(channels, d)
+        used = _Read(wanted)
+        if shrunk_number(channels, kept, d.number, used) != size:
+            found += _locks(channels, d, used.places)
     return found
+
+
+class _Read(dict[Place, float]):
+    """Edits of constants that remember which of them were read."""
+
+    def __init__(self, edits: Mapping[Place, float]) -> None:
+        super().__init__(edits)
+        self.places: set[Place] = set()
+
+    def get(self, place: Place, default: Any = None) -> Any:
+        self.places.add(place)
+        return super().get(place, default)
 
 
 def _needed(channels: Channels, kept: Mask, d: Demand) -> float:
@@ -67,9 +81,12 @@ def _needed(channels: Channels, kept: Mask, d: Demand) -> float:
     return d.number.value if extent == d.hi - d.lo else d.sign * extent
 
 
-def _locks(channels: Channels, d: Demand) -> list[Lock]:
+def _locks(channels: Channels, d: Demand, places: Container[Place]) -> list[Lock]:
+    """On all that the number of a demand depends on: what it counts, sizes it is computed from, and what others want
+    of the constants at these places."""
     reason = "a shape is computed from their count in a way that cannot follow"
     ids = [d.ids, *(channels.tracker.ids[name] for name, _ in d.number.dims if name in channels.tracker.ids)]
+    ids += [other.ids for other in channels.tracker.demands if other.number.place in places]
     return [Lock(counted(i)[0], reason, d.node) for i in ids]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from .budget import choose
 from .calibrate import Study
 from .channels import Channels
-from .errors import NothingToMerge
+from .errors import ModelError, NothingToMerge
 from .findings import Lock
 from .graph import Graph
 from .grouping import find_channels
+from .ids import FIXED, counted
 from .lossless import Free, find_free
 from .options import Options
 from .probe import Probe
@@ -76,8 +78,15 @@ def follow(
     choose: Callable[[Channels], list[int]],
     permit: Permit | None = None,
 ) -> tuple[Channels, list[int]]:
-    """`choose` how many channels each group keeps, again and again until all shape constants can follow."""
+    """`choose` how many channels each group keeps, again and again until all shape constants can follow.
+
+    Every round locks channels that none has locked before, so there is a last one.
+
+    Raises:
+        ModelError: a shape constant could not follow though all that it depends on is locked.
+    """
     locks: list[Lock] = []
+    held: set[int] = {FIXED}
     while True:
         channels = find_channels(graph, reference, exclude, locks, permit)
         keep = choose(channels)
@@ -85,7 +94,11 @@ def follow(
         found = conflicts(channels, removed_mask(channels, trial))
         if not found:
             return channels, keep
-        locks += found
+        new = {i for lock in found for i in counted(lock.ids)[0].tolist()} - held
+        if not new:
+            node = found[0].node
+            raise ModelError(f"{node}: {found[0].reason}; leave it alone with --exclude {re.escape(node)!r}")
+        locks, held = locks + found, held | new
 
 
 def _nothing(channels: Channels) -> str:

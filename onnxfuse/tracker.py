@@ -226,8 +226,12 @@ class Tracker:
     def demand(
         self, number: Number, ids: Ids, extent: int, axis: int, lo: int = 0, hi: int | None = None, sign: int = 1
     ) -> None:
-        """`number` counts positions lo…hi along `axis`, of full size `extent`: it must follow their removal."""
-        if ids.shape[axis] > 1:
+        """`number` counts positions lo…hi along `axis`, of full size `extent`: it must follow their removal.
+
+        A size that stays matters, too, where another value's may want the number edited: it is made by other nodes.
+        """
+        made = not number.dims if number.place is None else number.place.node != self.position
+        if ids.shape[axis] > 1 or made:
             stop = extent if hi is None else hi
             self.demands.append(Demand(number, ids, extent, axis, lo, stop, sign, self.node_label))
 

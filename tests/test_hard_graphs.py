@@ -12,6 +12,8 @@ import pytest
 from onnx import ModelProto, helper
 
 import onnxfuse
+from onnxfuse import settle
+from onnxfuse.findings import Lock
 from onnxfuse.oracle import oracle_error
 
 from .formats import with_constant_nodes
@@ -196,3 +198,47 @@ def test_rotary_channels_are_selected_not_mixed(tables: str, method: str) -> Non
     found = onnxfuse.analyze(model)
     assert [g.name for g in found if found.constraint(g).startswith("selected, not merged: ")] == ["q0"]
     assert any(note.startswith("selected, not merged in 1 group: ") for note in result.report.notes)
+
+
+HEADS = """(float[N,S,16] x) => (float[N,S,3] y)
+    <float[16,16] w1, float[16,16] w2, float[16,3] w3, float[16,3] w4> {
+    sizes = Shape<end = 2>(x)
+    four = Constant<value_ints = [4]>()
+    flat = Constant<value_ints = [0, 0, -1]>()
+    shape = Concat<axis = 0>(sizes, four, four)
+    q = MatMul(x, w1)
+    v = %s
+    qh = Reshape(q, shape)
+    vh = Reshape(v, shape)
+    qt = Tanh(qh)
+    vt = Relu(vh)
+    qf = Reshape(qt, flat)
+    vf = Reshape(vt, flat)
+    qy = MatMul(qf, w3)
+    vy = MatMul(vf, w4)
+    y = Add(qy, vy)
+}"""
+
+
+@pytest.mark.parametrize("amount", [{"target_macs": 0.6}, {"sparsity": 0.5, "ratio": ["^q$=0.25"]}])
+def test_two_values_of_which_one_number_is_the_size(amount: dict[str, Any]) -> None:
+    """Their channels are other ones, but equally many: one `Concat` made the shape of both."""
+    model = from_text(HEADS % "MatMul(x, w2)")
+    result = onnxfuse.fuse(model, **amount, round_to=1, method="drop")
+    q, v = ([g.after for g in result.report.groups if g.name == name] for name in "qv")
+    assert q == v
+    assert sum(q) < 16
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+def test_a_number_that_is_the_size_of_what_must_stay_too() -> None:
+    model = from_text(HEADS.replace(", float[16,16] w2", "") % "Neg(x)")
+    with pytest.raises(onnxfuse.NothingToMerge, match=r"cannot follow \(q\)"):
+        onnxfuse.fuse(model, sparsity=0.5, method="drop")
+
+
+def test_a_conflict_that_no_lock_settles_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Lock(np.zeros(1, np.int64), "a shape cannot follow", "n.1")
+    monkeypatch.setattr(settle, "conflicts", lambda *_: [lock])
+    with pytest.raises(onnxfuse.ModelError, match=r"^n\.1: a shape cannot follow; .* --exclude 'n\\\\\.1'$"):
+        onnxfuse.fuse(build("mlp"), sparsity=0.5)
