@@ -140,14 +140,13 @@ COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, after the options of its --config file."""
-    p, first = parser(), argparse.ArgumentParser(add_help=False)
+    p, first = parser(), Parser(prog="onnxfuse", add_help=False)
     first.add_argument("--config", type=Path)
     config = first.parse_known_args(argv)[0].config
     if config is None:
         return p.parse_args(argv)
-    flags = [flag[2:] for action in p._actions for flag in action.option_strings if flag.startswith("--")]
     try:
-        return p.parse_args([*config_arguments(config, flags), *argv])
+        return p.parse_args([*config_arguments(config, p), *argv])
     except UsageError as error:
         p.error(str(error))
 

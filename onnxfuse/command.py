@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import OnnxFuseError, OutputError, UsageError, one_line
+from .errors import OnnxFuseError, OutputError, UsageError, near, one_line
 from .files import check_writable
 from .pipeline import FuseResult
 from .report import result_line
@@ -28,7 +28,18 @@ DELAY = 1.0
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors in one line."""
+    """Usage errors in one line, and options by their whole names: what is short for one may be short for two later."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            names = [flag for action in self._actions for flag in action.option_strings]
+            like = near(unknown[0].partition("=")[0], names) if unknown[0].startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{like}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"onnxfuse: {message}; see {self.prog} --help\n")

@@ -280,6 +280,8 @@ USAGE = [
     (["in.onnx", "out.onnx", *HALF, "--cost-norm", "3"], "invalid choice: 3"),
     (["in.onnx", "out.onnx", *HALF, "--quiet", "--verbose"], "not allowed with"),
     (["in.onnx", "out.onnx", *HALF, "--frobnicate"], "unrecognized arguments: --frobnicate"),
+    (["in.onnx", "out.onnx", "--target-mac", "0.5"], "unrecognized arguments: --target-mac 0.5; near: --target-macs"),
+    (["in.onnx", "out.onnx", "--spars=0.5"], "unrecognized arguments: --spars=0.5; near: --sparsity"),
 ]
 
 

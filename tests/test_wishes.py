@@ -251,6 +251,18 @@ CONFIGS: list[tuple[str, str]] = [
     ("sparsty = 0.3", "'sparsty' is no option; near: sparsity"),
     ('sparsity = "half"', "invalid float value: 'half'"),
     ('config = "other.toml"', "'config' is no option"),
+    ("json = true", "json is true; give a text or a number, only one"),
+    ("plan = true", "plan is true"),
+    ("sparsity = true", "sparsity is true; give a number, only one"),
+    ("sparsity = false", "sparsity is false"),
+    ("sparsity = [0.3, 0.5]", "sparsity is a list; give a number, only one"),
+    ("seed = {x = 1}", "seed is a table; give a whole number, only one"),
+    ("exclude = [true]", "exclude is a list; give a text or a number, or a list of them"),
+    ("exclude = [false]", "exclude is a list"),
+    ("exclude = {x = 1}", "exclude is a table"),
+    ("ratio = {x = true}", "ratio is a table; give a text or a number, or a list of them, or a table of them by name"),
+    ('dry-run = "yes"', "dry-run is 'yes'; give true or false"),
+    ("repair = 1", "repair is 1; give true or false"),
 ]
 
 
@@ -258,9 +270,26 @@ CONFIGS: list[tuple[str, str]] = [
 def test_bad_options_files(text: str, message: str, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = model.with_name("onnxfuse.toml")
     config.write_text(text)
-    code, _, err = call(capfd, model, "--dry-run", "--config", config)
+    before = model.read_bytes()
+    code, _, err = call(capfd, "--config", config, model, "--sparsity", 0.5, "--dry-run")
     assert (code, len(err.splitlines())) == (2, 1)
     assert message in err
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(("text", "repair"), [("repair = false", False), ("repair = true", True), ("", None)])
+def test_an_option_that_can_be_on_and_off_in_a_file(
+    text: str, repair: bool | None, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = model.with_name("onnxfuse.toml")
+    config.write_text(text)
+    _, out, _ = call(capfd, model, "--dry-run", "--config", config, "--sparsity", 0.5, "--json", "-")
+    assert json.loads(out)["options"]["repair"] is repair
+
+
+def test_a_file_is_named_with_config(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capfd, "in.onnx", "--config")
+    assert (code, out, err) == (2, "", "onnxfuse: argument --config: expected one argument; see onnxfuse --help\n")
 
 
 def test_no_options_file(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
