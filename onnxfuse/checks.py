@@ -9,7 +9,7 @@ from typing import Any
 
 from .allocate import kept_count
 from .errors import UsageError
-from .merge import MEASURING, TRANSPORTS, TransportOptions, strategy
+from .merge import MEASURING, SCORED, TRANSPORTS, TransportOptions, strategy
 from .options import BUDGETS, Options
 from .patterns import check_patterns, ratios
 from .scores import check_importance, feature_of
@@ -42,6 +42,10 @@ def check_options(o: Options) -> TransportOptions:
             names = ", ".join(map(str, valid))
             raise UsageError(f"{name.replace('_', '-')} {value!r} is not known; choose from {names}")
     check_importance(o.importance, {"gradients": o.gradients, "calib": o.calib}, ("gradients",))
+    if o.scored and o.method not in SCORED:
+        raise UsageError(
+            f"method {o.method!r} does not go by importance: leave out --importance, or choose from {', '.join(SCORED)}"
+        )
     if o.calib_preprocess is not None and o.calib is None:
         raise UsageError("--calib-preprocess is of the images of --calib; give that, too")
     if o.calib is not None and not (o.repairs or o.method in MEASURING or feature_of(o.importance)):

@@ -59,6 +59,7 @@ class Task:
         views: of the group's consumers, as far as they were measured.
         source: what they were measured on.
         mixes: whether new channels may be any mixtures of the old ones, and all consumers were measured.
+        scored: whether the user has said what importance is.
     """
 
     rows: NDArray[np.floating]
@@ -68,6 +69,7 @@ class Task:
     views: Sequence[View] = ()
     source: Source = Source.SYNTHETIC
     mixes: bool = False
+    scored: bool = False
 
 
 Strategy = Callable[[Task], Merge]
@@ -99,14 +101,22 @@ def auto(task: Task) -> Merge:
 
     Without moments, or on synthetic inputs alone, `fold-variance`, which does not depend on them; on anchored ones
     `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates, `mixture`: the one that
-    leaves least error after repair.
+    leaves least error after repair. What the user has called important stays, in any case.
     """
+    if task.scored:
+        return important(task)
     if not task.views or task.source is Source.SYNTHETIC:
         return fold_variance(task)
     selected = surgeon(task)
     if task.source is Source.ANCHORED:
         return selected
     found = [fold(task), selected, *([mixture(task)] if task.mixes else [])]
+    return min(found, key=lambda m: sum(error(v, m.compress) for v in task.views))
+
+
+def important(task: Task) -> Merge:
+    """Keep the most important channels; the others flow into them, or go, as leaves least error after repair."""
+    found = [intra_fusion(task), *([drop(task)] if task.views else [])]
     return min(found, key=lambda m: sum(error(v, m.compress) for v in task.views))
 
 
@@ -183,6 +193,8 @@ MEASURING: Mapping[str, frozenset[Source]] = {
 """Methods that are repaired unless that is forbidden, and the kinds of moments that they look at."""
 MIXING: Mapping[str, frozenset[Source]] = {"auto": frozenset({Source.DATA})}
 """Methods that mix channels where these are mere coordinates, and the kinds of moments that they trust for it."""
+SCORED = ("auto", "intra-fusion", "barycentric", "drop")
+"""Methods that go by importance."""
 TRANSPORTS = ("intra-fusion", "barycentric")
 """Methods that solve a transport problem, to which its options apply."""
 

@@ -61,7 +61,7 @@ def merge_all(
         joined = side_by_side(list(rows.values()))
         if joined.nbytes > LARGE:
             rows.clear()  # gathered again when they are needed
-        result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen))
+        result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen, options.scored))
         result = balanced(result) if group in pairs else result
         del joined
         weights.apply(group.slots, result, rows)

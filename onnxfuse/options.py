@@ -95,6 +95,11 @@ class Options:
         return self.scope == "global" or (self.scope is None and self.sparsity is None)
 
     @property
+    def scored(self) -> bool:
+        """Whether another importance than the default was asked for."""
+        return not (isinstance(self.importance, str) and self.importance == "l1")
+
+    @property
     def repairs(self) -> bool:
         """Whether consumers are repaired."""
         if self.repair is not None:

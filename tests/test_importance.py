@@ -145,6 +145,25 @@ def test_own_scores() -> None:
     assert survivors(lambda v: MLP[v.group.name]) == {"h1": [0, 1, 2, 3], "h2": [2, 4, 5, 7, 8]}
 
 
+@pytest.mark.parametrize("method", ["auto", "intra-fusion", "barycentric"])
+@pytest.mark.parametrize("calib", [False, True])
+def test_what_is_called_important_stays(method: str, calib: bool) -> None:
+    """`auto` would choose by what it measures."""
+    model = build("mlp")
+    samples = {n: np.random.default_rng(1).standard_normal((256, *a.shape[1:])) for n, a in inputs(model).items()}
+    options: dict[str, Any] = {"calib": {n: a.astype(np.float32) for n, a in samples.items()}} if calib else {}
+    options |= {"target": "important"} if method == "barycentric" else {}
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, importance=MLP, **options)
+    found = {group.name: merge.kept.tolist() for group, merge in result.plan.merges}
+    assert found == {"h1": [0, 1, 2, 3], "h2": [2, 4, 5, 7, 8]}
+
+
+@pytest.mark.parametrize("method", ["fold", "fold-variance", "surgeon"])
+def test_methods_that_do_not_go_by_importance_refuse_it(method: str) -> None:
+    with pytest.raises(onnxfuse.UsageError, match=f"method '{method}' does not go by importance: leave out"):
+        onnxfuse.fuse(build("mlp"), sparsity=0.5, method=method, importance="l2")
+
+
 def test_a_group_takes_the_mean_of_its_layers() -> None:
     """The residual model's `c1` and `c3` make the channels that are added up."""
     groups = onnxfuse.analyze(build("residual"))
