@@ -123,6 +123,8 @@ def choose(
         near = cheapest(families.around(exact), costs, [main.at(exact).in_whole_blocks(IN_BLOCKS["local"])])
         return near if local else cheapest(families, costs, [main.at(near)])
     limits = _limits(layout, families.finest(), options)
+    if room is None and all(limit.holds(families.widest) for limit in limits):
+        return families.widest  # in parts of blocks, too: nothing is asked for
     if not all(limit.holds(families.narrowest) for limit in limits):
         families = families.finest()  # blocks are too coarse for such a budget
     if room is not None:

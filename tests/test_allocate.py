@@ -146,8 +146,9 @@ def test_all_budgets_hold_at_once() -> None:
     assert report.after.parameters <= 0.4 * report.before.parameters
 
 
-def test_a_budget_that_holds_already_removes_nothing() -> None:
-    report = onnxfuse.fuse(build("residual"), target_params="1M", round_to=1).report
+@pytest.mark.parametrize("round_to", [1, 8, "auto"])
+def test_a_budget_that_holds_already_removes_nothing(round_to: int | str) -> None:
+    report = onnxfuse.fuse(build("residual"), target_params="1M", round_to=round_to).report
     assert report.after.channels == report.before.channels
     assert report.comparison.cosine == pytest.approx(1)
 

@@ -182,9 +182,11 @@ def test_dead_channels(dead: slice, options: dict[str, Any]) -> None:
     assert all(np.isfinite(values).all() for values in weights(result.model).values())
 
 
-@pytest.mark.parametrize("method", ["drop", "intra-fusion", "barycentric", "fold"])
-@pytest.mark.parametrize("metric", ["l1", "l2", "lamp"])
-def test_a_weight_whose_square_overflows(metric: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "metric"),
+    [*product(["drop", "intra-fusion", "barycentric"], ["l1", "l2", "lamp"]), ("fold", "l1")],
+)
+def test_a_weight_whose_square_overflows(method: str, metric: str) -> None:
     """1e30 is a float32, 1e60 is none."""
     values = weights(build("mlp"))["w1"].copy()
     values[2, 3] = 1e30
