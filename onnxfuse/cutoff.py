@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from onnx import NodeProto
@@ -26,7 +27,8 @@ from .walk import Walk
 ROUNDS = 8
 
 Limits = tuple[Array, Array]
-"""low and high, which broadcast to (places, outputs)."""
+"""low and high: numbers, or of each (places, outputs) its own; infinite where nothing is cut off on that side."""
+Clamp = Callable[[Array, Array], Array]
 NONE: Limits = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
 
@@ -42,19 +44,12 @@ def limits(walk: Walk, value: str) -> Limits:
 def is_cut(cut: Limits) -> bool:
     """Whether anything is cut off."""
     low, high = cut
-    return bool(np.isfinite(low).any() or np.isfinite(high).any())
+    return bool(np.isfinite(low).all() or np.isfinite(high).all())
 
 
 def less(cut: Limits, known: Array) -> Limits:
     """What is cut off of the one operand of a sum, of which the other is known, (places, outputs)."""
     return (cut[0] - known, cut[1] - known) if is_cut(cut) else cut
-
-
-def nearest(found: Array, wanted: Array, cut: Limits) -> Array:
-    """(places, outputs) z: of the values as good as those wanted the ones nearest to those found."""
-    low, high = cut
-    below = np.where(wanted <= low, np.minimum(found, low), wanted)
-    return np.where(wanted >= high, np.maximum(found, high), below)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +71,48 @@ class Goal:
     def pursued(self, weights: Array, solve: Callable[[Array], Array]) -> tuple[Array, Array]:
         """(p, outputs) weights after all rounds, and (places, outputs) z.
 
+        Outputs that are to be nothing at all stay so. The mean of z matters to nothing but the bias: what is read has
+        none, so products with it are the covariances.
+
         Args:
             weights: those closest to what is wanted.
             solve: the same, of what the covariances of what is read with what should be made have more.
         """
-        aim = self.wanted
+        live = np.flatnonzero(self.wanted.any(axis=0) | weights.any(axis=0))
+        nearest = Nearest(self.wanted[:, live], _columns(self.cut, live))
+        mean, more = nearest.wanted.mean(axis=0), np.zeros_like(weights)
         for _ in range(ROUNDS):
-            found = self.seen @ weights + (aim.mean(axis=0) if self.centred else 0)
-            aim = nearest(found, self.wanted, self.cut)
-            weights = solve(self.seen.T @ self._centred(aim - self.wanted) / len(aim))
+            found = self.seen @ weights[:, live]
+            moved = nearest(found + mean if self.centred else found)
+            more[:, live] = self.seen.T @ moved / len(moved)
+            mean = nearest.wanted.mean(axis=0) + moved.mean(axis=0)
+            weights = solve(more)
+        aim = self.wanted.copy()
+        aim[:, live] += moved
         return weights, aim
 
-    def _centred(self, values: Array) -> Array:
-        return values - values.mean(axis=0) if self.centred else values
+
+class Nearest:
+    """Of the values as good as those wanted the ones nearest to those found."""
+
+    def __init__(self, wanted: Array, cut: Limits) -> None:
+        low, high = cut
+        self.wanted, self.sides = wanted, list[tuple[Clamp, Array, Array]]()
+        below = wanted <= low
+        if np.isfinite(low).all():
+            self.sides.append((np.minimum, low, below))
+        if np.isfinite(high).all():
+            self.sides.append((np.maximum, high, (wanted >= high) & ~below))
+
+    def __call__(self, found: Array) -> Array:
+        """(places, outputs) z − t; factors of 0 and 1 are ten times as fast as `where`."""
+        first, *others = [(clamp(found, limit) - self.wanted) * mine for clamp, limit, mine in self.sides]
+        return reduce(np.add, others, first)
+
+
+def _columns(cut: Limits, columns: Array) -> Limits:
+    low, high = (side[:, columns] if side.ndim else side for side in cut)
+    return low, high
 
 
 Bounds = tuple[float, float]

@@ -193,13 +193,16 @@ def _goal(
     for block in seen:
         whole[start : start + len(block)] = block
         start += len(block)
-    low, high = (
-        np.concatenate([np.broadcast_to(m.cut[side], m.values.shape)[:, outputs] for m in wanted]) for side in (0, 1)
-    )
+    low, high = (_whole([m.cut[side] for m in wanted], outputs) for side in (0, 1))
     x = whole[:, :p]
     if centred:
         x -= x.mean(axis=0)
     return (whole[i : i + p] for i in range(0, rows, p)), Goal(x, whole[:, p:], (low, high), centred)
+
+
+def _whole(limits: Sequence[Array], outputs: NDArray[np.int64]) -> Array:
+    """What is cut off in all batches: one number, or (places, outputs)."""
+    return np.concatenate([limit[:, outputs] for limit in limits]) if limits[0].ndim else limits[0]
 
 
 def _moments(seen: Iterable[Array], p: int, centred: bool) -> tuple[Array, Array, int]:
