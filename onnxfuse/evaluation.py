@@ -81,6 +81,13 @@ def top1(outputs: Mapping[str, Array], labels: Array) -> float:
             f"top-1 accuracy needs whole-number labels (N,) and scores (N, classes), not {labels.shape} "
             f"{labels.dtype} and {scores.shape}; give --metric module:function"
         )
+    outside = (labels < 0) | (labels >= scores.shape[1])
+    if outside.any():
+        at, last = int(outside.argmax()), scores.shape[1] - 1
+        raise UsageError(
+            f"--eval: label {labels[at]} of sample {at} is no class of the model, which has 0 to {last}; correct "
+            "it, or give --metric module:function"
+        )
     return float((scores.argmax(axis=1) == labels).mean())
 
 
@@ -98,6 +105,8 @@ def load_evaluation(path: Path, metric: str | None, model: ModelProto) -> Evalua
         has = ", ".join(arrays) or "nothing"
         raise UsageError(f"--eval {path}: has no labels; name them {LABELS!r} (it has {has})")
     labels = arrays.pop(LABELS)
+    if not labels.ndim:
+        raise UsageError(f"--eval {path}: {LABELS!r} is a single {labels.dtype}; give one label for each sample")
     constants = {t.name for t in model.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in model.graph.input if v.name not in constants}
     arrays = by_input(arrays, list(inputs), f"--eval {path}")
@@ -125,6 +134,18 @@ def _check_fit(path: Path, name: str, values: Array, kind: Any, count: int) -> N
         raise UsageError(f"--eval {path}: {name!r} has {len(values)} samples, {LABELS!r} has {count}")
     if not count:
         raise UsageError(f"--eval {path}: has no samples")
+    _check_finite(path, name, values)
+
+
+def _check_finite(path: Path, name: str, values: Array) -> None:
+    if values.dtype.kind != "f":
+        return
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise UsageError(
+            f"--eval {path}: {name!r} has a nan or an infinity in sample {finite.argmin()}; the model takes finite "
+            "numbers: correct that sample or leave it out"
+        )
 
 
 def _turned_fits(values: Array, order: Sequence[int], wanted: Sequence[int | None]) -> bool:

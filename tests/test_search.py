@@ -156,6 +156,13 @@ BAD: list[tuple[dict[str, Array], str]] = [
     ({"x": X.T, "y": np.zeros(6, int)}, "'x' is float32 (6, 5), the model takes float32 (?, 6)"),
     ({"x": X, "y": np.zeros(4, int)}, "'x' has 5 samples, 'y' has 4"),
     ({"x": X, "y": np.zeros((5, 2))}, "top-1 accuracy needs whole-number labels (N,) and scores (N, classes)"),
+    ({"y": np.array(3)}, "'y' is a single int64; give one label for each sample"),
+    ({"x": X, "y": np.array([0, 1, 2, 9, 0])}, "label 9 of sample 3 is no class of the model, which has 0 to 2"),
+    ({"x": X, "y": np.array([0, -1, 9, 9, 0])}, "label -1 of sample 1 is no class"),
+    (
+        {"x": np.where(np.arange(5)[:, None] > 1, np.float32("inf"), X), "y": np.zeros(5, int)},
+        "'x' has a nan or an infinity in sample 2",
+    ),
     ({"mean": X[0], "std": X[0], "layout": np.array("NCWH")}, "are not images (N, H, W, C)"),
     (
         {"x": np.ones((9, 2, 2), np.uint8), "mean": X[0, :1], "std": 0 * X[0, :1], "layout": np.array("NCHW")},
