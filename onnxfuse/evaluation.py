@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,14 +57,23 @@ class Evaluation:
         parts = [self._run(opened, names, start) for start in range(0, count, self.batch)]
         outputs = {n: np.concatenate([p[i] for p in parts]) for i, n in enumerate(names) if np.ndim(parts[0][i])}
         try:
-            value = float(self.metric(outputs, self.labels))
-        except UsageError:
+            found: Any = self.metric(outputs, self.labels)
+        except (UsageError, KeyboardInterrupt):
             raise
-        except Exception as error:  # it is the user's
+        except BaseException as error:  # it is the user's, and may call sys.exit
             raise UsageError(f"--metric {self.name} raised {type(error).__name__}: {one_line(error)}") from error
-        if not math.isfinite(value):
-            raise UsageError(f"--metric {self.name} returned {value}; it must return a finite number, more for better")
-        return value
+        return self._finite(found)
+
+    def _finite(self, found: Any) -> float:
+        """What the metric returned, if it is a number: anything that has no axes and can be a float, but no text."""
+        try:
+            value = math.nan if isinstance(found, (str, bytes)) or np.ndim(found) else float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if math.isfinite(value):
+            return value
+        shown = found if isinstance(found, numbers.Real) else f"a value of type {type(found).__name__}"
+        raise UsageError(f"--metric {self.name} returned {shown}; it must return a finite number, more for better")
 
     def _run(self, opened: ort.InferenceSession, names: Sequence[str], start: int) -> list[Array]:
         stop = min(start + self.batch, len(self.labels))
@@ -169,7 +179,9 @@ def _metric(given: str | None) -> tuple[Metric, str]:
     sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), function) if module and function else None
-    except Exception as error:  # whatever the user's module raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module raises, sys.exit included
         raise UsageError(f"--metric {given}: {type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path.remove("")

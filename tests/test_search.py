@@ -107,7 +107,10 @@ METRICS = """
 def mean_score(outputs, labels): return float(outputs["y"][range(len(labels)), labels].mean())
 def broken(outputs, labels): raise KeyError("no such output")
 def undefined(outputs, labels): return float("nan")
-def wordy(outputs, labels): return "good"
+def wordy(outputs, labels): return "0.9"
+def many(outputs, labels): return outputs["y"][0, :1]
+def nothing(outputs, labels): pass
+def leaving(outputs, labels): raise SystemExit("done")
 constant = 3
 """
 
@@ -135,7 +138,10 @@ def test_own_metric(metrics: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
     [
         (":broken", "raised KeyError: 'no such output'"),
         (":undefined", "returned nan; it must return a finite number"),
-        (":wordy", "raised ValueError: could not convert"),
+        (":wordy", "metric own_metrics:wordy returned a value of type str; it must return a finite number"),
+        (":many", "returned a value of type ndarray"),
+        (":nothing", "returned a value of type NoneType"),
+        (":leaving", "metric own_metrics:leaving raised SystemExit: done"),
         (":none", "AttributeError: module 'own_metrics' has no attribute 'none'"),
         (":constant", "is not module:function"),
         ("", "is not module:function"),
