@@ -88,8 +88,7 @@ class Setting:
         if self.destination is None:
             proof, size = prove(small.model), small.model.ByteSize()
         else:
-            external = options.external_data or bool(self.source.beside)
-            proof, size = write(small.model, self.destination, external, prove)
+            proof, size = write(small.model, self.destination, options.external_data, prove)
         return Finished(small, latency, quality, *proof, size)
 
     def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options, wary: bool) -> Comparison:

@@ -17,6 +17,7 @@ from .channels import Channels
 from .curves import CURVES, GroupWeights, Squares, cost_curve
 from .errors import UsageError
 from .families import ROUNDING, Families, Limit
+from .files import data_overhead
 from .findings import Role
 from .linear import linear
 from .merge import MIXING
@@ -173,9 +174,10 @@ def _part_of(layout: Layout, families: Families, room: float) -> Limit:
 def _limits(layout: Layout, families: Families, options: Options) -> list[Limit]:
     limits = []
     for name, budget in targets(options).items():
-        limit = _kind(name, layout).limit(budget.value)
+        apart = data_overhead(layout.model) if name == "size" and options.external_data else 0
+        limit = _kind(name, layout).limit(budget.value - apart)
         if not limit.holds(families.narrowest):
-            least, most = (limit.resource(w) for w in (families.narrowest, families.units))
+            least, most = limit.resource(families.narrowest) + apart, limit.resource(families.units)
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
                 f"{math.ceil(least)}, {_rounded_up(least / most)} of the original's{_in_multiples(options)}"

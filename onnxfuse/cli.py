@@ -51,7 +51,7 @@ def _amount(g: Any) -> None:
     g.add_argument("--lossless", action="store_true", help="remove dead, constant and duplicate channels only")
     g.add_argument("--target-macs", metavar="0.5|900M", help="multiply-accumulates, as a share or a number")
     g.add_argument("--target-params", metavar="0.5|3M", help="parameters")
-    g.add_argument("--target-size", metavar="0.5|5MB", help="of the file")
+    g.add_argument("--target-size", metavar="0.5|5MB", help="of the file, with --external-data of both")
     g.add_argument("--target-latency", metavar="0.5x|4ms", help="in onnxruntime on this machine; see --threads")
     g.add_argument("--max-drop", type=float, metavar="D", help="the smallest model that loses no more on --eval")
     g.add_argument("--eval", metavar="DATA.npz", help="labelled data: inputs by name (or x), labels y")

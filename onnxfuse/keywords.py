@@ -73,7 +73,7 @@ class FuseKeywords(SharedKeywords, total=False):
         scope: 'local' removes the same fraction everywhere; 'global' what costs least, at equal MACs. None: local for
             a sparsity, global for budgets.
         target_macs, target_params, target_size: budgets in place of a sparsity; 0.5 or '50%' of the original, or an
-            amount such as '900M' or '5MB'. All that are given must hold.
+            amount such as '900M' or '5MB'. All that are given must hold. The size is that of all files of the model.
         ratio: 'REGEX=0.6' each, the sparsity of layers that match; later ones win.
         keep: regular expressions; layers that match keep the channels they make.
         from_plan: the plan of an earlier run, which says how many channels the groups it names keep.

@@ -91,6 +91,7 @@ def fuse_with(
     tell("load", 0, 1)
     source = ModelSource(model)
     original = source.load()
+    options = replace(options, external_data=options.external_data or bool(source.beside))
     if destination is not None and source.name is not None:
         files.check_distinct(Path(source.name), destination, source.beside)
     check_matches("exclude", options.exclude, "node", _labels(original))
