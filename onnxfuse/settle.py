@@ -53,7 +53,7 @@ def settle(
     def choose_some(channels: Channels) -> list[int]:
         seen[:] = [look(channels)] if options.spreads else []
         keep = kept_channels(channels, options, room, *seen)
-        lenient = options.budgets or room is not None  # what is small enough already stays as it is
+        lenient = options.budgets or options.sparsity == 0 or room is not None  # what is small enough stays as it is
         if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
         return keep

@@ -221,6 +221,19 @@ def test_no_plan(model: Path) -> None:
         onnxfuse.fuse(model, from_plan=model.with_name("none.json"))
 
 
+# --- together -------------------------------------------------------------------------------------------------------
+def test_wishes_hold_at_sparsity_0(model: Path) -> None:
+    """It is said of all layers that nothing is said of."""
+    plan, out = model.with_name("plan.json"), model.with_name("out.onnx")
+    plan.write_text(json.dumps({"groups": [{"name": "c4", "kept": 5}]}))
+    report = onnxfuse.fuse(model, sparsity=0, ratio="^c2$=0.5", from_plan=plan, method="drop").report
+    assert [(g.name, g.after) for g in report.groups] == [("c1", 8), ("c2", 3), ("c4", 5)]
+    with pytest.raises(onnxfuse.UsageError, match="matches no layer"):
+        onnxfuse.fuse(model, sparsity=0, keep="nothing")
+    onnxfuse.fuse(model, out, sparsity=0, keep="c2")
+    assert out.read_bytes() == model.read_bytes()
+
+
 # --- options files --------------------------------------------------------------------------------------------------
 CONFIG = """
 method = "drop"
