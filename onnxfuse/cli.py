@@ -88,7 +88,13 @@ def _merging(g: Any) -> None:
     g.add_argument("--target", choices=CHOICES["target"], help="transport: what the new channels are")
     g.add_argument("--cost-norm", type=int, choices=CHOICES["cost_norm"], help="transport: p of the Lp ground cost")
     g.add_argument("--exclude", action="append", default=[], metavar="REGEX", help="nodes to leave alone; repeatable")
-    g.add_argument("--only", action="append", default=[], metavar="REGEX", help="groups to merge; repeatable")
+    g.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="groups to merge, whatever else is asked for; repeatable",
+    )
     permissions(g)
 
 

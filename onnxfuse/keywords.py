@@ -68,7 +68,7 @@ class FuseKeywords(SharedKeywords, total=False):
         source_mass, target_mass: 'uniform' or 'importance'; for the transport methods only, like the next two.
         target: 'important' channels or means of a 'cluster'; barycentric defaults to 'cluster'.
         cost_norm: exponent p of the Lp ground cost, 1 or 2.
-        only: regular expressions of group names: merge these only (and their families).
+        only: regular expressions of group names: merge these only (and their families), whatever else is given.
         gradients: ∂L/∂w for each weight's name, an .npz file or a mapping; for taylor.
         scope: 'local' removes the same fraction everywhere; 'global' what costs least, at equal MACs. None: local for
             a sparsity, global for budgets.

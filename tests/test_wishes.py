@@ -234,6 +234,15 @@ def test_wishes_hold_at_sparsity_0(model: Path) -> None:
     assert out.read_bytes() == model.read_bytes()
 
 
+def test_only_is_over_ratios_and_plans(model: Path) -> None:
+    plan = model.with_name("plan.json")
+    plan.write_text(json.dumps({"groups": [{"name": "c4", "kept": 5}, {"name": "c1", "kept": 5}]}))
+    report = onnxfuse.fuse(model, only="c[24]", ratio="c[12]=0.5", from_plan=plan, method="drop").report
+    assert [(g.name, g.after) for g in report.groups] == [("c1", 8), ("c2", 3), ("c4", 5)]
+    with pytest.raises(onnxfuse.UsageError, match=r"--ratio 'c1' matches no layer .* with this --only; near: c"):
+        onnxfuse.fuse(model, only="c2", ratio="c1=0.5")
+
+
 # --- options files --------------------------------------------------------------------------------------------------
 CONFIG = """
 method = "drop"
