@@ -59,6 +59,13 @@ def test_rounded_widths(sparsity: float, scope: str) -> None:
     assert "multiples of 16" in " ".join(rounded.notes)
 
 
+@pytest.mark.parametrize(("round_to", "small"), [(64, "2 groups have"), (512, "3 groups have"), (1, ""), (32, "")])
+def test_groups_too_small_to_be_rounded_are_told(round_to: int, small: str) -> None:
+    notes = onnxfuse.fuse(from_text(WIDE), sparsity=0.4, round_to=round_to, method="drop").report.notes
+    told = [f"{small} at most {round_to} channels: no multiple of that is less, so widths are exact"] * bool(small)
+    assert [n for n in notes if "exact" in n] == told
+
+
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.45])
 def test_rounding_does_not_miss_a_budget(share: float) -> None:
     """Whole blocks are coarse here: groups may end within a block, so that the budget is used."""
