@@ -206,21 +206,39 @@ def test_plan_edited_by_hand(model: Path) -> None:
 PLANS: list[tuple[str, str]] = [
     ("{", "is not a plan that --plan wrote"),
     ("[]", "is not a plan that --plan wrote"),
-    ('{"groups": [{"name": "c4"}]}', "is not a plan that --plan wrote ('kept')"),
+    ('{"groups": [{"name": "c4"}]}', "entry 0 of its groups has no text 'name' and a 'kept'"),
     ('{"groups": [{"name": "c44", "kept": 3}]}', "group 'c44' is not in this model; near: c4"),
     ('{"groups": [{"name": "c4", "kept": 13}]}', "cannot keep 13 channels; give 1 to 12"),
-    ('{"groups": [{"name": "c4", "kept": "all"}]}', "cannot keep 0 channels"),
+    ('{"groups": [{"name": "c4", "kept": "all"}]}', "cannot keep 'all' channels"),
+    ('{"groups": [{"name": "c4", "kept": true}]}', "cannot keep True channels; give 1 to 12, or a list"),
+    ('{"groups": [{"name": "c4", "kept": [1, 1, 12]}]}', "cannot keep [1, 1, 12] channels"),
+    ('{"groups": [{"name": "c4", "kept": [[1]]}]}', "cannot keep [[1]] channels"),
+    ('{"groups": [{"name": "c4", "kept": 3}, {"name": "c4", "kept": 4}]}', "more often than in this model"),
+    ('{"groups": [{"name": ["c4"], "kept": 3}]}', "entry 0 of its groups has no text 'name'"),
+    ('{"groups": "c4"}', "it has no list 'groups'"),
+    ('{"groups": []}', "nothing to merge: what is asked for takes no channel"),
+    ("[" * 100_000, "is not a plan that --plan wrote (maximum recursion depth"),
     ('{"groups": [{"name": "c4", "kept": 3, "channels": 8}]}', "has 8 channels in the plan, 12 in this model"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), PLANS)
+@pytest.mark.parametrize(("text", "message"), PLANS, ids=[m for _, m in PLANS])
 def test_bad_plans(text: str, message: str, model: Path) -> None:
     plan = model.with_name("plan.json")
     plan.write_text(text)
-    with pytest.raises(onnxfuse.UsageError) as caught:
+    with pytest.raises(onnxfuse.OnnxFuseError) as caught:
         onnxfuse.fuse(model, from_plan=plan)
     assert message in str(caught.value)
+
+
+def test_a_plan_must_agree_with_itself(tmp_path: Path) -> None:
+    """Blocks of a grouped convolution shrink together."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"groups": [{"name": "c1", "kept": kept} for kept in (2, 3)]}))
+    with pytest.raises(
+        onnxfuse.UsageError, match="'c1' and 'c1' shrink together: with 3 .* first give 3 of the second"
+    ):
+        onnxfuse.fuse(build("grouped"), from_plan=plan)
 
 
 def test_no_plan(model: Path) -> None:
