@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, helper
 
-from .errors import UsageError, one_line
+from .errors import UsageError, one_line, shown
 from .sessions import session
 from .sources import LABELS, arrays_of, by_input
 from .tensors import Array
@@ -72,8 +71,9 @@ class Evaluation:
             value = math.nan
         if math.isfinite(value):
             return value
-        shown = found if isinstance(found, numbers.Real) else f"a value of type {type(found).__name__}"
-        raise UsageError(f"--metric {self.name} returned {shown}; it must return a finite number, more for better")
+        raise UsageError(
+            f"--metric {self.name} returned {shown(found)}; it must return a finite number, more for better"
+        )
 
     def _run(self, opened: ort.InferenceSession, names: Sequence[str], start: int) -> list[Array]:
         stop = min(start + self.batch, len(self.labels))

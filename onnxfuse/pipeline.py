@@ -19,6 +19,7 @@ from .compress import Progress, Studies
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .keywords import FuseKeywords, SharedKeywords, documented, options_of
+from .kinds import checked
 from .options import Options
 from .origin import ModelSource, PathLike
 from .patterns import check_matches, check_patterns, listed
@@ -51,6 +52,7 @@ class FuseResult:
     plan: Plan
 
 
+@checked
 @documented(SharedKeywords, FuseKeywords)
 def fuse(
     model: PathLike | ModelProto,
@@ -132,6 +134,7 @@ def _judge(
     return Judge(original, reference, providers, options, data, samples)
 
 
+@checked
 def analyze(
     model: PathLike | ModelProto,
     *,

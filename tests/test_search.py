@@ -138,9 +138,9 @@ def test_own_metric(metrics: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
     [
         (":broken", "raised KeyError: 'no such output'"),
         (":undefined", "returned nan; it must return a finite number"),
-        (":wordy", "metric own_metrics:wordy returned a value of type str; it must return a finite number"),
+        (":wordy", "metric own_metrics:wordy returned '0.9'; it must return a finite number"),
         (":many", "returned a value of type ndarray"),
-        (":nothing", "returned a value of type NoneType"),
+        (":nothing", "returned None"),
         (":leaving", "metric own_metrics:leaving raised SystemExit: done"),
         (":none", "AttributeError: module 'own_metrics' has no attribute 'none'"),
         (":constant", "is not module:function"),
