@@ -65,8 +65,14 @@ def settle(
 def kept_channels(
     channels: Channels, options: Options, room: float | None = None, measured: Study | None = None
 ) -> list[int]:
-    """How many channels each group keeps."""
+    """How many channels each group keeps.
+
+    Raises:
+        NothingToMerge: the smallest model of a quality is asked for, and nothing may shrink.
+    """
     choices = families(channels, options)
+    if options.floors and not options.sized and not (choices.narrowest < choices.units).any():
+        raise NothingToMerge(_nothing(channels, options))
     widths = choose(channels, choices, options, room, measured)
     return [choices.channels(g, widths) for g in channels.groups]
 

@@ -266,6 +266,20 @@ def test_only_is_over_ratios_and_plans(model: Path) -> None:
         onnxfuse.fuse(model, only="c2", ratio="c1=0.5")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_macs": 0.5, "keep": ".*"}, "the smallest possible here is .*, 1 of the original's, with --keep"),
+        ({"target_size": 0.5, "ratio": ".*=0.1", "exclude": "c4"}, "of the original's, with --ratio, --exclude"),
+        ({"min_cosine": 0.5, "keep": ".*"}, "nothing to merge: what is asked for takes no channel from any group"),
+        ({"max_error": 9.0, "exclude": ".*"}, r"nothing to merge: .*excluded \(c1\)"),
+    ],
+)
+def test_wishes_that_leave_too_little(options: dict[str, Any], message: str, model: Path) -> None:
+    with pytest.raises(onnxfuse.OnnxFuseError, match=message):
+        onnxfuse.fuse(model, method="drop", **options)
+
+
 # --- options files --------------------------------------------------------------------------------------------------
 CONFIG = """
 method = "drop"
