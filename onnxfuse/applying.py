@@ -21,6 +21,7 @@ import numpy as np
 from onnx import ModelProto
 
 from .errors import UsageError
+from .kinds import checked
 from .matching import Match, NormKeys, by_name, by_product, by_value, complain, orders, same
 from .origin import ModelSource, PathLike
 from .plan import Plan
@@ -54,6 +55,7 @@ class _Fold:
     split: int
 
 
+@checked
 def apply_plan(state: State, plan: Plan | PathLike, model: PathLike | ModelProto | None = None) -> State:
     """The small weights of a model in the framework it was trained with.
 

@@ -66,15 +66,19 @@ class Setting:
 
     def make(self, original: ModelProto, options: Options) -> Small:
         """The smaller model; `original` is used up."""
-        if options.sparsity == 0:
-            return replace(untouched(original, self.reference, options), model=self.source.as_it_is())
+        if options.sparsity == 0 and not options.wishes:
+            return self._untouched(options)
 
         def at(room: float | None) -> Small:
             model = self.source.load() if self.judge else original
             fitted = None if self.samples is None else self.samples.fitted
             return compress(model, self.reference, options, self.transport, self.tell, room, fitted, self.studies)
 
-        return find(at, self.judge, options, self.tell) if self.judge else at(None)
+        small = find(at, self.judge, options, self.tell) if self.judge else at(None)
+        return self._untouched(options) if options.sparsity == 0 and not small.plan.merges else small
+
+    def _untouched(self, options: Options) -> Small:
+        return replace(untouched(self.source.load(), self.reference, options), model=self.source.as_it_is())
 
     def finish(self, small: Small, options: Options, wary: bool = False) -> Finished:
         """Prove it, and write it; `wary` if there is another way to make it."""
@@ -88,8 +92,7 @@ class Setting:
         if self.destination is None:
             proof, size = prove(small.model), small.model.ByteSize()
         else:
-            external = options.external_data or bool(self.source.beside)
-            proof, size = write(small.model, self.destination, external, prove)
+            proof, size = write(small.model, self.destination, options.external_data, prove)
         return Finished(small, latency, quality, *proof, size)
 
     def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options, wary: bool) -> Comparison:

@@ -17,6 +17,7 @@ from .channels import Channels
 from .curves import CURVES, GroupWeights, Squares, cost_curve
 from .errors import UsageError
 from .families import ROUNDING, Families, Limit
+from .files import data_overhead
 from .findings import Role
 from .linear import linear
 from .merge import MIXING
@@ -173,12 +174,13 @@ def _part_of(layout: Layout, families: Families, room: float) -> Limit:
 def _limits(layout: Layout, families: Families, options: Options) -> list[Limit]:
     limits = []
     for name, budget in targets(options).items():
-        limit = _kind(name, layout).limit(budget.value)
+        apart = data_overhead(layout.model) if name == "size" and options.external_data else 0
+        limit = _kind(name, layout).limit(budget.value - apart)
         if not limit.holds(families.narrowest):
-            least, most = (limit.resource(w) for w in (families.narrowest, families.units))
+            least, most = limit.resource(families.narrowest) + apart, limit.resource(families.units)
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
-                f"{math.ceil(least)}, {_rounded_up(least / most)} of the original's{_in_multiples(options)}"
+                f"{math.ceil(least)}, {_rounded_up(least / most)} of the original's{_limited_by(options)}"
             )
         limits.append(limit)
     return limits
@@ -190,9 +192,14 @@ def _rounded_up(share: float) -> str:
     return f"{math.ceil(share / unit - ROUNDING) * unit:.3g}"
 
 
-def _in_multiples(options: Options) -> str:
+def _limited_by(options: Options) -> str:
+    """The options that a smaller model would contradict."""
     asked = str(options.round_to)
-    return "" if asked in ("auto", "1") else f", with --round-to {asked}"
+    names = [f"--round-to {asked}"] * (asked not in ("auto", "1"))
+    names += [
+        "--" + n.replace("_", "-") for n in ("keep", "only", "ratio", "from_plan", "exclude") if getattr(options, n)
+    ]
+    return f", with {', '.join(names)}" if names else ""
 
 
 def _costs(channels: Channels, families: Families, measured: Study | None, method: str) -> list[NDArray[np.float64]]:

@@ -51,7 +51,7 @@ def _amount(g: Any) -> None:
     g.add_argument("--lossless", action="store_true", help="remove dead, constant and duplicate channels only")
     g.add_argument("--target-macs", metavar="0.5|900M", help="multiply-accumulates, as a share or a number")
     g.add_argument("--target-params", metavar="0.5|3M", help="parameters")
-    g.add_argument("--target-size", metavar="0.5|5MB", help="of the file")
+    g.add_argument("--target-size", metavar="0.5|5MB", help="of the file, with --external-data of both")
     g.add_argument("--target-latency", metavar="0.5x|4ms", help="in onnxruntime on this machine; see --threads")
     g.add_argument("--max-drop", type=float, metavar="D", help="the smallest model that loses no more on --eval")
     g.add_argument("--eval", metavar="DATA.npz", help="labelled data: inputs by name (or x), labels y")
@@ -88,7 +88,13 @@ def _merging(g: Any) -> None:
     g.add_argument("--target", choices=CHOICES["target"], help="transport: what the new channels are")
     g.add_argument("--cost-norm", type=int, choices=CHOICES["cost_norm"], help="transport: p of the Lp ground cost")
     g.add_argument("--exclude", action="append", default=[], metavar="REGEX", help="nodes to leave alone; repeatable")
-    g.add_argument("--only", action="append", default=[], metavar="REGEX", help="groups to merge; repeatable")
+    g.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="groups to merge, whatever else is asked for; repeatable",
+    )
     permissions(g)
 
 

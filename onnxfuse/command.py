@@ -28,10 +28,21 @@ DELAY = 1.0
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors in one line, and options by their whole names: what is short for one may be short for two later."""
+    """Usage errors in one line, and options by their whole names: what is short for one may be short for two later.
+
+    No argument may be empty: that comes of a script's variable which is not set.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        for before, argument in zip(["", *given], given, strict=False):
+            flag, equals, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+            if equals and not value:  # Path("") would be the current directory
+                self.error(f"{flag if flag.startswith('--') else 'an argument'} is empty; give a value or leave it out")
+        return super().parse_known_args(given, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)

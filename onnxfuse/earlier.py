@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,31 +29,69 @@ def planned(groups: Sequence[ChannelGroup], path: str | None) -> list[tuple[Chan
     found = []
     for entry in reversed(_entries(path)):  # a plan lists the last group first
         name, where = entry["name"], f"--from-plan {path}: group {entry['name']!r}"
-        if not by_name.get(name):
-            raise UsageError(f"{where} is not in this model{near(name, [g.name for g in groups])}")
+        if name not in by_name:
+            raise UsageError(f"{where} is not in this model{near(name, list(by_name))}")
+        if not by_name[name]:
+            raise UsageError(f"{where} is in the plan more often than in this model; leave one entry of each")
         found.append((group := by_name[name].pop(0), _width(where, group, entry)))
+    _check_families(path, found)
     return found
 
 
 def _entries(path: str) -> list[dict[str, Any]]:
     try:
-        plan = json.loads(Path(path).read_text(encoding="utf-8"))
-        entries = [{"name": str(e["name"]), "kept": e["kept"], "channels": e.get("channels")} for e in plan["groups"]]
+        plan = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors begin a file with a mark
     except OSError as error:
         raise UsageError(f"--from-plan {path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--from-plan {path}: is not a plan that --plan wrote ({one_line(error)})") from error
+    entries = plan.get("groups") if isinstance(plan, dict) else None
+    if not isinstance(entries, list):
+        raise UsageError(f"--from-plan {path}: is not a plan that --plan wrote (it has no list 'groups')")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or "kept" not in entry:
+            raise UsageError(
+                f"--from-plan {path}: is not a plan that --plan wrote (entry {number} of its groups has no text 'name' "
+                "and a 'kept')"
+            )
     return entries
 
 
 def _width(where: str, group: ChannelGroup, entry: dict[str, Any]) -> int:
     """Units that the family of the group keeps."""
-    if entry["channels"] not in (None, group.channels):
-        raise UsageError(f"{where} has {entry['channels']} channels in the plan, {group.channels} in this model")
-    kept = entry["kept"]
-    count = kept if isinstance(kept, int) else len(set(kept)) if isinstance(kept, list) else 0
+    if entry.get("channels") not in (None, group.channels):
+        raise UsageError(f"{where} has {entry['channels']!r} channels in the plan, {group.channels} in this model")
+    count = _count(entry["kept"], group.channels)
     step = group.channels // group.unit
-    if not 0 < count <= group.channels or count % step:
+    if count is None or not 0 < count <= group.channels or count % step:
         multiple = f", a multiple of {step}" if step > 1 else ""
-        raise UsageError(f"{where} cannot keep {count} channels; give 1 to {group.channels}{multiple}")
+        shown = reprlib.repr(entry["kept"]) if count is None else count
+        raise UsageError(
+            f"{where} cannot keep {shown} channels; give 1 to {group.channels}{multiple}, or a list of different ones"
+        )
     return count // step
+
+
+def _count(kept: Any, channels: int) -> int | None:
+    """How many channels are kept, by their number or a list of them; None if it is neither."""
+    if isinstance(kept, list):
+        numbers = [i for i in kept if type(i) is int and 0 <= i < channels]  # True is none
+        return len(kept) if len(numbers) == len(kept) == len(set(numbers)) else None
+    return kept if type(kept) is int else None
+
+
+def _check_families(path: str, found: Sequence[tuple[ChannelGroup, int]]) -> None:
+    """What shrinks together must be asked for the same.
+
+    Raises:
+        UsageError: it is not.
+    """
+    first: dict[int, tuple[ChannelGroup, int]] = {}
+    for group, width in found:
+        other, before = first.setdefault(group.family, (group, width))
+        if width != before:
+            wanted = group.channels // group.unit * before
+            raise UsageError(
+                f"--from-plan {path}: groups {other.name!r} and {group.name!r} shrink together: with "
+                f"{other.channels // other.unit * before} channels of the first give {wanted} of the second"
+            )

@@ -22,6 +22,7 @@ from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
 from .heldout import samples_in
 from .keywords import SharedKeywords, documented, options_of
+from .kinds import checked
 from .origin import ModelSource, PathLike
 from .parents import Parent, parent
 from .pipeline import FuseResult, fuse_with
@@ -42,6 +43,7 @@ SAMPLES = 208
 """Synthetic samples that models are aligned and restored on, unless they cost too much; the paper aligns on 200."""
 
 
+@checked
 @documented(SharedKeywords)
 def ensemble(
     models: Sequence[PathLike | ModelProto],

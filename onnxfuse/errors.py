@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from numbers import Real
 
 
 class OnnxFuseError(Exception):
@@ -59,6 +60,12 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of any exception as a single line of at most `limit` characters."""
     text = SOURCE_LINE.sub("", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value in a message: what is short as Python writes it, else its type."""
+    text = repr(value) if value is None or isinstance(value, (str, bytes, Real)) else ""
+    return text if 0 < len(text) <= limit else f"a value of type {type(value).__name__}"
 
 
 def near(wanted: str, names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, helper
 
-from .errors import UsageError, one_line
+from .errors import UsageError, one_line, shown
 from .sessions import session
 from .sources import LABELS, arrays_of, by_input
 from .tensors import Array
@@ -56,14 +56,24 @@ class Evaluation:
         parts = [self._run(opened, names, start) for start in range(0, count, self.batch)]
         outputs = {n: np.concatenate([p[i] for p in parts]) for i, n in enumerate(names) if np.ndim(parts[0][i])}
         try:
-            value = float(self.metric(outputs, self.labels))
-        except UsageError:
+            found: Any = self.metric(outputs, self.labels)
+        except (UsageError, KeyboardInterrupt):
             raise
-        except Exception as error:  # it is the user's
+        except BaseException as error:  # it is the user's, and may call sys.exit
             raise UsageError(f"--metric {self.name} raised {type(error).__name__}: {one_line(error)}") from error
-        if not math.isfinite(value):
-            raise UsageError(f"--metric {self.name} returned {value}; it must return a finite number, more for better")
-        return value
+        return self._finite(found)
+
+    def _finite(self, found: Any) -> float:
+        """What the metric returned, if it is a number: anything that has no axes and can be a float, but no text."""
+        try:
+            value = math.nan if isinstance(found, (str, bytes)) or np.ndim(found) else float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if math.isfinite(value):
+            return value
+        raise UsageError(
+            f"--metric {self.name} returned {shown(found)}; it must return a finite number, more for better"
+        )
 
     def _run(self, opened: ort.InferenceSession, names: Sequence[str], start: int) -> list[Array]:
         stop = min(start + self.batch, len(self.labels))
@@ -80,6 +90,13 @@ def top1(outputs: Mapping[str, Array], labels: Array) -> float:
         raise UsageError(
             f"top-1 accuracy needs whole-number labels (N,) and scores (N, classes), not {labels.shape} "
             f"{labels.dtype} and {scores.shape}; give --metric module:function"
+        )
+    outside = (labels < 0) | (labels >= scores.shape[1])
+    if outside.any():
+        at, last = int(outside.argmax()), scores.shape[1] - 1
+        raise UsageError(
+            f"--eval: label {labels[at]} of sample {at} is no class of the model, which has 0 to {last}; correct "
+            "it, or give --metric module:function"
         )
     return float((scores.argmax(axis=1) == labels).mean())
 
@@ -98,6 +115,8 @@ def load_evaluation(path: Path, metric: str | None, model: ModelProto) -> Evalua
         has = ", ".join(arrays) or "nothing"
         raise UsageError(f"--eval {path}: has no labels; name them {LABELS!r} (it has {has})")
     labels = arrays.pop(LABELS)
+    if not labels.ndim:
+        raise UsageError(f"--eval {path}: {LABELS!r} is a single {labels.dtype}; give one label for each sample")
     constants = {t.name for t in model.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in model.graph.input if v.name not in constants}
     arrays = by_input(arrays, list(inputs), f"--eval {path}")
@@ -125,6 +144,18 @@ def _check_fit(path: Path, name: str, values: Array, kind: Any, count: int) -> N
         raise UsageError(f"--eval {path}: {name!r} has {len(values)} samples, {LABELS!r} has {count}")
     if not count:
         raise UsageError(f"--eval {path}: has no samples")
+    _check_finite(path, name, values)
+
+
+def _check_finite(path: Path, name: str, values: Array) -> None:
+    if values.dtype.kind != "f":
+        return
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise UsageError(
+            f"--eval {path}: {name!r} has a nan or an infinity in sample {finite.argmin()}; the model takes finite "
+            "numbers: correct that sample or leave it out"
+        )
 
 
 def _turned_fits(values: Array, order: Sequence[int], wanted: Sequence[int | None]) -> bool:
@@ -148,7 +179,9 @@ def _metric(given: str | None) -> tuple[Metric, str]:
     sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), function) if module and function else None
-    except Exception as error:  # whatever the user's module raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module raises, sys.exit included
         raise UsageError(f"--metric {given}: {type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path.remove("")

@@ -25,6 +25,8 @@ MAPPED = 1 << 20
 """External tensors of at least this many bytes are mapped instead of read."""
 BESIDE, ALIGNMENT = 1024, 4096
 """Bytes from which on a tensor goes into the data file, and a page, of which its place there is a multiple."""
+REFERENCE = 256
+"""Bytes in the model, at most, that say where in the data file a tensor lies."""
 VALUES = "raw_data float_data int32_data int64_data double_data uint64_data external_data data_location".split()
 
 
@@ -191,6 +193,12 @@ def _copy_fields(source: Any, target: Any, *skip: str) -> None:
             field.CopyFrom(value)
         else:
             setattr(target, descriptor.name, value)
+
+
+def data_overhead(model: ModelProto) -> int:
+    """Bytes that a data file takes at most besides the tensors: what aligns them, and where the model says they are."""
+    sizes = (byte_size(t) for t in model.graph.initializer if t.data_type != TensorProto.STRING)
+    return (ALIGNMENT + REFERENCE) * sum(size >= BESIDE for size in sizes)
 
 
 def too_large(model: ModelProto) -> bool:

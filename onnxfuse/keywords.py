@@ -68,12 +68,12 @@ class FuseKeywords(SharedKeywords, total=False):
         source_mass, target_mass: 'uniform' or 'importance'; for the transport methods only, like the next two.
         target: 'important' channels or means of a 'cluster'; barycentric defaults to 'cluster'.
         cost_norm: exponent p of the Lp ground cost, 1 or 2.
-        only: regular expressions of group names: merge these only (and their families).
+        only: regular expressions of group names: merge these only (and their families), whatever else is given.
         gradients: ∂L/∂w for each weight's name, an .npz file or a mapping; for taylor.
         scope: 'local' removes the same fraction everywhere; 'global' what costs least, at equal MACs. None: local for
             a sparsity, global for budgets.
         target_macs, target_params, target_size: budgets in place of a sparsity; 0.5 or '50%' of the original, or an
-            amount such as '900M' or '5MB'. All that are given must hold.
+            amount such as '900M' or '5MB'. All that are given must hold. The size is that of all files of the model.
         ratio: 'REGEX=0.6' each, the sparsity of layers that match; later ones win.
         keep: regular expressions; layers that match keep the channels they make.
         from_plan: the plan of an earlier run, which says how many channels the groups it names keep.

@@ -90,6 +90,11 @@ class Options:
         return bool(given or self.budgets or self.ratio or self.from_plan or self.lossless)
 
     @property
+    def wishes(self) -> bool:
+        """Whether anything is said of single layers."""
+        return bool(self.ratio or self.from_plan or self.keep or self.only)
+
+    @property
     def spreads(self) -> bool:
         """Whether groups may lose different shares of their channels, those most that cost least."""
         return self.scope == "global" or (self.scope is None and self.sparsity is None)

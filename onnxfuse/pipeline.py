@@ -19,6 +19,7 @@ from .compress import Progress, Studies
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .keywords import FuseKeywords, SharedKeywords, documented, options_of
+from .kinds import checked
 from .options import Options
 from .origin import ModelSource, PathLike
 from .patterns import check_matches, check_patterns, listed
@@ -51,6 +52,7 @@ class FuseResult:
     plan: Plan
 
 
+@checked
 @documented(SharedKeywords, FuseKeywords)
 def fuse(
     model: PathLike | ModelProto,
@@ -91,6 +93,7 @@ def fuse_with(
     tell("load", 0, 1)
     source = ModelSource(model)
     original = source.load()
+    options = replace(options, external_data=options.external_data or bool(source.beside))
     if destination is not None and source.name is not None:
         files.check_distinct(Path(source.name), destination, source.beside)
     check_matches("exclude", options.exclude, "node", _labels(original))
@@ -131,6 +134,7 @@ def _judge(
     return Judge(original, reference, providers, options, data, samples)
 
 
+@checked
 def analyze(
     model: PathLike | ModelProto,
     *,

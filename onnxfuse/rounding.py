@@ -180,4 +180,12 @@ def rounding_notes(channels: Channels, kept: Mapping[ChannelGroup, int], options
         told.append(f"of {block} in {sum(filled)} of {len(filled)} {'groups' if not told else 'smaller groups'}")
     kernels = "this CPU's convolutions" if on_cpu(options) else "accelerators' matrix units"
     why = f"what {kernels} take at a time" if options.round_to == "auto" else "as asked"
-    return (f"widths are multiples {', '.join(told)} ({why})",) if told else ()
+    notes = (f"widths are multiples {', '.join(told)} ({why})",) if told else ()
+    return notes + (() if options.round_to == "auto" else _too_small(kept, int(options.round_to)))
+
+
+def _too_small(kept: Mapping[ChannelGroup, int], asked: int) -> tuple[str, ...]:
+    """That groups have no more channels than their number should be a multiple of."""
+    small = [g for g, width in kept.items() if width < g.channels <= asked] if asked > 1 else []
+    groups = "1 group has" if len(small) == 1 else f"{len(small)} groups have"
+    return (f"{groups} at most {asked} channels: no multiple of that is less, so widths are exact",) if small else ()

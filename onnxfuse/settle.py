@@ -53,9 +53,9 @@ def settle(
     def choose_some(channels: Channels) -> list[int]:
         seen[:] = [look(channels)] if options.spreads else []
         keep = kept_channels(channels, options, room, *seen)
-        lenient = options.budgets or room is not None  # what is small enough already stays as it is
+        lenient = options.budgets or options.sparsity == 0 or room is not None  # what is small enough stays as it is
         if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
-            raise NothingToMerge(_nothing(channels))
+            raise NothingToMerge(_nothing(channels, options))
         return keep
 
     channels, keep = follow(graph, reference, options.exclude, choose_some, options.permit)
@@ -65,8 +65,14 @@ def settle(
 def kept_channels(
     channels: Channels, options: Options, room: float | None = None, measured: Study | None = None
 ) -> list[int]:
-    """How many channels each group keeps."""
+    """How many channels each group keeps.
+
+    Raises:
+        NothingToMerge: the smallest model of a quality is asked for, and nothing may shrink.
+    """
     choices = families(channels, options)
+    if options.floors and not options.sized and not (choices.narrowest < choices.units).any():
+        raise NothingToMerge(_nothing(channels, options))
     widths = choose(channels, choices, options, room, measured)
     return [choices.channels(g, widths) for g in channels.groups]
 
@@ -101,12 +107,12 @@ def follow(
         locks, held = locks + found, held | new
 
 
-def _nothing(channels: Channels) -> str:
+def _nothing(channels: Channels, options: Options) -> str:
     reasons = dict.fromkeys(f"{row.reason} ({row.name})" for row in channels.locked)
     listed = "; ".join(list(reasons)[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
     if channels.groups:
         largest = max(g.unit for g in channels.groups)
-        listed = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity" + (
-            f"; {listed}" if listed else ""
-        )
+        few = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity"
+        asked = "what is asked for takes no channel from any group" if options.sparsity is None else few
+        listed = f"{asked}; {listed}" if listed else asked
     return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"

@@ -24,9 +24,18 @@ def arrays_of(source: Source, option: str = "") -> dict[str, Array]:
     """All arrays of a source.
 
     Raises:
-        UsageError: there is no such file, or it is no .npz file; the message starts with `option`.
+        UsageError: no such file, or no .npz file, or a value that is no array; the message starts with `option`.
     """
-    return {k: np.asarray(v) for k, v in source.items()} if isinstance(source, Mapping) else _read(Path(source), option)
+    if not isinstance(source, Mapping):
+        return _read(Path(source), option)
+    return {name: _array(f"{option} {name!r}".strip(), value) for name, value in source.items()}
+
+
+def _array(named: str, value: object) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:  # lists of unequal lengths, say
+        raise UsageError(f"{named}: is no array: {one_line(error)}") from error
 
 
 def by_input(arrays: Mapping[str, Array], names: Sequence[str], origin: str) -> dict[str, Array]:

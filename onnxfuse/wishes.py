@@ -61,10 +61,18 @@ def _those(fit: Callable[[Widths], NDArray[np.bool_]], widths: Widths, share: in
 
 def _check(groups: Sequence[ChannelGroup], options: Options) -> None:
     if groups:
-        layers = sorted({name for g in groups for name in makers(g)})
         check_matches("only", options.only, "group", [g.name for g in groups])
+        only = " with this --only" if options.only else ""
+        may = _may_shrink(groups, options)
+        layers, open_layers = (sorted({name for g in some for name in makers(g)}) for some in (groups, may))
         check_matches("keep", options.keep, "layer whose channels may shrink", layers)
-        check_matches("ratio", [p for p, _ in ratios(options)], "layer whose channels may shrink", layers)
+        check_matches("ratio", [p for p, _ in ratios(options)], f"layer whose channels may shrink{only}", open_layers)
+
+
+def _may_shrink(groups: Sequence[ChannelGroup], options: Options) -> list[ChannelGroup]:
+    """Those that `--only` names, and their families; whatever else is asked for, no others shrink."""
+    named = {g.family for g in groups if _matches(options.only or ("",), [g.name])}
+    return [g for g in groups if g.family in named]
 
 
 def _wishes(
@@ -77,11 +85,11 @@ def _wishes(
         or options.target_latency is not None
         or (options.floors and not options.sized)
     )
-    chosen = {g.family for g in groups if asked and _matches(options.only or ("",), [g.name])}
-    yield from ((places[g.family], g.unit) for g in groups if g.family not in chosen)
-    yield from ((places[g.family], width) for g, width in planned(groups, options.from_plan))
+    may = _may_shrink(groups, options)
+    yield from ((places[g.family], g.unit) for g in groups if not asked or g not in may)
+    yield from ((places[g.family], width) for g, width in planned(groups, options.from_plan) if g in may)
     for pattern, ratio in ratios(options):
-        yield from ((places[g.family], kept_count(g.unit, ratio)) for g in groups if _matches([pattern], makers(g)))
+        yield from ((places[g.family], kept_count(g.unit, ratio)) for g in may if _matches([pattern], makers(g)))
     yield from ((places[g.family], g.unit) for g in groups if _matches(options.keep, makers(g)))
 
 

@@ -65,6 +65,35 @@ def test_an_unknown_keyword_is_named_and_so_is_a_near_one(wrong: str) -> None:
         onnxfuse.ensemble([], **options)
 
 
+@pytest.mark.parametrize("function", ["fuse", "ensemble", "analyze", "apply_plan"])
+def test_every_argument_must_be_of_its_kind(function: str) -> None:
+    called = getattr(onnxfuse, function)
+    for name in inspect.signature(called).parameters:
+        with pytest.raises(onnxfuse.UsageError, match=rf"^{name} is a value of type object; give "):
+            called(**{name: object()})
+    with pytest.raises(onnxfuse.UsageError, match=r"^\w+ is 5; give "):
+        called(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": "a lot"}, "sparsity is 'a lot'; give a number or None"),
+        ({"sparsity": True}, "sparsity is True; give a number"),
+        ({"seed": 1.5}, "seed is 1.5; give a whole number"),
+        ({"eval": ""}, "eval is ''; give a path or None"),
+        ({"ratio": {"c1": 0.5}}, "ratio is a value of type dict; give a text or a list of texts"),
+        ({"only": [5]}, "only is a value of type list; give a text or a list of texts"),
+        ({"input_shapes": {"x": 3}}, "give a mapping of names to lists of whole numbers"),
+        ({"calib": {"x": [[1], [1, 2]]}}, "'x': is no array"),
+    ],
+)
+def test_values_of_a_wrong_kind(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(onnxfuse.UsageError) as caught:
+        onnxfuse.fuse(build("mlp"), **{"sparsity": 0.5, **options})
+    assert message in str(caught.value)
+
+
 # --- analyze --------------------------------------------------------------------------------------------------------
 MLP_GROUPS = """h1: 8 channels
   produces  w1 axis 0 (h1)

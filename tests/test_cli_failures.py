@@ -281,6 +281,10 @@ USAGE = [
     (["in.onnx", "out.onnx", *HALF, "--quiet", "--verbose"], "not allowed with"),
     (["in.onnx", "out.onnx", *HALF, "--frobnicate"], "unrecognized arguments: --frobnicate"),
     (["in.onnx", "out.onnx", "--target-mac", "0.5"], "unrecognized arguments: --target-mac 0.5; near: --target-macs"),
+    (["in.onnx", "out.onnx", *HALF, "--eval", ""], "--eval is empty; give a value or leave it out"),
+    (["in.onnx", "out.onnx", *HALF, "--calib="], "--calib is empty"),
+    (["in.onnx", "out.onnx", *HALF, "--config", ""], "--config is empty"),
+    (["in.onnx", "", *HALF], "an argument is empty"),
     (["in.onnx", "out.onnx", "--spars=0.5"], "unrecognized arguments: --spars=0.5; near: --sparsity"),
 ]
 

@@ -96,6 +96,15 @@ def test_external_data_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[s
         assert run(target)[0].shape == (3, 3)
 
 
+@pytest.mark.parametrize("flags", [[], ["--external-data"]])
+def test_a_size_is_that_of_all_files(flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The data file's tensors begin at multiples of a page, and the model says where."""
+    onnx.save(from_text(LARGE), tmp_path / "in.onnx")
+    out = tmp_path / "out.onnx"
+    assert call(capfd, tmp_path / "in.onnx", out, "--target-size", "200kB", "--method", "drop", *flags)[0] == 0
+    assert 180_000 < sum(f.stat().st_size for f in tmp_path.glob("out.onnx*")) <= 200_000
+
+
 def _damage(path: Path, key: str, value: str) -> None:
     model = onnx.load(path, load_external_data=False)
     for entry in model.graph.initializer[0].external_data:

@@ -107,7 +107,10 @@ METRICS = """
 def mean_score(outputs, labels): return float(outputs["y"][range(len(labels)), labels].mean())
 def broken(outputs, labels): raise KeyError("no such output")
 def undefined(outputs, labels): return float("nan")
-def wordy(outputs, labels): return "good"
+def wordy(outputs, labels): return "0.9"
+def many(outputs, labels): return outputs["y"][0, :1]
+def nothing(outputs, labels): pass
+def leaving(outputs, labels): raise SystemExit("done")
 constant = 3
 """
 
@@ -135,7 +138,10 @@ def test_own_metric(metrics: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
     [
         (":broken", "raised KeyError: 'no such output'"),
         (":undefined", "returned nan; it must return a finite number"),
-        (":wordy", "raised ValueError: could not convert"),
+        (":wordy", "metric own_metrics:wordy returned '0.9'; it must return a finite number"),
+        (":many", "returned a value of type ndarray"),
+        (":nothing", "returned None"),
+        (":leaving", "metric own_metrics:leaving raised SystemExit: done"),
         (":none", "AttributeError: module 'own_metrics' has no attribute 'none'"),
         (":constant", "is not module:function"),
         ("", "is not module:function"),
@@ -156,6 +162,13 @@ BAD: list[tuple[dict[str, Array], str]] = [
     ({"x": X.T, "y": np.zeros(6, int)}, "'x' is float32 (6, 5), the model takes float32 (?, 6)"),
     ({"x": X, "y": np.zeros(4, int)}, "'x' has 5 samples, 'y' has 4"),
     ({"x": X, "y": np.zeros((5, 2))}, "top-1 accuracy needs whole-number labels (N,) and scores (N, classes)"),
+    ({"y": np.array(3)}, "'y' is a single int64; give one label for each sample"),
+    ({"x": X, "y": np.array([0, 1, 2, 9, 0])}, "label 9 of sample 3 is no class of the model, which has 0 to 2"),
+    ({"x": X, "y": np.array([0, -1, 9, 9, 0])}, "label -1 of sample 1 is no class"),
+    (
+        {"x": np.where(np.arange(5)[:, None] > 1, np.float32("inf"), X), "y": np.zeros(5, int)},
+        "'x' has a nan or an infinity in sample 2",
+    ),
     ({"mean": X[0], "std": X[0], "layout": np.array("NCWH")}, "are not images (N, H, W, C)"),
     (
         {"x": np.ones((9, 2, 2), np.uint8), "mean": X[0, :1], "std": 0 * X[0, :1], "layout": np.array("NCHW")},

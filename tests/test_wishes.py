@@ -59,6 +59,13 @@ def test_rounded_widths(sparsity: float, scope: str) -> None:
     assert "multiples of 16" in " ".join(rounded.notes)
 
 
+@pytest.mark.parametrize(("round_to", "small"), [(64, "2 groups have"), (512, "3 groups have"), (1, ""), (32, "")])
+def test_groups_too_small_to_be_rounded_are_told(round_to: int, small: str) -> None:
+    notes = onnxfuse.fuse(from_text(WIDE), sparsity=0.4, round_to=round_to, method="drop").report.notes
+    told = [f"{small} at most {round_to} channels: no multiple of that is less, so widths are exact"] * bool(small)
+    assert [n for n in notes if "exact" in n] == told
+
+
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.45])
 def test_rounding_does_not_miss_a_budget(share: float) -> None:
     """Whole blocks are coarse here: groups may end within a block, so that the budget is used."""
@@ -199,26 +206,78 @@ def test_plan_edited_by_hand(model: Path) -> None:
 PLANS: list[tuple[str, str]] = [
     ("{", "is not a plan that --plan wrote"),
     ("[]", "is not a plan that --plan wrote"),
-    ('{"groups": [{"name": "c4"}]}', "is not a plan that --plan wrote ('kept')"),
+    ('{"groups": [{"name": "c4"}]}', "entry 0 of its groups has no text 'name' and a 'kept'"),
     ('{"groups": [{"name": "c44", "kept": 3}]}', "group 'c44' is not in this model; near: c4"),
     ('{"groups": [{"name": "c4", "kept": 13}]}', "cannot keep 13 channels; give 1 to 12"),
-    ('{"groups": [{"name": "c4", "kept": "all"}]}', "cannot keep 0 channels"),
+    ('{"groups": [{"name": "c4", "kept": "all"}]}', "cannot keep 'all' channels"),
+    ('{"groups": [{"name": "c4", "kept": true}]}', "cannot keep True channels; give 1 to 12, or a list"),
+    ('{"groups": [{"name": "c4", "kept": [1, 1, 12]}]}', "cannot keep [1, 1, 12] channels"),
+    ('{"groups": [{"name": "c4", "kept": [[1]]}]}', "cannot keep [[1]] channels"),
+    ('{"groups": [{"name": "c4", "kept": 3}, {"name": "c4", "kept": 4}]}', "more often than in this model"),
+    ('{"groups": [{"name": ["c4"], "kept": 3}]}', "entry 0 of its groups has no text 'name'"),
+    ('{"groups": "c4"}', "it has no list 'groups'"),
+    ('{"groups": []}', "nothing to merge: what is asked for takes no channel"),
+    ("[" * 100_000, "is not a plan that --plan wrote (maximum recursion depth"),
     ('{"groups": [{"name": "c4", "kept": 3, "channels": 8}]}', "has 8 channels in the plan, 12 in this model"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), PLANS)
+@pytest.mark.parametrize(("text", "message"), PLANS, ids=[m for _, m in PLANS])
 def test_bad_plans(text: str, message: str, model: Path) -> None:
     plan = model.with_name("plan.json")
     plan.write_text(text)
-    with pytest.raises(onnxfuse.UsageError) as caught:
+    with pytest.raises(onnxfuse.OnnxFuseError) as caught:
         onnxfuse.fuse(model, from_plan=plan)
     assert message in str(caught.value)
+
+
+def test_a_plan_must_agree_with_itself(tmp_path: Path) -> None:
+    """Blocks of a grouped convolution shrink together."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"groups": [{"name": "c1", "kept": kept} for kept in (2, 3)]}))
+    with pytest.raises(onnxfuse.UsageError, match=r"'c1' and 'c1' shrink together: with 3 .* give 3 of the second"):
+        onnxfuse.fuse(build("grouped"), from_plan=plan)
 
 
 def test_no_plan(model: Path) -> None:
     with pytest.raises(onnxfuse.UsageError, match="cannot be read: No such file"):
         onnxfuse.fuse(model, from_plan=model.with_name("none.json"))
+
+
+# --- together -------------------------------------------------------------------------------------------------------
+def test_wishes_hold_at_sparsity_0(model: Path) -> None:
+    """It is said of all layers that nothing is said of."""
+    plan, out = model.with_name("plan.json"), model.with_name("out.onnx")
+    plan.write_text(json.dumps({"groups": [{"name": "c4", "kept": 5}]}))
+    report = onnxfuse.fuse(model, sparsity=0, ratio="^c2$=0.5", from_plan=plan, method="drop").report
+    assert [(g.name, g.after) for g in report.groups] == [("c1", 8), ("c2", 3), ("c4", 5)]
+    with pytest.raises(onnxfuse.UsageError, match="matches no layer"):
+        onnxfuse.fuse(model, sparsity=0, keep="nothing")
+    onnxfuse.fuse(model, out, sparsity=0, keep="c2")
+    assert out.read_bytes() == model.read_bytes()
+
+
+def test_only_is_over_ratios_and_plans(model: Path) -> None:
+    plan = model.with_name("plan.json")
+    plan.write_text(json.dumps({"groups": [{"name": "c4", "kept": 5}, {"name": "c1", "kept": 5}]}))
+    report = onnxfuse.fuse(model, only="c[24]", ratio="c[12]=0.5", from_plan=plan, method="drop").report
+    assert [(g.name, g.after) for g in report.groups] == [("c1", 8), ("c2", 3), ("c4", 5)]
+    with pytest.raises(onnxfuse.UsageError, match=r"--ratio 'c1' matches no layer .* with this --only; near: c"):
+        onnxfuse.fuse(model, only="c2", ratio="c1=0.5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_macs": 0.5, "keep": ".*"}, "the smallest possible here is .*, 1 of the original's, with --keep"),
+        ({"target_size": 0.5, "ratio": ".*=0.1", "exclude": "c4"}, "of the original's, with --ratio, --exclude"),
+        ({"min_cosine": 0.5, "keep": ".*"}, "nothing to merge: what is asked for takes no channel from any group"),
+        ({"max_error": 9.0, "exclude": ".*"}, r"nothing to merge: .*excluded \(c1\)"),
+    ],
+)
+def test_wishes_that_leave_too_little(options: dict[str, Any], message: str, model: Path) -> None:
+    with pytest.raises(onnxfuse.OnnxFuseError, match=message):
+        onnxfuse.fuse(model, method="drop", **options)
 
 
 # --- options files --------------------------------------------------------------------------------------------------
