@@ -130,12 +130,25 @@ HARDLY_FASTER = (
     "{:.0f}% fewer multiply-accumulates save {:.0f}% of the time here: most of it goes elsewhere, as with one small "
     "sample on a large device; time it as it will run (--input-shape, --threads, --provider)"
 )
+LARGER = (
+    "the file is larger than the original: {}; a higher --sparsity, or --exclude of what shares a weight, "
+    "makes it smaller"
+)
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
 DOUBT = (
     "its outputs hardly resemble the original's {}: measure it on your own test set; less --sparsity, "
     "--scope global and --calib keep more, --min-cosine refuses such a result"
 )
+
+
+def growth(before: Size, after: Size) -> tuple[str, ...]:
+    """A note that the result is larger than its original, and why."""
+    more = after.parameters - before.parameters
+    why = f"{more} parameters more, since layers that shared a weight have one each now, or a bias" if more > 0 else (
+        "what was added to its nodes outweighs the channels that went"
+    )  # fmt: skip
+    return (LARGER.format(why),) if after.file_bytes > before.file_bytes else ()
 
 
 def latency_notes(t: Latency | None) -> list[str]:
