@@ -11,8 +11,8 @@ from onnx import TensorProto, ValueInfoProto, helper
 from .errors import ModelError, UsageError
 from .tensors import Array
 
-SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16)
-"""Sizes tried, in this order, for dynamic dimensions other than the batch."""
+SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16, 1)
+"""Sizes tried, in this order, for dynamic dimensions other than the batch; 1 suits a batch behind the steps."""
 
 
 def check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
