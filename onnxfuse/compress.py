@@ -178,7 +178,10 @@ def _finish(
     kept = removed_mask(channels, removals)
     shapes = {name: shrunk_shape(channels, kept, name) for name in t.probe.shapes}
     after = {g: len(m.kept) for g, m in merges}
-    rows = tuple(GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes) for g in channels.groups)
+    by = {g: m.method for g, m in merges}
+    rows = tuple(
+        GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes, by.get(g, "")) for g in channels.groups
+    )
     model = t.graph.model
     left = macs(model, shapes)
     changed = {s.tensor for g, _ in merges for s in g.slots} | _refitted(repairs)
@@ -195,12 +198,18 @@ def _finish(
     notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
     merged = [g for g, _ in merges]
     notes += repair_notes(repairs, options, measured, merged) + _selection_notes(merged)
+    notes += _budget_notes(options, merges)
     return Small(model, *sizes, rows, channels.locked, plan, notes)
 
 
 def _refitted(repairs: Sequence[Repair]) -> set[str]:
     """The constants that they changed."""
     return {name for r in repairs for name in (r.reader.slot.tensor, r.reader.bias) if name is not None}
+
+
+def _budget_notes(options: Options, merges: Sequence[object]) -> tuple[str, ...]:
+    """That there was nothing to do."""
+    return ("nothing was merged: the original is within the budget",) if options.budgets and not merges else ()
 
 
 def _selection_notes(groups: Sequence[ChannelGroup]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,12 +33,13 @@ class Size:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its name, and its channels before and after."""
+    """One group: its name, its channels before and after, and by which method they were merged, if they were."""
 
     name: str
     before: int
     after: int
     nodes: tuple[str, ...]
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,14 @@ def growth(before: Size, after: Size) -> tuple[str, ...]:
         "what was added to its nodes outweighs the channels that went"
     )  # fmt: skip
     return (LARGER.format(why),) if after.file_bytes > before.file_bytes else ()
+
+
+def merged_line(groups: Sequence[GroupRow]) -> str:
+    """How many groups were merged, and by which methods."""
+    merged = [g for g in groups if g.after < g.before]
+    by = Counter(g.method for g in merged if g.method)
+    listed = ", ".join(f"{n} by {method}" for method, n in by.most_common())
+    return f"{len(merged)} of {len(groups)} channel groups merged{f' ({listed})' if listed else ''}"
 
 
 def latency_notes(t: Latency | None) -> list[str]:

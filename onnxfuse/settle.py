@@ -9,7 +9,7 @@ import numpy as np
 
 from .budget import choose
 from .calibrate import Study
-from .channels import Channels
+from .channels import Channels, held
 from .errors import ModelError, NothingToMerge
 from .findings import Lock
 from .graph import Graph
@@ -53,7 +53,8 @@ def settle(
     def choose_some(channels: Channels) -> list[int]:
         seen[:] = [look(channels)] if options.spreads else []
         keep = kept_channels(channels, options, room, *seen)
-        lenient = options.budgets or room is not None  # what is small enough already stays as it is
+        search = room is not None and (channels.groups or options.target_latency is not None)
+        lenient = options.budgets or search  # what is small enough already stays as it is
         if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels))
         return keep
@@ -102,8 +103,7 @@ def follow(
 
 
 def _nothing(channels: Channels) -> str:
-    reasons = dict.fromkeys(f"{row.reason} ({row.name})" for row in channels.locked)
-    listed = "; ".join(list(reasons)[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    listed = held(channels.locked)
     if channels.groups:
         largest = max(g.unit for g in channels.groups)
         listed = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity" + (
