@@ -107,7 +107,21 @@ CONV_ADD = """(float[N,3,6,6] x) => (float[N,4,4,4] y)
 }"""
 
 
-@pytest.mark.parametrize(("whole", "apart"), [(GEMM, MATMUL_ADD), (CONV, CONV_ADD)])
+EINSUM_ADD = MATMUL_ADD.replace("MatMul(r, w2)", 'Einsum<equation="...j, jk -> ...k">(r, w2)')
+TURNED = """(float[N,5,6] x) => (float[4,N,5] y) <float[6,16] w1, float[16] b1, float[4,16] w2> {
+    m = MatMul(x, w1)
+    h = Add(m, b1)
+    r = Relu(h)
+    y = Einsum<equation="kj,btj->kbt">(w2, r)
+}"""
+
+
+def test_einsums_of_any_form_are_repaired() -> None:
+    result = onnxfuse.fuse(from_text(TURNED), sparsity=0.5, calib=inputs(from_text(TURNED), batch=64))
+    assert result.report.notes == ("repaired 1 consumers, on 56 given samples",)
+
+
+@pytest.mark.parametrize(("whole", "apart"), [(GEMM, MATMUL_ADD), (GEMM, EINSUM_ADD), (CONV, CONV_ADD)])
 def test_a_bias_in_a_node_of_its_own_is_repaired_alike(whole: str, apart: str) -> None:
     model = from_text(whole)
     own = weights(model)

@@ -55,7 +55,8 @@ def _with_constant(node: Node, t: Tracker, w: int, terms: list[str], result: str
     full = [c for c in ids if c in ended]
     extents = [shape[weight.index(c)] if c in ended else 1 for c in ids]
     vector = np.broadcast_to(consumed, extents).reshape([shape[weight.index(c)] for c in full] or [1])
-    t.slot(node, w, [weight.index(c) for c in full], vector, Role.CONSUMES) if full else None
+    data = (1 - w, ids.index(full[0])) if len(full) == 1 else None
+    t.slot(node, w, [weight.index(c) for c in full], vector, Role.CONSUMES, data=data) if full else None
     if shared:
         t.put(node, t.fixed(len(result)))
         return
