@@ -7,7 +7,7 @@ from onnx import NodeProto
 
 from .findings import RawSlot
 from .graph import Graph
-from .producers import is_scaled
+from .producers import is_matmul, is_scaled
 from .protos import attribute
 from .tensors import Array
 from .weights import front
@@ -22,7 +22,7 @@ def bias_of(graph: Graph, reader: RawSlot) -> str | None:
         return None if is_scaled(node) else graph.own_vector(node.input[2])
     added = graph.added(node.output[0])
     matrix = len(graph.constants[reader.tensor].dims) > 1  # what a vector makes has no axis of its own
-    if node.op_type == "MatMul" and reader.edge.slot == 1 and matrix and added is not None:
+    if is_matmul(node) and reader.edge.slot == 1 and matrix and added is not None:
         return graph.own_vector(added[0])
     return None
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .allocate import cheapest, uniform, uniform_within, use_up
 from .calibrate import Study
-from .channels import Channels
+from .channels import Channels, but_held
 from .curves import CURVES, GroupWeights, Squares, cost_curve
 from .errors import UsageError
 from .families import ROUNDING, Families, Limit
@@ -181,6 +181,7 @@ def _limits(layout: Layout, families: Families, options: Options) -> list[Limit]
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
                 f"{math.ceil(least)}, {_rounded_up(least / most)} of the original's{_limited_by(options)}"
+                f"{but_held(layout.channels.locked)}"
             )
         limits.append(limit)
     return limits

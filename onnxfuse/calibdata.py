@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ class Input:
         """Samples in a run, if the model fixes that, else 0."""
         return self.dims[self.axis] if self.dims else 0
 
+    def alone(self) -> Input:
+        """The same, with one sample in a run if the model leaves that open."""
+        return replace(self, dims=tuple(d or int(a == self.axis) for a, d in enumerate(self.dims)))
+
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} [{', '.join(str(d or '?') for d in self.dims)}]"
 
@@ -103,9 +107,10 @@ def calibration(
     """Samples as the model takes them, from 64 to 512 (of more, as many evenly spaced).
 
     A run has 16 samples where the batch size is open, 128 successive ones if they are steps of a sequence, else as many
-    as the model fixes. An array for an input of fixed batch size with exactly one run's worth, or a scalar, is given to
-    every run: the first state of a recurrent model. A state whose batch size is open may hold one sample's, for all.
-    Samples that are copies of others are left out, but for steps of a sequence; of a fixed batch size whole runs.
+    as the model fixes; one where the size is open and more do not run. An array for an input of fixed batch size with
+    exactly one run's worth, or a scalar, is given to every run: the first state of a recurrent model. A state whose
+    batch size is open may hold one sample's, for all. Samples that are copies of others are left out, but for steps of
+    a sequence; of a fixed batch size whole runs.
 
     Args:
         source: an .npz file or a mapping with an array for each input, or a folder of images for a model with one.
@@ -126,12 +131,25 @@ def calibration(
         raise UsageError("--calib-preprocess is for a folder of images; give arrays as the model takes them")
     else:
         arrays = _named(arrays_of(source), expected)
-    samples = split(_checked(arrays, expected), expected, STEPS if steps_first(model) else 1, hold_out)
+    checked = _checked(arrays, expected)
+    samples = split(checked, expected, STEPS if steps_first(model) else 1, hold_out)
+    error = _error_of(model, providers, samples)
+    if error is not None and any(not i.each for i in expected):
+        # a state, or a Reshape, may fix the batch size that the input leaves open
+        samples = split(checked, [i.alone() for i in expected], 1, hold_out)
+        error = _error_of(model, providers, samples)
+    if error is not None:
+        raise UsageError(f"onnxruntime cannot run the model on the calibration data: {one_line(error)}") from error
+    return samples
+
+
+def _error_of(model: ModelProto, providers: Sequence[str], samples: Samples) -> Exception | None:
+    """Why onnxruntime cannot run the model on the first run's samples; None if it can."""
     try:
         session(model, providers).run(None, samples.fitted[0])
     except Exception as error:  # onnxruntime has no base class for what it raises
-        raise UsageError(f"onnxruntime cannot run the model on the calibration data: {one_line(error)}") from error
-    return samples
+        return error
+    return None
 
 
 def _from_folder(folder: Path, how: Preprocess, expected: Sequence[Input], most: int) -> dict[str, Array]:

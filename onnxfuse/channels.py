@@ -13,6 +13,9 @@ from .findings import RawSlot, Role
 from .ids import Ids
 from .tracker import Tracker
 
+NAMED = 5
+"""Reasons that a message lists."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slot:
@@ -75,6 +78,17 @@ class Locked:
     channels: int
     reason: str
     node: str
+
+
+def held(locked: Iterable[Locked]) -> str:
+    """What is left alone, and why: some of it, in one line."""
+    reasons = list(dict.fromkeys(f"{row.reason} ({row.name})" for row in locked))
+    return "; ".join(reasons[:NAMED]) + (f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else "")
+
+
+def but_held(locked: Iterable[Locked]) -> str:
+    """The end of a message that says what cannot be reached, and what is in the way."""
+    return f"; left alone: {listed}" if (listed := held(locked)) else ""
 
 
 @dataclass(frozen=True, eq=False)

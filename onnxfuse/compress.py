@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from .activations import measure
 from .budget import absolute
 from .calibdata import Batches
 from .calibrate import Study
 from .channels import ChannelGroup, Channels, Locked
-from .constants import densify
+from .constants import densify, put_back, tied_weights
 from .counts import file_bytes, macs, parameters
 from .extents import shrunk_shape
 from .folding import Folded
@@ -41,6 +41,7 @@ from .scheme import Lowered
 from .scores import feature_of
 from .settle import settle, settle_lossless
 from .tensors import set_values
+from .unshare import rejoin
 from .weights import Weights, check_finite
 
 Studies = dict[tuple[tuple[Edge, str], ...], Study | None]
@@ -61,6 +62,25 @@ class Small:
     plan: Plan
     notes: tuple[str, ...] = ()
     free: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A graph ready for tracking.
+
+    Attributes:
+        graph: its model is what becomes small.
+        before: parameters and multiply-accumulates of the file.
+        folded: its BatchNormalizations.
+        lowered: how quantized parts were replaced.
+        tied: nodes that computed a weight from one that others read, too.
+    """
+
+    graph: Graph
+    before: tuple[int, int]
+    folded: Sequence[Folded]
+    lowered: Lowered
+    tied: Sequence[NodeProto]
 
 
 def untouched(original: ModelProto, reference: Probe, options: Options) -> Small:
@@ -90,10 +110,12 @@ def compress(
     given = None if options.gradients is None else products(model, options.gradients)
     uses = {"params": lambda: before[0], "macs": lambda: before[1], "size": lambda: file_bytes(model)}
     options = absolute(options, uses)
+    tied = tied_weights(model)
     folded = prepare(model, options.exclude, reference.shapes)
     graph, lowered = lowered_graph(model)
+    prepared = Prepared(graph, before, folded, lowered, tied)
     if options.lossless:
-        return _lossless(graph, reference, options, before, folded, lowered)
+        return _lossless(prepared, reference, options)
 
     def look(channels: Channels) -> Study | None:
         constants = tuple((s.edge, s.tensor) for s in channels.slots)
@@ -116,7 +138,7 @@ def compress(
         weights, repairs = repair(channels, merges, measured, partial(tell, "repair"))
     tell("rewrite", 0, 1)
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in merges])
-    return _finish(channels, merges, repairs, before, folded, lowered, options, measured, room)
+    return _finish(channels, merges, repairs, prepared, options, measured, room)
 
 
 def _measured(
@@ -129,15 +151,9 @@ def _measured(
     return measure(channels, batches, feature, provider_list(options.provider), partial(tell, "measure activations"))
 
 
-def _lossless(
-    graph: Graph,
-    reference: Probe,
-    options: Options,
-    before: tuple[int, int],
-    folded: Sequence[Folded],
-    lowered: Lowered,
-) -> Small:
+def _lossless(prepared: Prepared, reference: Probe, options: Options) -> Small:
     """`compress` of what nothing is lost without."""
+    graph = prepared.graph
     channels, found = settle_lossless(graph, reference, options)
     for bias, shift in found.shifts.items():
         set_values(graph.constants[bias], graph.array(bias) + shift)
@@ -145,7 +161,7 @@ def _lossless(
     for group, merge in found.merges:
         weights.apply(group.slots, merge, {})
     rewrite(channels, weights, [Removal(g, m.kept) for g, m in found.merges])
-    small = _finish(channels, found.merges, (), before, folded, lowered, options, None, None)
+    small = _finish(channels, found.merges, (), prepared, options, None, None)
     return replace(small, plan=replace(small.plan, shifts=found.shifts), free=found.counts)
 
 
@@ -153,32 +169,47 @@ def _finish(
     channels: Channels,
     merges: Sequence[tuple[ChannelGroup, Merge]],
     repairs: Sequence[Repair],
-    before: tuple[int, int],
-    folded: Sequence[Folded],
-    lowered: Lowered,
+    prepared: Prepared,
     options: Options,
     measured: Study | None,
     room: float | None,
 ) -> Small:
-    t, removals = channels.tracker, [Removal(g, m.kept) for g, m in merges]
+    t, lowered, removals = channels.tracker, prepared.lowered, [Removal(g, m.kept) for g, m in merges]
     kept = removed_mask(channels, removals)
     shapes = {name: shrunk_shape(channels, kept, name) for name in t.probe.shapes}
     after = {g: len(m.kept) for g, m in merges}
-    rows = tuple(GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes) for g in channels.groups)
+    by = {g: m.method for g, m in merges}
+    rows = tuple(
+        GroupRow(g.name, g.channels, after.get(g, g.channels), g.nodes, by.get(g, "")) for g in channels.groups
+    )
     model = t.graph.model
     left = macs(model, shapes)
+    changed = {s.tensor for g, _ in merges for s in g.slots} | _refitted(repairs)
+    rejoin(t.graph, changed)
     restore(t.graph, lowered, kept_scales(t.graph, lowered, removals))
+    put_back(model, prepared.tied, changed)
     record_constants(model)
     sizes = (
-        Size(sum(r.before for r in rows), *before, 0),
+        Size(sum(r.before for r in rows), *prepared.before, 0),
         Size(sum(r.after for r in rows), parameters(model), left, 0),
     )
     settled = options if room is None else replace(options, target_macs=max(1.5, sizes[1].macs))
-    plan = Plan(settled.recorded(), tuple(folded), t.graph.clones, tuple(merges), repairs=tuple(repairs))
+    plan = Plan(settled.recorded(), tuple(prepared.folded), t.graph.clones, tuple(merges), repairs=tuple(repairs))
     notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
     merged = [g for g, _ in merges]
     notes += repair_notes(repairs, options, measured, merged) + _selection_notes(merged)
+    notes += _budget_notes(options, merges)
     return Small(model, *sizes, rows, channels.locked, plan, notes)
+
+
+def _refitted(repairs: Sequence[Repair]) -> set[str]:
+    """The constants that they changed."""
+    return {name for r in repairs for name in (r.reader.slot.tensor, r.reader.bias) if name is not None}
+
+
+def _budget_notes(options: Options, merges: Sequence[object]) -> tuple[str, ...]:
+    """That there was nothing to do."""
+    return ("nothing was merged: the original is within the budget",) if options.budgets and not merges else ()
 
 
 def _selection_notes(groups: Sequence[ChannelGroup]) -> tuple[str, ...]:

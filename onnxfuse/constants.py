@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .protos import add_initializer, every_constant, graphs
+from .protos import add_initializer, consumers, copies, every_constant, graphs, redirect
 from .sessions import skeleton_of
-from .tensors import Array, values_of
+from .tensors import FLOATS, Array, values_of
 
 EVALUATED = frozenset(
     """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather
@@ -27,6 +27,9 @@ NUMBERS = TensorProto(data_type=TensorProto.INT64)
 """Stands for what a node will make."""
 GROWTH = 1 << 16
 """Bytes by which a folded constant may be larger than what it was computed from."""
+
+Computed = tuple[str | bytes, ...]
+"""How a constant is computed: operator, names of what it is computed from, attributes."""
 
 
 def densify(model: ModelProto) -> None:
@@ -55,17 +58,67 @@ def fold_constants(model: ModelProto) -> None:
     """Evaluate, with onnx's reference implementation, every node whose inputs are all constant.
 
     Weights behind an Identity or Transpose and shapes that were never computed from the input come to light.
-    Quantized weights are left behind their DequantizeLinear, and nothing is folded that would grow the model.
+    Quantized weights are left behind their DequantizeLinear, and nothing is folded that would grow the model. What
+    several nodes compute from one weight alike stays one weight.
     """
-    constants = every_constant(model)
+    constants, shared = every_constant(model), dict[Computed, str]()
     types = _element_types(model) if any(n.op_type == "CastLike" for n in model.graph.node) else {}
     for graph in graphs(model):
-        _fold_constants_of(graph, constants, types, model)
+        found = _fold_constants_of(graph, constants, types, model)
+        names: dict[str, str] = {}
+        for node in found:
+            _keep(model, node, constants, shared, names)
+        redirect(model.graph, names)
+
+
+def _keep(
+    model: ModelProto,
+    node: NodeProto,
+    constants: dict[str, TensorProto],
+    shared: dict[Computed, str],
+    names: dict[str, str],
+) -> None:
+    """Make what a node computes an initializer, or add to `names` the one that holds the same weight."""
+    name, tensor = node.output[0], constants[node.output[0]]
+    how = (node.op_type, *(names.get(n, n) for n in node.input), *(a.SerializeToString() for a in node.attribute))
+    if tensor.data_type not in FLOATS:
+        same = name  # of two sizes one may change
+    elif node.op_type == "Identity":
+        same = names.get(node.input[0], node.input[0])
+    else:
+        same = shared.setdefault(how, name)
+    if same == name:
+        constants[name] = add_initializer(model, tensor, name)
+    else:
+        names[name] = same
+
+
+def tied_weights(model: ModelProto) -> list[NodeProto]:
+    """Copies of the nodes that make a weight of one that others read, too, as a head does of an embedding."""
+    constants, uses = every_constant(model), consumers(model.graph)
+    found = [n for n in model.graph.node if _can_evaluate(n, constants, {}) and len(uses[n.input[0]]) > 1]
+    return list(copies(*(n for n in found if constants[n.input[0]].data_type in FLOATS)))
+
+
+def put_back(model: ModelProto, nodes: Sequence[NodeProto], changed: Set[str]) -> None:
+    """Let `tied_weights` be computed again, in place, that stayed what they were; those `changed` by a plan stay."""
+    constants, uses = {t.name: t for t in model.graph.initializer}, consumers(model.graph)
+    back = []
+    for node in nodes:
+        name = node.output[0]
+        apart = name in changed or name not in constants or not all(n in constants and uses[n] for n in node.input)
+        if not apart and np.array_equal(_evaluate([node], constants, {}, model)[0], values_of(constants[name])):
+            model.graph.initializer.remove(constants[name])
+            back.append(node)
+    others = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*back, *others])
 
 
 def _fold_constants_of(
     graph: GraphProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
-) -> None:
+) -> list[NodeProto]:
+    """Take out of a graph the nodes that compute constants, which join `constants`; returns them."""
     outputs, found, tried = {o.name for o in graph.output}, dict[int, TensorProto](), set[int]()
     while batch := _evaluable(graph, constants, types, outputs, tried):
         results = _evaluate([graph.node[i] for i in batch], constants, types, model)
@@ -77,10 +130,10 @@ def _fold_constants_of(
         tried.update(batch)
         if not any(graph.node[i].op_type in GROWING for i in batch):
             break
-    for i, tensor in sorted(found.items()):
-        constants[graph.node[i].output[0]] = add_initializer(model, tensor, graph.node[i].output[0])
+    folded = list(copies(*(graph.node[i] for i in sorted(found))))
     for i in sorted(found, reverse=True):
         del graph.node[i]
+    return folded
 
 
 def _evaluable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from .files import too_large
 from .protos import attribute, every_constant, graphs
+from .rules.einsum import einsum_terms
 
 Shape = tuple[Any, ...]
 """Extents of a tensor: integers, or whatever stands for them."""
@@ -64,9 +66,10 @@ def mac_products(model: ModelProto, shapes: Mapping[str, Shape]) -> list[tuple[N
     """Each node that multiplies, and its multiply-accumulates as a sum of products of extents."""
     found = []
     for node in (node for graph in graphs(model) for node in graph.node):
-        if node.op_type in MACS and node.output[0] in shapes:  # a branch that cannot be run counts as nothing
+        made = [shapes[name] for name in node.output if name in shapes]  # a branch that cannot be run makes nothing
+        if node.op_type in MACS and made:
             ins = [shapes.get(name, ()) for name in node.input]
-            found.append((node, MACS[node.op_type](node, ins, shapes.get(node.output[0], ()))))
+            found.append((node, MACS[node.op_type](node, ins, made[0])))
     return found
 
 
@@ -92,6 +95,36 @@ def _matmul(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
     return [(*out, ins[0][-1])] if ins[0] else []
 
 
+def _fused_matmul(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    """With transBatchA the first axis comes before those of the batch."""
+    turned = attribute(node, "transA", 0)
+    return [(*out, ins[0][-1 if not turned else 0 if attribute(node, "transBatchA", 0) else -2])]
+
+
+def _einsum(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    """Operand by operand, as onnxruntime does it: an axis ends once no later operand and not the result has it."""
+    terms, result = einsum_terms(attribute(node, "equation").decode(), [len(shape) for shape in ins])
+    extents: dict[str, Any] = {}
+    for letter, extent in zip("".join(terms), itertools.chain(*ins), strict=True):
+        if extents.get(letter, 1) == 1:  # where an ellipsis broadcasts
+            extents[letter] = extent
+    products, left = [], terms[0]
+    for i, term in enumerate(terms[1:], 2):
+        labels = dict.fromkeys(left + term)
+        products.append(tuple(extents[c] for c in labels))
+        left = "".join(c for c in labels if c in result or any(c in later for later in terms[i:]))
+    return products
+
+
+def _attention(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
+    """Queries (…, L, d) meet keys (…, S, d), and their weights values; com.microsoft's Attention projects x first."""
+    if node.op_type == "Attention" and node.domain == "com.microsoft":
+        sizes = attribute(node, "qkv_hidden_sizes") or [out[-1]]
+        return [(*ins[0], ins[1][-1]), (*out[:-1], sizes[0], ins[0][-2]), (*out, ins[0][-2])]
+    keys = ins[1] if len(ins) > 1 else ()
+    return [(*ins[0], keys[-2]), (*out, keys[-2])] if len(keys) in (3, 4) else []
+
+
 def _recurrent(node: NodeProto, ins: Sequence[Shape], out: Shape) -> Products:
     """Every step multiplies the input by W (D, gH, I) and the state by R (D, gH, H)."""
     return [(*ins[0][:2], *ins[1]), (*ins[0][:2], *ins[2])]
@@ -110,13 +143,23 @@ MACS: Mapping[str, Counting] = {
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
+    "DeformConv": _conv,
+    "FusedConv": _conv,
+    "FusedGemm": _gemm,
+    "FusedMatMul": _fused_matmul,
+    "Einsum": _einsum,
+    "Attention": _attention,
+    "MultiHeadAttention": _attention,
     "ConvInteger": _conv,
     "MatMulInteger": _matmul,
+    "MatMulIntegerToFloat": _matmul,
+    "DynamicQuantizeMatMul": _matmul,
     "QLinearConv": _fourth(_conv),
     "QLinearMatMul": _fourth(_matmul),
     "QGemm": _fourth(_gemm),
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
+    "DynamicQuantizeLSTM": _recurrent,
 }
 """Operator → its multiply-accumulates, from the shapes of its inputs and its output."""

@@ -27,8 +27,6 @@ from .walk import Chunks
 
 AT_ONCE = 64
 """Channels whose patches are held together."""
-FLOOR = 1e-5
-"""Of the mean variance of these channels' patches, what is added to each tap's: a silent channel keeps its kernel."""
 
 
 def correction(
@@ -77,5 +75,5 @@ def _nearer(y: Array, t: Array, kernels: Array, centred: bool, alike: Likeness, 
     square = (y @ y.transpose(0, 2, 1)).astype(np.float64) / count
     product = (y @ t.transpose(0, 2, 1)).astype(np.float64) / count
     power = np.einsum("ktt->k", square)[:, None, None]
-    ridge = max(least, taps / alike.worth(count)) * power + FLOOR * (power.mean() or 1.0)
+    ridge = max(least, taps / alike.worth(count)) * np.where(power > 0, power, 1)
     return np.linalg.solve(square + ridge * np.eye(taps), product + ridge * kernels[:, :, None])[..., 0]

@@ -11,8 +11,8 @@ from onnx import TensorProto, ValueInfoProto, helper
 from .errors import ModelError, UsageError
 from .tensors import Array
 
-SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16)
-"""Sizes tried, in this order, for dynamic dimensions other than the batch."""
+SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16, 1)
+"""Sizes tried, in this order, for dynamic dimensions other than the batch; 1 suits a batch behind the steps."""
 
 
 def check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> None:
@@ -28,7 +28,8 @@ def check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequen
         dims = known[name]
         wrong = len(dims) != len(shape) or any(d > 0 and d != s for d, s in zip(dims, shape, strict=True))
         if any(s < 1 for s in shape) or wrong:
-            raise UsageError(f"--input-shape {name}:{','.join(map(str, shape))} does not fit the model's {dims}")
+            sizes = ", ".join(str(d) if d > 0 else "?" for d in dims)
+            raise UsageError(f"--input-shape {name}:{','.join(map(str, shape))} does not fit the model's [{sizes}]")
 
 
 def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, int]]:
@@ -42,6 +43,12 @@ def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[in
 def free_axes(value: ValueInfoProto) -> list[int]:
     """Axes of a graph input whose size the model leaves open."""
     return [i for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_value <= 0]
+
+
+def suggested(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> str:
+    """The options that settle all open sizes, with one sample and the first guess where nothing is known."""
+    feeds = made_up([v for v in inputs if free_axes(v)], given, 1, SPATIAL_GUESSES[0], 0)
+    return " ".join(f"--input-shape {name}:{','.join(map(str, feed.shape))}" for name, feed in feeds.items())
 
 
 def made_up(

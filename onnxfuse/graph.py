@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from .protos import Edge, add_initializer, every_constant, free_name, graphs, outer_names, subgraphs
+from .protos import Edge, add_initializer, every_constant, free_name, graphs, outer_names, redirect, subgraphs
 from .tensors import Array, values_of
 
 
@@ -102,6 +102,16 @@ class Graph:
             self.protos[edge.node].input[edge.slot] = new
             self.nodes[edge.node].inputs[edge.slot] = gs.Variable(new)
         return new
+
+    def rejoin(self, clone: str, name: str) -> None:
+        """Let the uses of a copy of a constant read `name`, which is equal; the copy goes."""
+        redirect(self.model.graph, {clone: name})
+        self.edges[name] = [*self.edges[name], *self.edges.pop(clone)]
+        for values in (self.model.graph.initializer, self.model.graph.input):
+            for i in reversed([i for i, value in enumerate(values) if value.name == clone]):
+                del values[i]
+        del self.constants[clone], self.clones[clone]
+        self.clones = {copy: name if source == clone else source for copy, source in self.clones.items()}
 
     def add(self, values: Array, stem: str, edge: Edge) -> str:
         """A new initializer for `edge`, named after `stem`; returns its name."""

@@ -41,12 +41,18 @@ class Prior:
         kept: (k,) which of the n channels are still there, ascending.
         blocks: into which the channels fall that are not read together (a grouped convolution), equally many each.
         least: the least λ.
+        read: (k,) squares of the weights that read the channels left; None: all alike.
     """
 
     expand: csr_array
     kept: Ids
     blocks: int
     least: float
+    read: Moment | None = None
+
+    def added(self, size: Moment, share: float, own: Ids) -> Array:
+        """`shrunk` of these of the channels left."""
+        return shrunk(size, share, None if self.read is None else self.read[own])
 
     def parts(self) -> Iterator[tuple[Ids, Ids, csr_array]]:
         """For each block the channels before, the places of those left among `kept`, and E₀ between them."""
@@ -114,7 +120,7 @@ def _of_moments(moments: Crossed, prior: Prior, pool: Executor) -> Moment:
     expand = np.zeros(prior.expand.shape, moments.product.dtype)
     for block, own, known in prior.parts():
         square = moments.square[np.ix_(own, own)]
-        added = shrunk(square.diagonal(), max(prior.least, oas(square, moments.worth)))
+        added = prior.added(square.diagonal(), max(prior.least, oas(square, moments.worth)), own)
         square[np.diag_indices_from(square)] += added.astype(square.dtype)
         wanted = moments.product[np.ix_(block, own)] + (known @ diags_array(added)).astype(expand.dtype).toarray()
         factor = linalg.cho_factor(square.T, overwrite_a=True, check_finite=False)
@@ -133,7 +139,7 @@ def _of_samples(before: Array, after: Array, centred: bool, prior: Prior, alike:
         read, e0 = np.ascontiguousarray(y[:, own]), known.astype(x.dtype)
         size = np.einsum("mk,mk->k", read, read) / len(read)
         share = max(prior.least, oas_of_samples(read, alike.worth(len(read))))
-        scaled = read / shrunk(size, share).astype(read.dtype) / len(read)
+        scaled = read / prior.added(size, share, own).astype(read.dtype) / len(read)
         inner = scaled @ read.T
         inner[np.diag_indices_from(inner)] += 1
         back = linalg.solve(inner, scaled, assume_a="pos", overwrite_a=True, overwrite_b=True, check_finite=False)

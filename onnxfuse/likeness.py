@@ -23,7 +23,7 @@ from .tensors import Array
 from .walk import Chunks
 
 TINY = 1e-12
-"""Variance below which a channel says nothing of it."""
+"""Variance, as a share of the mean square, below which a channel says nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ def likeness(reader: Reader, chunks: Chunks, source: Source) -> Likeness:
     sums = [_of_samples(chunk, axis) for chunk in chunks]
     means, squares = (np.concatenate(part)[:, reader.layout].mean(axis=2) for part in zip(*sums, strict=True))
     varies = squares.mean(axis=0) - np.square(means.mean(axis=0))
-    alive, places = varies > TINY, chunks[0].size // len(chunks[0]) // chunks[0].shape[axis] * reader.layout.shape[1]
+    alive, places = (
+        varies > TINY * squares.mean(axis=0),
+        chunks[0].size // len(chunks[0]) // chunks[0].shape[axis] * reader.layout.shape[1],
+    )
     if places == 1 or not alive.any():
         return Likeness(samples, 1)
     between = float((means.var(axis=0)[alive] / varies[alive]).mean())  # of a mean over places that are not alike 1/n

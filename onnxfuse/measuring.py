@@ -57,7 +57,7 @@ def dense_first(graph: Graph) -> bool:
     while queue:
         for edge in graph.edges.get(queue.pop(), []):
             node = graph.model.graph.node[edge.node] if edge.node >= 0 else None
-            if node is not None and node.op_type in ("Gemm", "MatMul"):
+            if node is not None and node.op_type in ("Gemm", "MatMul", "Einsum"):
                 return True
             if node is not None and node.op_type in PASSING:
                 queue.append(node.output[0])

@@ -7,7 +7,7 @@ channels, read the k new ones instead. Producing weights become `compress @ w`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,13 @@ class Merge:
         kept: (k,) old channels whose places the new ones take, ascending.
         compress: (k, n) sparse.
         expand: (n, k) sparse.
+        method: by which it was made, once that is known.
     """
 
     kept: Ids
     compress: csr_array
     expand: csr_array
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,24 @@ def auto(task: Task) -> Merge:
     if task.scored:
         return important(task)
     if not task.views or task.source is Source.SYNTHETIC:
-        return fold_variance(task)
-    selected = surgeon(task)
+        return _least_error(task, {"fold-variance": fold_variance})
     if task.source is Source.ANCHORED:
-        return selected
-    found = [fold(task), selected, *([mixture(task)] if task.mixes else [])]
-    return min(found, key=lambda m: sum(error(v, m.compress) for v in task.views))
+        return _least_error(task, {"surgeon": surgeon})
+    mixing: dict[str, Strategy] = {"mixture": mixture} if task.mixes else {}
+    return _least_error(task, {"fold": fold, "surgeon": surgeon, **mixing})
 
 
 def important(task: Task) -> Merge:
     """Keep the most important channels; the others flow into them, or go, as leaves least error after repair."""
-    found = [intra_fusion(task), *([drop(task)] if task.views else [])]
+    dropping: dict[str, Strategy] = {"drop": drop} if task.views else {}
+    return _least_error(task, {"intra-fusion": intra_fusion, **dropping})
+
+
+def _least_error(task: Task, methods: Mapping[str, Strategy]) -> Merge:
+    """The merge that leaves least error after repair, and its method; the first where nothing is measured."""
+    found = [replace(method(task), method=name) for name, method in methods.items()]
+    if len(found) == 1:
+        return found[0]
     return min(found, key=lambda m: sum(error(v, m.compress) for v in task.views))
 
 
@@ -172,7 +181,7 @@ def balanced(merge: Merge) -> Merge:
     """
     mass = np.asarray(merge.expand.sum(axis=0)).reshape(-1)
     scale = diags_array(np.sqrt(mass))
-    return Merge(merge.kept, csr_array(scale @ per_row(merge.compress)), merge.expand)
+    return replace(merge, compress=csr_array(scale @ per_row(merge.compress)))
 
 
 METHODS: Mapping[str, Strategy] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,8 +62,9 @@ def merge_all(
         joined = side_by_side(list(rows.values()))
         if joined.nbytes > LARGE:
             rows.clear()  # gathered again when they are needed
-        result = (drop if group.select else method)(Task(joined, scores, k, transport, *seen, options.scored))
-        result = balanced(result) if group in pairs else result
+        name, how = ("drop", drop) if group.select else (options.method, method)
+        result = how(Task(joined, scores, k, transport, *seen, options.scored))
+        result = replace(balanced(result) if group in pairs else result, method=result.method or name)
         del joined
         weights.apply(group.slots, result, rows)
         done.add(number, result, weights)

@@ -9,6 +9,7 @@ from onnx import NodeProto
 
 from .graph import Graph
 from .moments import statistics
+from .producers import is_matmul
 from .readers import Reader
 from .walk import Walk
 
@@ -38,4 +39,4 @@ class Parts:
 
 def made_axis(node: NodeProto) -> int:
     """The axis of the channels in what a layer makes."""
-    return -1 if node.op_type == "MatMul" else 1
+    return -1 if is_matmul(node) else 1

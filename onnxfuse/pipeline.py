@@ -29,7 +29,7 @@ from .probe import Probe, probe
 from .protos import graphs, proto_label
 from .providers import provider_list
 from .quantized import lowered_graph
-from .report import Report
+from .report import Report, growth
 from .search import Judge
 from .settle import follow, kept_channels
 
@@ -104,11 +104,11 @@ def fuse_with(
     setting = Setting(source, destination, reference, providers, transport, judge, samples, Studies(), tell)
     options, done = attempt(setting, original, options)
     small = done.small
+    before, after = replace(small.before, file_bytes=source.bytes), replace(small.after, file_bytes=done.size)
     report = Report(
-        source.name, None if output is None else str(output), options.recorded(),
-        replace(small.before, file_bytes=source.bytes), replace(small.after, file_bytes=done.size), small.groups,
-        small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality, small.notes, small.free,
-        done.fidelity,
+        source.name, None if output is None else str(output), options.recorded(), before, after, small.groups,
+        small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality,
+        (*small.notes, *growth(before, after)), small.free, done.fidelity,
     )  # fmt: skip
     return FuseResult(small.model, report, small.plan)
 

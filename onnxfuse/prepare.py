@@ -53,7 +53,7 @@ def prepare(
         shapes: of its values in a probing run, if there was one; without it all is found by inference.
     """
     densify(model)
-    idle = idle_names(model.graph)
+    idle = idle_names(model)
     for node in (node for graph in graphs(model) for node in graph.node):
         if node.op_type == "Constant":
             as_tensor(node)

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, one_line
-from .feeds import candidates, check_overrides, free_axes, made_up
+from .feeds import candidates, check_overrides, made_up, suggested
 from .protos import outer_names, proto_label, subgraphs
 from .questions import PREFIX, Questions, ask
 from .sessions import exact_session, native, session_options, without_weights
@@ -176,8 +176,8 @@ def _first_that_runs(
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises
             error = failure
-    dynamic = any(free_axes(v) for v in inputs)
-    advice = "give the right shapes with --input-shape NAME:1,3,224,224" if dynamic else "repair the model first"
+    options = suggested(inputs, overrides)
+    advice = f"give the right shapes, as in {options}" if options else "repair the model first"
     raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; {advice}") from error
 
 

@@ -11,9 +11,19 @@ from .tensors import Array
 
 def out_axis(maker: NodeProto) -> int:
     """The axis of a weight that counts what its node makes (of a grouped ConvTranspose, in each group)."""
-    if maker.op_type in ("ConvTranspose", "MatMul"):
+    if maker.op_type == "ConvTranspose" or is_matmul(maker):
         return 1
     return int(maker.op_type == "Gemm" and not attribute(maker, "transB", 0))
+
+
+def is_matmul(node: NodeProto) -> bool:
+    """Whether a node multiplies by a matrix (read, made) at input 1: MatMul, or Einsum of the form `…j,jk->…k`."""
+    if node.op_type != "Einsum":
+        return node.op_type == "MatMul"
+    left, _, result = attribute(node, "equation").decode().replace(" ", "").partition("->")
+    x, _, weight = left.partition(",")
+    others, read, made = x[:-1], x[-1:], weight[1:]
+    return weight == read + made and len(made) == 1 and result == others + made and not {read, made} & set(others)
 
 
 def is_scaled(maker: NodeProto) -> bool:

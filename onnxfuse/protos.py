@@ -96,6 +96,19 @@ def outer_names(graph: GraphProto) -> Iterator[str]:
         yield value.name
 
 
+def redirect(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Let all that reads a value in `names`, in a graph and what its nodes hold, read the one it is mapped to."""
+    if not names:
+        return
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+        for inner in subgraphs(node):
+            redirect(inner, names)
+            for value in inner.output:
+                value.name = names.get(value.name, value.name)
+
+
 def constant_tensors(graph: GraphProto) -> dict[str, TensorProto]:
     """Name → tensor of every constant: initializers and the `value` of Constant nodes."""
     found = {tensor.name: tensor for tensor in graph.initializer}

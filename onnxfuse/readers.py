@@ -16,7 +16,7 @@ from .findings import RawSlot, Role
 from .graph import Graph
 from .ids import Ids
 from .picking import behind_picks
-from .producers import is_scaled
+from .producers import is_matmul, is_scaled
 from .protos import attribute, proto_label
 from .rules.recurrent import GATES
 from .tensors import FLOATS
@@ -138,11 +138,13 @@ def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
     made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
         return None if is_scaled(node) else graph.own_vector(node.input[2]), made
+    if node.op_type == "Einsum" and not is_matmul(node):
+        return None, ""
     added = graph.added(made)
     weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
     if weight is not None and added is not None:
-        shapes = {"MatMul": weight.dims[-1:], "Conv": [*weight.dims[:1], *[1] * (len(weight.dims) - 2)]}
-        bias = _own(graph, added[0], shapes.get(node.op_type, [0]))
+        shapes = {"Conv": [*weight.dims[:1], *[1] * (len(weight.dims) - 2)]}
+        bias = _own(graph, added[0], weight.dims[-1:] if is_matmul(node) else shapes.get(node.op_type, [0]))
         return bias, added[1] if bias else made
     return None, made
 

@@ -138,7 +138,7 @@ class PatchMoments:
 
 def patch_moments(
     reader: Reader, node: NodeProto, kernel: Sequence[int], chunks: Chunks, wanted: Sequence[Made],
-    kept: NDArray[np.int64], alike: Likeness, least: float,
+    kept: NDArray[np.int64], alike: Likeness, least: float, weights: Array,
 ) -> list[PatchMoments]:  # fmt: skip
     """Of each block of a convolution; none if an output has more weights than `WIDEST`, or too many for the places.
 
@@ -151,6 +151,7 @@ def patch_moments(
         kept: (k,) channels of the reader's layout that are left, ascending.
         alike: what is seen at the places of one sample.
         least: the least λ.
+        weights: (n,) squares of those that read each channel, see `read_by`.
     """
     from scipy import linalg  # dear to import
 
@@ -168,7 +169,8 @@ def patch_moments(
         if is_cut(wanted[0].cut):
             seen, goal = _goal(seen, p, wanted, outputs, bool(reader.bias))
         square, product, count = _moments(seen, p, bool(reader.bias))
-        added = shrunk(square.diagonal(), max(least, p / alike.worth(count))).astype(square.dtype)
+        by = np.tile(np.repeat(weights[kept[own]], reader.layout.shape[1]), math.prod(kernel))
+        added = shrunk(square.diagonal(), max(least, p / alike.worth(count)), by).astype(square.dtype)
         square[np.diag_indices_from(square)] += added  # and turned, for LAPACK wants columns first and would copy it
         factor, _ = linalg.cho_factor(square.T, lower=True, overwrite_a=True, check_finite=False)
         found.append(PatchMoments(own, added, factor, product.T, goal))
@@ -228,6 +230,13 @@ def columns_of(weights: Weights, reader: Reader) -> tuple[Array, tuple[NDArray[n
     """A view of a reader's weight, and the index of the (n, q) positions of its channels there."""
     view = front(weights[reader.slot.tensor], reader.slot)
     return view, np.unravel_index(reader.layout, view.shape[: len(reader.slot.axes)])
+
+
+def read_by(weights: Weights, reader: Reader) -> Array:
+    """(n,) the sum of squares of the weights that read each channel."""
+    view, index = columns_of(weights, reader)
+    columns = np.asarray(view[index], np.float64).reshape(len(reader.layout), -1)
+    return np.asarray(np.einsum("nd,nd->n", columns, columns))
 
 
 def correct(

@@ -39,7 +39,7 @@ from .moments import Moment, blocks, scaled_and_shifted, statistics
 from .parts import made_axis
 from .producers import out_axis, scaled_rows, shifted
 from .readers import Reader
-from .refit import Made, beside, columns_of, correct, made, merged, patch_moments, refittable, sizes_of
+from .refit import Made, beside, columns_of, correct, made, merged, patch_moments, read_by, refittable, sizes_of
 from .rewrite import Removal, removed_mask
 from .schedule import ahead, blas_for_one_of_two, in_halves
 from .surgeon import Source
@@ -152,9 +152,10 @@ def _repaired(
     least, alike = RIDGE[source], original.alike
     node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
     kernel, wanted = both[0][reader.slot.tensor].shape[2:], _wanted(reader, original, after, merges, join)
+    read = read_by(both[-1], reader)
     with ThreadPoolExecutor(2) as pool:
-        patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, alike, least)
-        prior = Prior(_expand(reader, merges)[:, kept], kept, reader.slot.split, least)
+        patched = pool.submit(patch_moments, reader, node, kernel, seen, wanted, kept, alike, least, read)
+        prior = Prior(_expand(reader, merges)[:, kept], kept, reader.slot.split, least, read[kept])
         expand, shift = fit(original.blocks, blocks(reader, seen, source, kept), bool(reader.bias), prior, alike, pool)
         for weights in both:
             _read(weights, reader, kept, expand, shift, pool)

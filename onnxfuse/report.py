@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class Size:
     Attributes:
         channels: of all channel groups that may shrink.
         parameters: elements of all floating-point constants, and of those quantized to 8 bits.
-        macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for the probe input.
+        macs: multiply-accumulates for the probe input, of the operators in `counts.MACS`.
         file_bytes: of the file and its external data.
     """
 
@@ -33,12 +33,13 @@ class Size:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its name, and its channels before and after."""
+    """One group: its name, its channels before and after, and by which method they were merged, if they were."""
 
     name: str
     before: int
     after: int
     nodes: tuple[str, ...]
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,33 @@ HARDLY_FASTER = (
     "{:.0f}% fewer multiply-accumulates save {:.0f}% of the time here: most of it goes elsewhere, as with one small "
     "sample on a large device; time it as it will run (--input-shape, --threads, --provider)"
 )
+LARGER = (
+    "the file is larger than the original: {}; a higher --sparsity, or --exclude of what shares a weight, "
+    "makes it smaller"
+)
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
 DOUBT = (
     "its outputs hardly resemble the original's {}: measure it on your own test set; less --sparsity, "
     "--scope global and --calib keep more, --min-cosine refuses such a result"
 )
+
+
+def growth(before: Size, after: Size) -> tuple[str, ...]:
+    """A note that the result is larger than its original, and why."""
+    more = after.parameters - before.parameters
+    why = f"{more} parameters more, since layers that shared a weight have one each now, or a bias" if more > 0 else (
+        "what was added to its nodes outweighs the channels that went"
+    )  # fmt: skip
+    return (LARGER.format(why),) if after.file_bytes > before.file_bytes else ()
+
+
+def merged_line(groups: Sequence[GroupRow]) -> str:
+    """How many groups were merged, and by which methods."""
+    merged = [g for g in groups if g.after < g.before]
+    by = Counter(g.method for g in merged if g.method)
+    listed = ", ".join(f"{n} by {method}" for method, n in by.most_common())
+    return f"{len(merged)} of {len(groups)} channel groups merged{f' ({listed})' if listed else ''}"
 
 
 def latency_notes(t: Latency | None) -> list[str]:

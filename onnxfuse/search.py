@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from .budget import Amount, amount
 from .calibdata import Samples
+from .channels import but_held
 from .comparison import floor_missed
 from .compress import Small
 from .errors import NothingToMerge, Unsound, UsageError, VerificationFailed
@@ -170,7 +171,7 @@ def _fast_enough(make: Make, judge: Judge, target: str | float, tell: Callable[[
     if fast[1] > _aim(budget, originals):
         raise UsageError(
             f"--target-latency {target} is out of reach: the fastest possible here takes "
-            f"{fast[1] * originals[0]:.3g} ms, the original {originals[0]:.3g} ms"
+            f"{fast[1] * originals[0]:.3g} ms, the original {originals[0]:.3g} ms{but_held(best.locked)}"
         )
     for trial in range(1, TRIALS):
         aim = _aim(budget, originals)

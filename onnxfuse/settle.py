@@ -9,7 +9,7 @@ import numpy as np
 
 from .budget import choose
 from .calibrate import Study
-from .channels import Channels
+from .channels import Channels, held
 from .errors import ModelError, NothingToMerge
 from .findings import Lock
 from .graph import Graph
@@ -108,8 +108,7 @@ def follow(
 
 
 def _nothing(channels: Channels, options: Options) -> str:
-    reasons = dict.fromkeys(f"{row.reason} ({row.name})" for row in channels.locked)
-    listed = "; ".join(list(reasons)[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    listed = held(channels.locked)
     if channels.groups:
         largest = max(g.unit for g in channels.groups)
         few = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity"

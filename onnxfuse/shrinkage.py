@@ -13,10 +13,23 @@ Moment = NDArray[np.floating]
 Variances = NDArray[np.float64]
 
 
-def shrunk(size: Moment, share: float) -> Variances:
-    """(n,) what is added to a covariance's diagonal: a share of the variances `size`, a little for dead channels."""
+def shrunk(size: Moment, share: float, read: Moment | None = None) -> Variances:
+    """(n,) what is added to a covariance's diagonal: a share of the variances `size`, a little for dead channels.
+
+    `read` is the square of the weights that read each of them, see `faint`; all alike if it is not given.
+    """
     size = np.maximum(size, 0)
-    return np.asarray(share * size + FLOOR * (size.mean() or 1))
+    return np.asarray(share * size + faint(size, np.ones(len(size)) if read is None else read, FLOOR))
+
+
+def faint(size: Moment, read: Moment, share: float) -> Variances:
+    """(n,) the variances that are a `share` of the mean one in what readers make: channels have no units of their own.
+
+    A channel that is multiplied by a, and read by weights divided by a, is the same channel.
+    """
+    made = np.asarray(size, np.float64) * read
+    least = share * (np.mean(size, dtype=np.float64) or 1)
+    return np.where(made.any() & (read > 0), share * made.mean() / np.where(read > 0, read, 1), least)
 
 
 def oas(square: Moment, count: float) -> float:
@@ -37,8 +50,7 @@ def oas_of_samples(samples: Array, worth: float) -> float:
 
 def _deviations(size: Moment) -> Moment:
     """(n,) square roots of variances; a dead channel gets one with which it correlates with none."""
-    size = np.maximum(size, 0)
-    return np.sqrt(np.maximum(size, FLOOR * (size.mean() or 1)))
+    return np.sqrt(np.where(size > 0, size, 1))
 
 
 def _odds(trace: float, p: int, count: float) -> float:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from .shrinkage import faint
+
 Matrix = NDArray[np.float32]
 Matrix64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -151,16 +153,19 @@ def error(view: View, compress: csr_array) -> float:
     c = np.asarray(view.moments, np.float64)
     mixed = compress @ c
     square = mixed @ compress.T.toarray()
-    square += np.diag(view.ridge * square.diagonal() + FLOOR * (square.diagonal().mean() or 1))
+    read = (compress.T.toarray() ** 2).T @ view.gram.diagonal()
+    square += np.diag(view.ridge * square.diagonal() + faint(square.diagonal(), read, FLOOR))
     left = c - mixed.T @ np.linalg.solve(square, mixed)
     return float(np.sum(view.gram * left) / max(np.sum(view.gram * c), 1e-30))
 
 
 def _state(view: View) -> _State:
-    c = np.array(view.moments, np.float32)
-    size, gram = c.diagonal().copy(), np.array(view.gram, np.float32)
+    unit = np.sqrt(np.where((own := view.moments.diagonal()) > 0, own, 1)).astype(np.float64)
+    units = np.outer(unit, unit)  # in which channels vary alike: single precision would lose faint ones
+    c, gram = (view.moments / units).astype(np.float32), (view.gram * units).astype(np.float32)
+    size = c.diagonal().copy()
     total = max(float(np.vdot(gram, c)) + view.scatter * float(gram.diagonal() @ size), 1e-30)
-    c[np.diag_indices_from(c)] += view.ridge * size + FLOOR * (size.mean() or 1)
+    c[np.diag_indices_from(c)] += view.ridge * size + faint(size, gram.diagonal(), FLOOR).astype(np.float32)
     return _State(np.linalg.inv(c), gram, total)
 
 

@@ -19,6 +19,7 @@ from .report import (
     fidelity_line,
     in_bytes,
     latency_notes,
+    merged_line,
     slowness,
     stiffness,
     verification_line,
@@ -32,9 +33,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         f"{report.source or 'model'} → {report.destination or 'nothing written'}", soft_wrap=True, markup=False
     )
     console.print(_size_table(report))
-    merged = sum(g.after < g.before for g in report.groups)
     if report.groups or not report.notes:  # an ensemble that is not pruned has notes only
-        console.print(f"{merged} of {len(report.groups)} channel groups merged", highlight=False)
+        console.print(merged_line(report.groups), highlight=False)
     for note in (*report.notes, *latency_notes(report.latency)):
         console.print(note, soft_wrap=True, highlight=False)
     if report.free is not None:
@@ -80,9 +80,9 @@ def _size_table(report: Report) -> Table:
 
 
 def _group_table(groups: Sequence[GroupRow]) -> Table:
-    rows = table("group, by the node that makes it", "before", "after", "nodes", title="channel groups")
+    rows = table("group, by the node that makes it", "before", "after", "nodes", "method", title="channel groups")
     for g in groups:
-        rows.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)))
+        rows.add_row(Text(g.name), str(g.before), str(g.after), str(len(g.nodes)), g.method)
     return rows
 
 

@@ -1,8 +1,8 @@
-"""Constants whose uses want different edits are cloned: one for each."""
+"""Constants whose uses want different edits are cloned, one for each; what no edit came to is one constant again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .classes import Classes, Stays
 from .findings import RawSlot
+from .graph import Graph
 from .protos import Edge
 from .tracker import Tracker
 
@@ -34,6 +35,23 @@ def unshare(t: Tracker, classes: Classes, locks: Stays) -> list[RawSlot]:
             name = tensor if wish == owner else t.graph.clone(tensor, edges)
             result += [replace(s, tensor=name) for s in by_edge.get(edges[0], [])]
     return result
+
+
+def rejoin(graph: Graph, changed: Set[str]) -> None:
+    """Make copies one constant again that nothing came to differ in; those `changed` by a plan keep their names."""
+    same: dict[str, list[str]] = {}
+    for clone, source in list(graph.clones.items()):
+        known = same.setdefault(source, [source])
+        same[clone] = known
+        twin = next((n for n in known if not {n, clone} & changed and _equal(graph, n, clone)), None)
+        if twin is None:
+            known.append(clone)
+        else:
+            graph.rejoin(clone, twin)
+
+
+def _equal(graph: Graph, a: str, b: str) -> bool:
+    return np.array_equal(graph.array(a), graph.array(b))
 
 
 def _wish(slots: Sequence[RawSlot], classes: Classes, held: NDArray[np.bool_]) -> tuple[object, ...]:

@@ -7,11 +7,15 @@ from collections.abc import Container
 
 from onnx import GraphProto, ModelProto
 
-from .protos import consumers, outer_names, subgraphs
+from .protos import consumers, graphs, outer_names, subgraphs
 
 
-def idle_names(graph: GraphProto) -> set[str]:
-    """Names of constants and of what nodes make that nothing reads."""
+def idle_names(model: ModelProto) -> set[str]:
+    """Names of constants and of what nodes make that nothing reads, in branches of If, too."""
+    return {name for graph in graphs(model) for name in _idle_in(graph)}
+
+
+def _idle_in(graph: GraphProto) -> set[str]:
     used = consumers(graph)
     made = [*(t.name for t in graph.initializer), *(name for node in graph.node for name in node.output)]
     return {name for name in made if not used.get(name)}
@@ -22,9 +26,13 @@ def drop_unused(model: ModelProto, idle: Container[str]) -> None:
 
     Up to IR version 3 initializers are listed as inputs, too.
     """
-    graph = model.graph
+    listed = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
+    for graph in reversed(list(graphs(model))):  # what a branch no longer reads, nothing may
+        _drop_unused_of(graph, idle, listed)
+
+
+def _drop_unused_of(graph: GraphProto, idle: Container[str], listed: Container[str]) -> None:
     uses = Counter({name: len(edges) for name, edges in consumers(graph).items()})
-    listed = {value.name for value in graph.input} if model.ir_version >= 4 else set()
     for i in reversed(range(len(graph.node))):
         node = graph.node[i]
         if not any(uses[name] or name in idle for name in node.output):

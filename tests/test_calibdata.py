@@ -37,6 +37,13 @@ TEXTS = {
             u = Transpose<perm = [1, 0, 2]>(x)
             y, g = GRU<hidden_size = 4>(u, w, r, , , h)
         }""",
+    "one sequence": """(float[N,T,6] x, float[1,1,4] h) => (float[T,1,N,4] y, float[1,1,4] g)
+        <float[1,12,6] w, float[1,12,4] r> {
+            u = Transpose<perm = [1, 0, 2]>(x)
+            y, g = GRU<hidden_size = 4>(u, w, r, , , h)
+        }""",
+    "one in the middle": """(float[T,N,6] x, float[1,1,4] h) => (float[T,1,N,4] y, float[1,1,4] g)
+        <float[1,12,6] w, float[1,12,4] r> { y, g = GRU<hidden_size = 4>(x, w, r, , , h) }""",
     "bytes": """(uint8[N,1,8,8] x) => (float[N,4,8,8] y) <float[4,1,1,1] w>
         { f = Cast<to = 1>(x) y = Conv(f, w) }""",
     "tokens": """(int32[N,5] x) => (float[N,5,4] y) <float[9,4] w> { y = Gather(w, x) }""",
@@ -89,6 +96,14 @@ def test_a_state_for_each_sample_means_single_runs() -> None:
     assert len(batches) == 64
     np.testing.assert_array_equal(joined(batches), data)
     np.testing.assert_array_equal(joined(batches, "state"), states)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("one sequence", [1] * 70), ("one in the middle", [70])])
+def test_a_batch_size_that_only_a_state_fixes_is_met(name: str, sizes: list[int]) -> None:
+    data = normal(70, 5, 6) if name == "one sequence" else normal(70, 1, 6)
+    batches = batches_of(model_of(name), {"x": data, "h": normal(1, 1, 4)})
+    assert [len(b["x"]) for b in batches] == sizes
+    np.testing.assert_array_equal(joined(batches), data)
 
 
 @pytest.mark.parametrize(

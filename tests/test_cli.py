@@ -53,7 +53,14 @@ def test_table_and_result_line(model: Path, capfd: pytest.CaptureFixture[str]) -
     code, out, err = call(capfd, model, target, "--sparsity", 0.5)
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"{model} → {target}"
-    for word in ("channels", "parameters", "MACs", "file size", "3 of 3 channel groups merged", "feeds a graph output"):
+    for word in (
+        "channels",
+        "parameters",
+        "MACs",
+        "file size",
+        "3 of 3 channel groups merged (3 by surgeon)",
+        "feeds a graph output",
+    ):
         assert word in out
     assert last(out).startswith(f"PASSED {target}: ")
     assert dims(onnx.load(target))["w1"] == (4, 3, 3, 3)
@@ -111,6 +118,7 @@ def test_json_on_stdout(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     report = json.loads(out)
     assert (code, err) == (0, "")
     assert (report["status"], report["options"]["sparsity"]) == ("passed", 0.5)
+    assert {g["method"] for g in report["groups"]} == {"surgeon"}
     assert report["after"]["channels"] == report["before"]["channels"] // 2 == 13
     assert [(g["name"], g["before"], g["after"]) for g in report["groups"]] == [
         ("c1", 8, 4),

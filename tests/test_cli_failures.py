@@ -141,8 +141,18 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "unknown operator": (saved(foreign_operator()), "registered function/op; repair the model first"),
     "shapes do not fit": (saved(from_text(WRONG_SHAPE)), "onnxruntime cannot run the model"),
     "strings": (saved(with_text_input()), "is not a numeric tensor"),
+    "two open sizes": (
+        saved(
+            from_text("""(float[A,B,6] x, float[A,3] k) => (float[A,B,6] y) <int64[3] s = {5, 7, 6}> {
+            y = Reshape(x, s) }""")
+        ),
+        "give the right shapes, as in --input-shape x:1,224,6 --input-shape k:1,3",
+    ),
     "only a classifier": (saved(from_text(CLASSIFIER)), "nothing to merge: feeds a graph output (y)"),
-    "nothing but locks": (saved(from_text(NORMALIZED)), "LayerNormalization over the channels (h)"),
+    "nothing but locks": (
+        saved(from_text(NORMALIZED)),
+        "LayerNormalization over the channels, without --allow-norm (h)",
+    ),
     "no weights": (saved(from_text("(float[N] x) => (float[N] y) { y = Relu(x) }")), "nothing to merge: no Conv"),
     "a weight is not a number": (saved(with_a_nan()), "w1"),
     "name too long": (lambda folder: folder / ("n" * 300), "ame too long"),
@@ -154,6 +164,17 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_bad_input(case: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make, message = INPUTS[case]
     check_failed(call(capfd, make(folder), folder / "out.onnx", "--sparsity", 0.5), 1, message, folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"), [(["--target-macs", 0.5], 2), (["--min-cosine", 0.5], 1), (["--target-latency", "0.1x"], 2)]
+)
+def test_budgets_and_floors_give_the_reasons_too(
+    options: list[object], code: int, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, why = saved(from_text(NORMALIZED))(folder), "without --allow-norm (h)"
+    check_failed(call(capfd, path, folder / "out.onnx", *options), code, why, folder)
+    assert "original is within the budget" in call(capfd, path, folder / "out.onnx", "--target-macs", 1.0)[1]
 
 
 @pytest.mark.parametrize("method", ["drop", "auto"])

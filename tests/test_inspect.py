@@ -41,6 +41,56 @@ def test_macs_by_hand() -> None:
     assert found.macs == (2 * (48 + 80), 2 * (80 + 30))
 
 
+INT8 = "int8[4,2] q = {1,2,3,4,5,6,7,8}, float f = {0.5}, int8 z = {0}"
+COUNTED = {
+    "lstm last": ("(float[5,2,3] x) => (float[1,2,4] y) <float[1,16,3] w, float[1,16,4] r>",
+                  "_y, y = LSTM<hidden_size=4>(x, w, r)", 10 * 16 * (3 + 4)),
+    "gru last": ("(float[2,5,3] x) => (float[1,5,4] y) <float[1,12,3] w, float[1,12,4] r>",
+                         "_y, y = GRU<hidden_size=4>(x, w, r)", 10 * 12 * (3 + 4)),
+    "quantized lstm": ("(float[5,2,3] x) => (float[1,2,1] y) <int8[1,3,4] w = {1,2,3,4,5,6,7,8,9,1,2,3}, "
+                       "int8[1,1,4] r = {1,2,3,4}, float[1] f = {0.5}, int8[1] z = {0}>",
+                       "_y, y = com.microsoft.DynamicQuantizeLSTM<hidden_size=1>(x, w, r, , , , , , f, z, f, z)",
+                       10 * 4 * (3 + 1)),
+    "einsum": ("(float[2,5,3] x) => (float[2,5,4] y) <float[3,4] w>",
+               'y = Einsum<equation="...i,ij->...j">(x, w)', 120),
+    "einsum of three": ("(float[2,3] x) => (float[2,6] y) <float[3,4] w, float[4,6] v>",
+                        'y = Einsum<equation="ab,bc,cd">(x, w, v)', 2 * 3 * 4 + 2 * 4 * 6),
+    "einsum, outer": ("(float[2,3] x) => (float[2,3,4] y) <float[4] w>", 'y = Einsum<equation="ab,c->abc">(x, w)', 24),
+    "einsum of one": ("(float[2,3] x) => (float[3,2] y)", 'y = Einsum<equation="ab->ba">(x)', 0),
+    "fused conv": ("(float[2,3,5,5] x) => (float[2,4,5,5] y) <float[4,3,1,1] w>",
+                   'y = com.microsoft.FusedConv<activation="Relu">(x, w)', 2 * 25 * 12),
+    "fused gemm": ("(float[3,2] x) => (float[2,4] y) <float[3,4] w>",
+                   'y = com.microsoft.FusedGemm<activation="Relu", transA=1>(x, w)', 24),
+    "fused matmul": ("(float[5,3,2] x) => (float[5,2,4] y) <float[3,4] w>",
+                     "y = com.microsoft.FusedMatMul<transA=1>(x, w)", 5 * 2 * 3 * 4),
+    "dynamic matmul": (f"(float[3,4] x) => (float[3,2] y) <{INT8}>",
+                       "y = com.microsoft.DynamicQuantizeMatMul(x, q, f, z)", 24),
+    "integer to float": (f"(int8[3,4] x) => (float[3,2] y) <{INT8}>",
+                         "y = com.microsoft.MatMulIntegerToFloat(x, q, f, f)", 24),
+    "integer": (f"(int8[3,4] x) => (int32[3,2] y) <{INT8}>", "y = MatMulInteger(x, q)", 24),
+    "integer conv": ("(uint8[1,1,3,3] x) => (int32[1,1,2,2] y) <uint8[1,1,2,2] w = {1,2,3,4}>",
+                     "y = ConvInteger(x, w)", 16),
+    "quantized matmul": (f"(int8[3,4] x) => (int8[3,2] y) <{INT8}>",
+                         "y = QLinearMatMul(x, f, z, q, f, z, f, z)", 24),
+    "quantized gemm": (f"(int8[3,4] x) => (int8[3,2] y) <{INT8}>",
+                       "y = com.microsoft.QGemm(x, f, z, q, f, z, , f, z)", 24),
+    "attention": ("(float[2,5,8] x) => (float[2,5,8] y) <float[8,24] w, float[24] b>",
+                  "y = com.microsoft.Attention<num_heads=2>(x, w, b)", 2 * 5 * 8 * 24 + 2 * 2 * 5 * 5 * 8),
+    "heads": ("(float[2,5,8] x, float[2,7,8] k, float[2,7,4] v) => (float[2,5,4] y)",
+              "y = com.microsoft.MultiHeadAttention<num_heads=2>(x, k, v)", 2 * 5 * 7 * (8 + 4)),
+}  # fmt: skip
+"""Operator → a model, and its multiply-accumulates by hand."""
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_each_operator_by_hand(name: str) -> None:
+    head, body, expected = COUNTED[name]
+    model = from_text(f"{head} {{ {body} }}")
+    for node in model.graph.node:
+        node.output[:] = ["" if made == "_y" else made for made in node.output]  # which the text form cannot leave out
+    assert onnxfuse.analyze(model).total_macs == expected
+
+
 def test_a_shared_reader_counts_in_proportion() -> None:
     found = onnxfuse.analyze(build("dense_block"))
     w1, w2, w3, w4, pixels = 8 * 3 * 9, 4 * 8 * 9, 4 * 12 * 9, 2 * 16, 2 * 6 * 6

@@ -11,6 +11,8 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import onnxfuse
+from onnxfuse.oracle import oracle_error
+from onnxfuse.protos import graphs
 
 from .graphs import NAMES, Array, build, case_id, dims, from_text, gap, inputs, load, run, stand_ins, weights
 
@@ -185,6 +187,68 @@ def test_shared_weight_stays_shared() -> None:
     nodes = {node.name: node for node in result.model.graph.node}
     assert nodes["h1"].input[1] == nodes["h2"].input[1] == "w2"
     assert set(weights(result.model)) == {"w1", "w2", "w3"}
+
+
+TWO_WAYS = """(float[N,16] x) => (float[N,4] y, float[N,4] z)
+    <float[16,16] w, float[16,16] w0, float[16,8] w1, float[8,4] w2, float[16,4] u> {
+    x0 = MatMul(x, w0)
+    a = Gemm<transB=1>(x0, w)
+    r = Relu(a)
+    c = MatMul(r, w1)
+    y = MatMul(c, w2)
+    b = MatMul(x, w)
+    z = MatMul(b, u)
+}"""
+TIED = """(int64[N] i) => (float[N,40] y) <float[40,16] e, float[16,8] w1, float[8,16] w2> {
+    h = Gather(e, i)
+    c = MatMul(h, w1)
+    b = MatMul(c, w2)
+    q = Softmax(b)
+    t = Transpose<perm=[1,0]>(e)
+    y = MatMul(q, t)
+}"""
+BRANCHES = """(float[N,16] x, bool up) => (float[N,4] y) <float[64,16] w, float[16,8] w1, float[8,4] v, float[64,4] u> {
+    y = If(up) <
+        then_branch = yes () => (float[N,4] a) { c = MatMul(x, w1) a = MatMul(c, v) },
+        else_branch = no () => (float[N,4] b) {
+            t = Transpose<perm=[1,0]>(w)
+            h = MatMul(x, t)
+            s = Transpose<perm=[1,0]>(w)
+            k = MatMul(x, s)
+            j = Add(h, k)
+            b = MatMul(j, u)
+        }>
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"), [(TWO_WAYS, ["x0", "a"]), (TIED, ["h"]), (BRANCHES, ["MatMul → h"])], ids=["ways", "tied", "if"]
+)
+def test_a_shared_weight_that_stays_is_still_one(text: str, keep: list[str]) -> None:
+    """Only group c shrinks, by four rows of what it reads and what reads it."""
+    model = from_text(text)
+    result = onnxfuse.fuse(model, sparsity=0.5, method="drop", keep=keep)
+    before, after = result.report.before, result.report.after
+    assert before.parameters - after.parameters == 4 * (16 if text is TIED else 4) + 4 * 16
+    assert not any("larger" in note for note in result.report.notes)
+    assert oracle_error(model, result, inputs(model)) < 1e-6
+
+
+def test_a_result_that_is_larger_says_so() -> None:
+    result = onnxfuse.fuse(from_text(TWO_WAYS), sparsity=0.5, method="drop", keep=["x0", "c"])
+    assert result.report.after.parameters > result.report.before.parameters
+    assert any("larger than the original: 64 parameters more" in note for note in result.report.notes)
+
+
+def test_what_a_branch_no_longer_reads_goes() -> None:
+    model = from_text(BRANCHES)
+    branch = next(a.g for a in model.graph.node[0].attribute if a.name == "else_branch")
+    branch.initializer.append(model.graph.initializer[0])
+    assert branch.initializer[0].name == "w"
+    del model.graph.initializer[0]
+    result = onnxfuse.fuse(model, sparsity=0.5, method="drop")
+    assert "w" not in {t.name for graph in graphs(result.model) for t in graph.initializer}
+    assert result.report.after.parameters < result.report.before.parameters
 
 
 def test_what_is_locked_keeps_its_bytes() -> None:

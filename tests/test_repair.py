@@ -107,7 +107,36 @@ CONV_ADD = """(float[N,3,6,6] x) => (float[N,4,4,4] y)
 }"""
 
 
-@pytest.mark.parametrize(("whole", "apart"), [(GEMM, MATMUL_ADD), (CONV, CONV_ADD)])
+@pytest.mark.parametrize("size", [2.0**-20, np.where(np.arange(16) % 2, 2.0**-20, 1)], ids=["layer", "channels"])
+@pytest.mark.parametrize("text", [GEMM, CONV], ids=["Gemm", "Conv"])
+def test_channels_have_no_units_of_their_own(text: str, size: Any) -> None:
+    """What is multiplied by a, and read by weights divided by a, is the same network."""
+    model = from_text(text)
+    own, made = weights(model), np.broadcast_to(size, 16)
+    rows, columns = (made[:, None, None, None], made[:, None, None]) if text is CONV else (made, made[:, None])
+    scaled = from_text(text, own | {"w1": own["w1"] * rows, "b1": own["b1"] * made, "w2": own["w2"] / columns})
+    feeds, fresh = inputs(model, seed=2, batch=128), inputs(model, seed=5, batch=64)
+    first, second = (
+        onnxfuse.fuse(m, sparsity=0.5, method="surgeon", calib=feeds, round_to=1).model for m in (model, scaled)
+    )
+    np.testing.assert_allclose(run(first, fresh)[0], run(second, fresh)[0], rtol=1e-3, atol=1e-4)
+
+
+EINSUM_ADD = MATMUL_ADD.replace("MatMul(r, w2)", 'Einsum<equation="...j, jk -> ...k">(r, w2)')
+TURNED = """(float[N,5,6] x) => (float[4,N,5] y) <float[6,16] w1, float[16] b1, float[4,16] w2> {
+    m = MatMul(x, w1)
+    h = Add(m, b1)
+    r = Relu(h)
+    y = Einsum<equation="kj,btj->kbt">(w2, r)
+}"""
+
+
+def test_einsums_of_any_form_are_repaired() -> None:
+    result = onnxfuse.fuse(from_text(TURNED), sparsity=0.5, calib=inputs(from_text(TURNED), batch=64))
+    assert result.report.notes == ("repaired 1 consumers, on 56 given samples",)
+
+
+@pytest.mark.parametrize(("whole", "apart"), [(GEMM, MATMUL_ADD), (GEMM, EINSUM_ADD), (CONV, CONV_ADD)])
 def test_a_bias_in_a_node_of_its_own_is_repaired_alike(whole: str, apart: str) -> None:
     model = from_text(whole)
     own = weights(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from ..tracker import Tracker
 
 def einsum(node: Node, t: Tracker) -> None:
     """Labels that end are contracted, labels only a constant has are made; others pass on."""
-    terms, result = _parse(node, t)
+    terms, result = einsum_terms(
+        str(node.attrs["equation"]), [len(t.in_shape(node, i)) for i in range(len(node.inputs))]
+    )
     constants = [i for i in range(len(node.inputs)) if t.is_constant(node, i)]
     if not result or len(terms) != 2 or len(constants) == 2 or any(len(set(x)) < len(x) for x in terms):
         for i in range(len(node.inputs)):
@@ -26,16 +28,15 @@ def einsum(node: Node, t: Tracker) -> None:
         _of_activations(node, t, terms, result)
 
 
-def _parse(node: Node, t: Tracker) -> tuple[list[str], str]:
-    """One letter per axis: an ellipsis becomes capital letters. ([], "") if the output is left implicit."""
-    equation = str(node.attrs["equation"]).replace(" ", "")
-    if "->" not in equation:
-        return [], ""
-    left, result = equation.split("->")
+def einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """One letter per axis of each operand and of the result: an ellipsis becomes capital letters."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    longest = max((len(t.in_shape(node, i)) - len(x) + 3 for i, x in enumerate(terms) if "..." in x), default=0)
+    if not arrow:  # what stands once, in order
+        result = "..." * ("..." in left) + "".join(sorted(c for c in set(left) - {",", "."} if left.count(c) == 1))
+    sizes = [rank - len(x) + 3 for rank, x in zip(ranks, terms, strict=True)]
+    longest = max((n for n, x in zip(sizes, terms, strict=True) if "..." in x), default=0)
     letters = "ABCDEFGHIJ"[:longest]
-    sizes = [len(t.in_shape(node, i)) - len(x) + 3 for i, x in enumerate(terms)]
     full = [x.replace("...", letters[longest - n :] if n > 0 else "") for x, n in zip(terms, sizes, strict=True)]
     return full, result.replace("...", letters)
 
@@ -54,7 +55,8 @@ def _with_constant(node: Node, t: Tracker, w: int, terms: list[str], result: str
     full = [c for c in ids if c in ended]
     extents = [shape[weight.index(c)] if c in ended else 1 for c in ids]
     vector = np.broadcast_to(consumed, extents).reshape([shape[weight.index(c)] for c in full] or [1])
-    t.slot(node, w, [weight.index(c) for c in full], vector, Role.CONSUMES) if full else None
+    data = (1 - w, ids.index(full[0])) if len(full) == 1 else None
+    t.slot(node, w, [weight.index(c) for c in full], vector, Role.CONSUMES, data=data) if full else None
     if shared:
         t.put(node, t.fixed(len(result)))
         return

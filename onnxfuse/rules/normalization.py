@@ -33,7 +33,7 @@ def instance_normalization(node: Node, t: Tracker) -> None:
         t.put(node, ids)
         return
     if inner and t.in_shape(node)[1] == 1:
-        t.lock(ids, f"{node.op} over the channels")
+        t.lock(ids, over_reason(node))
     per_channel(node, t, BATCH_NORM[:2])
 
 
@@ -86,15 +86,21 @@ def layer_normalization(node: Node, t: Tracker) -> None:
     ids = t.of(node)
     axis = int(node.attrs.get("axis", -1)) % max(ids.ndim, 1)
     differ = [a for a in varying(ids) if a >= axis]
-    if differ and t.permit.norms and all(t.is_constant(node, i) for i in (1, 2) if t.name(node, i)):
+    known = all(t.is_constant(node, i) for i in (1, 2) if t.name(node, i))
+    if differ and t.permit.norms and known:
         normalised(node, t, ids, range(axis, ids.ndim))
         for i, role in ((1, Role.SCALE), (2, Role.SHIFT)):
             if t.name(node, i):
                 tie(node, t, i, ids, t.in_shape(node), role)
     elif differ:
-        t.lock(ids, f"{node.op} over the channels")
+        t.lock(ids, over_reason(node) if known else f"{node.op} with computed parameters")
     for i in range(len(node.outputs)):
         t.put(node, ids if i == 0 else t.fixed(len(t.out_shape(node, i))), i)
+
+
+def over_reason(node: Node) -> str:
+    """Why channels stay that a norm or a mean runs over, which the user could permit."""
+    return f"{node.op} over the channels, without --allow-norm"
 
 
 def normalised(node: Node, t: Tracker, ids: Ids, axes: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from ..findings import Norm
 from ..graph import Node
 from ..ids import Ids, varying
 from ..tracker import Tracker
+from .normalization import over_reason
 
 POOLS = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
@@ -49,7 +50,7 @@ def reduce(node: Node, t: Tracker) -> None:
 
 def _over_channels(node: Node, t: Tracker, ids: Ids, axes: list[int]) -> None:
     if node.op not in MEANS or not t.permit.norms:
-        t.lock(ids, f"{node.op} over the channels")
+        t.lock(ids, over_reason(node) if node.op in MEANS else f"{node.op} over the channels")
         return
     t.norms.append(Norm(t.position, ids, tuple(axes)))
     for axis in varying(ids):
