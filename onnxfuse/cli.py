@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .checks import CHOICES
-from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
+from .command import Parser, Progress, guarded, not_written, permissions, present, shapes, side_files, start
 from .config import config_arguments
 from .errors import UsageError
 from .heap import collect_seldom, keep_freed
@@ -120,20 +120,6 @@ def _options(a: argparse.Namespace) -> Options:
     return Options(**{**given, **lists}, input_shapes=shapes(a.input_shape))
 
 
-def _check_files(a: argparse.Namespace) -> None:
-    """What can be known to fail before any work is done."""
-    if a.output is None and not a.dry_run:
-        raise UsageError("no output file; give one, or --dry-run")
-    results = [] if a.dry_run else [a.output]
-    if a.json and a.json != "-":
-        results.append(Path(a.json))
-    if a.plan is not None:
-        results += [a.plan, Path(f"{a.plan}.npz")]
-    for path in results:
-        others = [p for p in (a.input, *results) if p is not path and not (path is a.output and p is a.input)]
-        check_own(path, others)
-
-
 COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
 """First argument → the module of its `main`; all else is the plain command, whose first argument is a model."""
 
@@ -163,10 +149,12 @@ def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
 
     def run() -> None:
         with progress:
-            _check_files(a)
+            if a.output is None and not a.dry_run:
+                raise UsageError("no output file; give one, or --dry-run")
             if alone:
                 keep_freed(Path(a.input))
-            result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
+            beside = side_files(a, *([] if a.config is None else [a.config]))
+            result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress, beside)
         present(a, result)
 
     return guarded(run, lambda message, code: not_written(a, message, code), a)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command import Parser, Progress, check_own, guarded, not_written, present, shapes, start
+from .command import Parser, Progress, guarded, not_written, present, shapes, side_files, start
 from .ensemble_options import ORDERS, EnsembleOptions
 from .ensembling import ensemble_with
 from .errors import UsageError
@@ -87,14 +87,9 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 
 
 def _check(a: argparse.Namespace) -> None:
-    """What can be known to fail before any work is done."""
+    """A plan needs a pruning that it is of."""
     if a.plan is not None and (a.sparsity is None or a.order != ORDERS[0]):
         raise UsageError("--plan is of a pruning after the fusion; give --sparsity and --order fap")
-    results = [Path(a.json)] if a.json and a.json != "-" else []
-    if a.plan is not None:
-        results += [a.plan, Path(f"{a.plan}.npz")]
-    for path in results:
-        check_own(path, [p for p in (*a.files, *results) if p is not path])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     def run() -> None:
         with progress:
             _check(a)
-            result = ensemble_with(models, a.output, _options(a), progress)
+            result = ensemble_with(models, a.output, _options(a), progress, side_files(a))
         present(a, result)
 
     return guarded(run, lambda message, code: not_written(a, message, code), a)

@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from .channels import ChannelGroup
-from .command import Parser, dump, failed, guarded, permissions, shapes, start
+from .command import Parser, failed, guarded, permissions, shapes, start
 from .errors import UsageError, near
 from .inspection import Analysis
 from .pipeline import analyze
+from .sidefiles import dumped
 from .tables import print_analysis, print_slots
 
 
@@ -52,7 +53,7 @@ def _inspect(a: argparse.Namespace) -> None:
         report = found.as_json()
         if chosen is not None:
             report = {"groups": [row for row in report["groups"] if row["name"] == a.group]}
-        print(dump(report), end="")
+        print(dumped(report), end="")
     elif chosen is None:
         console.print(f"{a.input}", soft_wrap=True, markup=False, highlight=False)
         print_analysis(found, console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
@@ -13,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import OnnxFuseError, OutputError, UsageError, near, one_line
-from .files import check_writable
+from .errors import OnnxFuseError, UsageError, near, one_line
 from .pipeline import FuseResult
 from .report import result_line
+from .sidefiles import SideFiles, dumped
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -66,15 +65,11 @@ def permissions(p: Any) -> None:
     p.add_argument("--prune-heads", action="store_true", help="whole attention heads, not channels in every head")
 
 
-def dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
-
-
 def failed(message: str, code: int, as_json: bool) -> int:
     """Say on stderr, and in JSON on stdout if the result would have been JSON there, what went wrong."""
     print(f"onnxfuse: {message}", file=sys.stderr)
     if as_json:
-        print(dump({"status": "failed", "error": message, "exit_code": code}), end="")
+        print(dumped({"status": "failed", "error": message, "exit_code": code}), end="")
     return code
 
 
@@ -89,6 +84,11 @@ def start(verbose: bool) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def side_files(a: argparse.Namespace, *read: Path) -> SideFiles:
+    """What is to be written besides the model; the command itself reads the files `read`."""
+    return SideFiles(None if a.json in (None, "", "-") else Path(a.json), a.plan, read)
 
 
 class Progress:
@@ -126,17 +126,10 @@ class Progress:
 
 
 def present(a: argparse.Namespace, result: FuseResult) -> None:
-    """Write what was asked for besides the model, and print."""
+    """Print what there is to say."""
     report = result.report
-    try:
-        if a.plan is not None:
-            result.plan.save(a.plan)
-        if a.json and a.json != "-":
-            Path(a.json).write_text(dump(report.as_json()))
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
     if a.json == "-":
-        print(dump(report.as_json()), end="")
+        print(dumped(report.as_json()), end="")
         return
     if not a.quiet:
         from rich.console import Console  # as above
@@ -152,17 +145,6 @@ def not_written(a: argparse.Namespace, message: str, code: int) -> int:
     if a.json != "-":
         print(f"FAILED (exit code {code})" + ("" if a.output is None else f": {a.output} is as it was"))
     return failed(message, code, a.json == "-")
-
-
-def check_own(path: Path, others: Sequence[Path]) -> None:
-    """A file that will be written must be writable, and none of the others.
-
-    Raises:
-        OutputError, UsageError: it is not.
-    """
-    check_writable(path)
-    if path.resolve() in [p.resolve() for p in others]:
-        raise UsageError(f"{path} is named for two files; give each its own")
 
 
 def guarded(run: Callable[[], None], fail: Callable[[str, int], int], a: argparse.Namespace) -> int:

@@ -181,6 +181,10 @@ def test_weights_biases_and_factors_must_be_finite(
 
 # --- destinations ---------------------------------------------------------------------------------------------------
 DESTINATIONS = {
+    "no disk behind it": ("/dev/null", [], "is a device or a pipe, not a file; give a file name, or --dry-run"),
+    "links in a circle": ("directory", [], "is a symbolic link that leads in a circle"),
+    "plan: links in a circle": ("out.onnx", ["--plan", "directory"], "is a symbolic link that leads in a circle"),
+    "json: not writable": ("out.onnx", ["--json", "/proc/r.json"], "/proc/r.json: cannot be written: No such file"),
     "no such directory": ("none/out.onnx", [], "the directory"),
     "is a directory": ("", [], "is a directory"),
     "below a file": ("in.onnx/out.onnx", [], "the directory"),
@@ -198,6 +202,7 @@ def test_bad_destination(
 ) -> None:
     monkeypatch.chdir(folder)
     name, extra, message = DESTINATIONS[case]
+    (folder / "directory").symlink_to("directory")
     check_failed(call(capfd, "in.onnx", folder / name, "--sparsity", 0.5, *extra), 1, message, folder)
     assert onnx.load(folder / "in.onnx") == build("residual")
 
@@ -212,13 +217,52 @@ def test_two_results_in_one_file(flag: str, folder: Path, capfd: pytest.CaptureF
         assert onnx.load(folder / "in.onnx") == build("residual")
 
 
-def test_output_onto_the_data_of_the_input(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("results", ["read.npz", "out.onnx --json linked.npz", "out.onnx --plan read.npz"])
+@pytest.mark.parametrize("option", ["--calib", "--eval", "--gradients", "--from-plan", "--config", "--importance"])
+def test_what_is_read_is_not_written(
+    option: str, results: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file is read for, and by whatever name: `linked` is a link to it."""
+    monkeypatch.chdir(folder)
+    Path("read.npz").write_bytes(before := b"seed = 1\n")
+    Path("linked.npz").hardlink_to("read.npz")
+    needed = ["--importance", "taylor"] if option == "--gradients" else []
+    code, _, err = call(capfd, "in.onnx", *results.split(), *HALF, *needed, option, "read.npz")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.endswith(f"{results.split()[-1]}: this run reads that file; give another one to write to\n")
+    assert Path("read.npz").read_bytes() == before
+    assert Path("out.onnx").read_bytes() == PRECIOUS
+
+
+def test_side_files_are_written_before_the_model(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may be full at last: then the destination is as it was, as is said."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "plan.npz")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    (folder / "directory").mkdir()
+    run = call(capfd, folder / "in.onnx", folder / "out.onnx", *HALF, "--plan", folder / "directory" / "plan")
+    check_failed(run, 1, "plan.npz: cannot be written: No space left on device", folder)
+    assert not [*(folder / "directory").iterdir()]
+
+
+def test_a_pipe_takes_the_report(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, _ = call(capfd, folder / "in.onnx", folder / "out.onnx", *HALF, "--quiet", "--json", "/dev/null")
+    assert (code, Path("/dev/null").is_char_device()) == (0, True)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plan"])
+def test_output_onto_the_data_of_the_input(flag: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The model that was read would lose its weights."""
     path = folder / "bad.onnx"
     onnx.save(build("residual"), path, save_as_external_data=True, location="bad.data", size_threshold=0)
     before = onnx.load(path)
-    code, _, err = call(capfd, path, folder / "bad.data", *HALF)
-    assert (code in (1, 2), len(err.splitlines())) == (True, 1)
+    for given in ([folder / "bad.data"], [folder / "out.onnx", flag, folder / "bad.data"]):
+        code, _, err = call(capfd, path, *given, *HALF)
+        assert (code in (1, 2), len(err.splitlines())) == (True, 1)
     assert onnx.load(path) == before
 
 
