@@ -149,9 +149,10 @@ def write(
     """Stage, prove, conclude from the proof and the bytes that are written, and only then move into place."""
     if destination is None:
         return conclude(prove(small), small.ByteSize())
-    with files.staged(destination) as directory:
-        staged = directory / destination.name
+    place = files.resolved(destination)
+    with files.staged(place) as directory:
+        staged = directory / place.name
         files.save(small, staged, external)
         report = conclude(prove(staged), sum(f.stat().st_size for f in directory.iterdir()))
-        files.move(staged, destination)
+        files.move(staged, place)
     return report

@@ -15,6 +15,7 @@ from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
 from .options import Options
+from .pipeline import FuseResult
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,10 +101,9 @@ def main(argv: Sequence[str]) -> int:
     a.input = a.files[0]
     progress = Progress()
 
-    def run() -> None:
+    def run() -> FuseResult:
         with progress:
             _check(a)
-            result = ensemble_with(models, a.output, _options(a), progress, side_files(a))
-        present(a, result)
+            return ensemble_with(models, a.output, _options(a), progress, side_files(a))
 
-    return guarded(run, lambda message, code: not_written(a, message, code), a)
+    return guarded(run, lambda result: present(a, result), lambda message, code: not_written(a, message, code), a)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .errors import OnnxFuseError, UsageError, near, one_line
 from .pipeline import FuseResult
 from .report import result_line
-from .sidefiles import SideFiles, dumped
+from .sidefiles import SideFiles
+from .streams import INTERRUPTED, dumped, failed
 
 if TYPE_CHECKING:
     from rich.status import Status
 
+Result = TypeVar("Result")
 log = logging.getLogger("onnxfuse")
-INTERRUPTED = 130
 DELAY = 1.0
 """Seconds before progress is shown."""
 
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"onnxfuse: {message}; see {self.prog} --help\n")
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -65,25 +65,10 @@ def permissions(p: Any) -> None:
     p.add_argument("--prune-heads", action="store_true", help="whole attention heads, not channels in every head")
 
 
-def failed(message: str, code: int, as_json: bool) -> int:
-    """Say on stderr, and in JSON on stdout if the result would have been JSON there, what went wrong."""
-    print(f"onnxfuse: {message}", file=sys.stderr)
-    if as_json:
-        print(dumped({"status": "failed", "error": message, "exit_code": code}), end="")
-    return code
-
-
 def start(verbose: bool) -> None:
-    """Log to stderr, print what a terminal cannot show as '?', and end on SIGTERM as on Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    """Log to stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def side_files(a: argparse.Namespace, *read: Path) -> SideFiles:
@@ -147,24 +132,26 @@ def not_written(a: argparse.Namespace, message: str, code: int) -> int:
     return failed(message, code, a.json == "-")
 
 
-def guarded(run: Callable[[], None], fail: Callable[[str, int], int], a: argparse.Namespace) -> int:
-    """Run a command on the model `a.input`; returns the exit code. With `a.debug`, exceptions pass.
+def guarded(
+    run: Callable[[], Result], tell: Callable[[Result], None], fail: Callable[[str, int], int], a: argparse.Namespace
+) -> int:
+    """Run a command on the model `a.input`; returns the exit code. With `a.debug`, stack traces are shown, too.
 
     Args:
         run: the command.
+        tell: prints what it returns.
         fail: reports a message and an exit code, and returns the code.
         a: the command's arguments.
     """
     try:
-        run()
-        return 0
-    except OnnxFuseError as error:
-        if a.debug:
-            raise
-        return fail(str(error), error.exit_code)
+        result = run()
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except Exception as error:
         if a.debug:
-            raise
+            traceback.print_exc()
+        if isinstance(error, OnnxFuseError):
+            return fail(str(error), error.exit_code)
         return fail(f"{a.input}: internal error ({one_line(error)}); run again with --debug and report it", 1)
+    tell(result)
+    return 0

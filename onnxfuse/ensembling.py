@@ -101,7 +101,7 @@ def ensemble_with(
     """`ensemble` with its options as one object, and files beside the model that are written before it."""
     start, tell, prune = time.perf_counter(), progress or (lambda stage, done, total: None), options.prune
     providers, shares = provider_list(prune.provider), check_ensemble(models, output, options)
-    destination = None if output is None else files.resolved(Path(output))
+    destination = None if output is None else Path(output)
     sources = [ModelSource(model) for model in models]
     beside.check(destination, prune.files, [file for source in sources for file in source.files])
     tell("load", 0, 1)

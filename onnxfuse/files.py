@@ -176,7 +176,7 @@ def check_distinct(path: Path, destination: Path, beside: Sequence[Path]) -> Non
 
 def with_data(destination: Path | None) -> list[Path]:
     """A model's file, if there is one, and the one beside it for large weights."""
-    return [] if destination is None else [destination, destination.with_name(f"{destination.name}.data")]
+    return [] if destination is None else [destination, Path(f"{resolved(destination)}.data")]
 
 
 def resolved(destination: Path) -> Path:

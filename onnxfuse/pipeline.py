@@ -90,7 +90,7 @@ def fuse_with(
     """`fuse` with its options as one object, and files beside the model that are written before it."""
     start, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
     transport, providers = check_options(options), provider_list(options.provider)
-    destination, source = None if output is None else files.resolved(Path(output)), ModelSource(model)
+    destination, source = None if output is None else Path(output), ModelSource(model)
     beside.check(destination, options.files, source.files)
     tell("load", 0, 1)
     original = source.load()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import files
 from .errors import OutputError
 from .plan import Plan
 from .report import Report
+from .streams import dumped
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,3 @@ NONE = SideFiles()
 
 def _is_pipe(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
-
-
-def dumped(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"

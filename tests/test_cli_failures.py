@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import onnx
@@ -337,6 +339,17 @@ def test_usage(arguments: list[str], message: str, folder: Path, capfd: pytest.C
     assert err.startswith("onnxfuse: ")
     assert message in err
     assert err.endswith("see onnxfuse --help\n")
+    _, out, err = call(capfd, *arguments, "--json", "-")
+    assert err == f"onnxfuse: {report_of(out)['error']}\n"
+
+
+def test_debug_adds_a_stack_trace(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = folder / "in.onnx", folder / "none" / "out.onnx", *HALF, "--json", "-"
+    code, out, err = call(capfd, *arguments)
+    again, same, trace = call(capfd, *arguments, "--debug")
+    assert (code, out) == (again, same) == (1, same)
+    assert trace.startswith("Traceback")
+    assert trace.endswith(err)
 
 
 def test_no_output(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -352,11 +365,11 @@ def test_failed_check_as_json(folder: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 # --- as a process ---------------------------------------------------------------------------------------------------
-def process(*arguments: object) -> subprocess.Popen[str]:
+def process(*arguments: object, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
     """The command, which takes SIGINT even where these tests were started in the background and so ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "onnxfuse", *map(str, arguments)],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -375,6 +388,49 @@ def test_module_fails(folder: Path) -> None:
     with process(folder / "none.onnx", folder / "out.onnx", *HALF) as run:
         out, err = run.communicate()
     check_failed((run.returncode, out, err), 1, "no such file", folder)
+
+
+def test_nobody_reads_stdout(folder: Path) -> None:
+    """As with `| head -1`: what is said is lost, not what is done."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with process(folder / "in.onnx", folder / "out.onnx", *HALF, stdout=writer) as run:
+        os.close(writer)
+        assert run.communicate()[1] == ""
+    assert (run.returncode, onnx.load(folder / "out.onnx").graph.name) == (0, build("residual").graph.name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="not on this system")
+def test_stdout_cannot_be_written(folder: Path) -> None:
+    with Path("/dev/full").open("w") as full, process("--help", stdout=full) as run:
+        assert run.communicate()[1] == "onnxfuse: stdout: cannot be written: No space left on device\n"
+    assert run.returncode == 1
+
+
+SHELL = "import sys, onnxfuse.streams as s; s.open_streams(); print('é'); print(s.wants_json(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("redirected", "said"), [("", "?\nTrue\n"), (">&-", ""), ("<&- 2>&- >&-", "")])
+def test_streams_that_are_ascii_or_closed(redirected: str, said: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = ["sh", "-c", f'"$0" -c "$1" --json - {redirected}', sys.executable, SHELL]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
+    assert (done.stdout, done.stderr) == (said, "")
+
+
+def test_interrupted_while_packages_are_imported(folder: Path) -> None:
+    """The first module that the command line imports sends the signal."""
+    code = """import os, signal, sys
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "numpy": os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, Stop())
+from onnxfuse.__main__ import entry
+entry()"""
+    command = [sys.executable, "-c", code, "in.onnx", "out.onnx", *HALF, "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (130, "onnxfuse: interrupted\n")
+    assert report_of(done.stdout)["exit_code"] == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
