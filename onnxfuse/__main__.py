@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import NoReturn
 
 from .heap import collect_seldom, uncollected
@@ -13,6 +14,8 @@ from .streams import INTERRUPTED, end_on_signals, failed, open_streams, wants_js
 def entry() -> NoReturn:
     """Run the command line and end at once, since to free every object before takes a tenth of a short run."""
     open_streams()
+    if not sys.warnoptions:  # of libraries, to whoever calls them: what matters to a user of ours is an error or logged
+        warnings.simplefilter("ignore")
     end_on_signals()
     try:
         code = _run()

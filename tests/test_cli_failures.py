@@ -423,7 +423,7 @@ def test_interrupted_while_packages_are_imported(folder: Path) -> None:
     code = """import os, signal, sys
 class Stop:
     def find_spec(self, name, *_):
-        if name == "numpy": os.kill(os.getpid(), signal.SIGHUP)
+        if name == "numpy": import warnings; warnings.warn("of numpy"); os.kill(os.getpid(), signal.SIGHUP)
 sys.meta_path.insert(0, Stop())
 from onnxfuse.__main__ import entry
 entry()"""
