@@ -309,6 +309,10 @@ def test_a_flattened_channel_has_all_its_places() -> None:
         ({"importance": "l1", "gradients": {}}, "--gradients is for --importance taylor"),
         ({"calib_preprocess": "scale=1"}, "--calib-preprocess is of the images of --calib"),
         ({"importance": "chip", "calib": {}}, "calibration data: has no array for input 'x'"),
+        (
+            {"importance": "chip", "method": "drop", "calib": {"x": CALIB["x"] * np.float32(5e37)}},
+            "overflows on the samples",
+        ),
         ({"lossless": True, "sparsity": None, "calib": CALIB}, "leave out --calib"),
     ],
 )
