@@ -128,6 +128,7 @@ WRONG_SHAPE = """(float[N,4] x) => (float[N,M] y) <float[4,6] w1, int64[2] t = {
 INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing file": (lambda folder: folder / "none.onnx", "no such file"),
     "directory": (directory, "is a directory"),
+    "device": (lambda folder: Path("/dev/null"), "is not a file; give an .onnx file"),
     "png": (junk(PNG), "is not an ONNX model"),
     "truncated": (truncated, "is not an ONNX model, or is truncated"),
     "empty file": (junk(b""), "is not an ONNX model"),
