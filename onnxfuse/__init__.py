@@ -6,19 +6,34 @@ for group in onnxfuse.analyze("in.onnx"):
     print(group)
 """
 
-from .heap import uncollected
+from __future__ import annotations
 
-with uncollected():
-    from .applying import apply_plan
-    from .channels import ChannelGroup, Locked, Slot
-    from .ensembling import ensemble
-    from .errors import ModelError, NothingToMerge, OnnxFuseError, OutputError, UsageError, VerificationFailed
-    from .importance import GroupView
-    from .inspection import Analysis
-    from .pipeline import FuseResult, analyze, fuse
-    from .plan import Plan
-    from .report import Report
-    from .version import __version__
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .api import (
+        Analysis,
+        ChannelGroup,
+        FuseResult,
+        GroupView,
+        Locked,
+        ModelError,
+        NothingToMerge,
+        OnnxFuseError,
+        OutputError,
+        Plan,
+        Report,
+        Slot,
+        UsageError,
+        VerificationFailed,
+        analyze,
+        apply_plan,
+        ensemble,
+        fuse,
+    )
 
 __all__ = [
     "Analysis",
@@ -41,3 +56,14 @@ __all__ = [
     "ensemble",
     "fuse",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A part, which is imported now (PEP 562): the command line has to be there before, to tell of an interrupt."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".api", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

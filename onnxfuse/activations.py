@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 
 from .calibdata import Batches
 from .channels import ChannelGroup, Channels
+from .errors import UsageError
 from .features import Feature
 from .findings import Role
 from .ids import Ids
@@ -44,6 +45,9 @@ def measure(
     It is averaged over samples, and over values when several are read, each divided by its own mean (those of the two
     operands of a product that alone reads them are multiplied). A group whose channels nowhere lie on one axis (heads
     of attention) is left out.
+
+    Raises:
+        UsageError: what is measured is not finite.
     """
     graph, found, pairs = channels.tracker.graph, places(channels), paired(channels)
     model = ModelProto()
@@ -55,6 +59,8 @@ def measure(
     for number, batch in enumerate(batches):
         tell(number, len(batches))
         for name, value in zip(names, run.run(names, batch), strict=True):
+            if not np.isfinite(value).all():
+                raise UsageError(f"{name!r} overflows on the samples; scale them as in training")
             for place in found[name]:
                 score = np.sum([feature(x) for x in _maps(value, place)], axis=0)
                 sums[name, place.group] = sums.get((name, place.group), np.zeros(len(score))) + score

@@ -21,7 +21,7 @@ from .merge import TransportOptions
 from .options import Options
 from .origin import ModelSource
 from .probe import Probe
-from .report import Quality
+from .report import Quality, Report
 from .search import Judge, find
 from .tensors import read_in
 from .verify import ELSEWHERE, compare_elsewhere, verify
@@ -32,7 +32,7 @@ Proof = TypeVar("Proof")
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A result that passed every check, and is where it should be.
+    """A result that passed every check.
 
     Attributes:
         small: the model, and what was done.
@@ -52,7 +52,11 @@ class Finished:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What all attempts at one result share: where it comes from and goes to, and what it is measured on."""
+    """What all attempts at one result share: where it comes from and goes to, and what it is measured on.
+
+    Attributes:
+        conclude: what is told and written of a result that passed, before it is moved into place.
+    """
 
     source: ModelSource
     destination: Path | None
@@ -63,6 +67,7 @@ class Setting:
     samples: Samples | None
     studies: Studies
     tell: Progress
+    conclude: Callable[[Options, Finished], Report]
 
     def make(self, original: ModelProto, options: Options) -> Small:
         """The smaller model; `original` is used up."""
@@ -80,8 +85,8 @@ class Setting:
     def _untouched(self, options: Options) -> Small:
         return replace(untouched(self.source.load(), self.reference, options), model=self.source.as_it_is())
 
-    def finish(self, small: Small, options: Options, wary: bool = False) -> Finished:
-        """Prove it, and write it; `wary` if there is another way to make it."""
+    def finish(self, small: Small, options: Options, wary: bool = False) -> Report:
+        """Prove it, report it, and write it; `wary` if there is another way to make it."""
         read_in(small.model)  # before the file that it is mapped from is replaced
         self.tell("verify", 0, 1)
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
@@ -89,11 +94,10 @@ class Setting:
         def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None]:
             return self._compared(model, small.model, options, wary), self._fidelity(small.model, options)
 
-        if self.destination is None:
-            proof, size = prove(small.model), small.model.ByteSize()
-        else:
-            proof, size = write(small.model, self.destination, options.external_data, prove)
-        return Finished(small, latency, quality, *proof, size)
+        def conclude(proof: tuple[Comparison, Fidelity | None], size: int) -> Report:
+            return self.conclude(options, Finished(small, latency, quality, *proof, size))
+
+        return write(small.model, self.destination, options.external_data, prove, conclude)
 
     def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options, wary: bool) -> Comparison:
         on_samples = self.samples is not None and bool(comparable(small))
@@ -122,27 +126,36 @@ class Setting:
         return found if found.outputs else None
 
 
-def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Options, Finished]:
-    """The result, and the options it was made with: without repair if that, on samples of our own, spoils the model."""
+def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Small, Report]:
+    """The result, written, and what is told of it: without repair if that, on samples of our own, spoils the model."""
     wary = options.may_go_without_repair
     try:
         small = setting.make(original, options)
         wary = wary and bool(small.plan.repairs)
-        return options, setting.finish(small, options, wary)
+        return small, setting.finish(small, options, wary)
     except Unsound as error:
         if not wary:
             raise
         log.warning("refitting on synthetic samples gives no sound result (%s); it is made without repair", error)
     plain = replace(options, repair=False)
-    return plain, setting.finish(setting.make(setting.source.load(), plain), plain)
+    small = setting.make(setting.source.load(), plain)
+    return small, setting.finish(small, plain)
 
 
-def write(small: ModelProto, destination: Path, external: bool, finish: Callable[[Path], Proof]) -> tuple[Proof, int]:
-    """Stage, verify, move into place; returns what `finish` does and the bytes written."""
-    with files.staged(destination) as directory:
-        staged = directory / destination.name
+def write(
+    small: ModelProto,
+    destination: Path | None,
+    external: bool,
+    prove: Callable[[Path | ModelProto], Proof],
+    conclude: Callable[[Proof, int], Report],
+) -> Report:
+    """Stage, prove, conclude from the proof and the bytes that are written, and only then move into place."""
+    if destination is None:
+        return conclude(prove(small), small.ByteSize())
+    place = files.resolved(destination)
+    with files.staged(place) as directory:
+        staged = directory / place.name
         files.save(small, staged, external)
-        proof = finish(staged)
-        size = sum(f.stat().st_size for f in directory.iterdir())
-        files.move(staged, destination)
-    return proof, size
+        report = conclude(prove(staged), sum(f.stat().st_size for f in directory.iterdir()))
+        files.move(staged, place)
+    return report

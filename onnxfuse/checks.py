@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -24,7 +25,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
 """Options with a closed list of values."""
 CHOOSING = """sparsity method importance gradients source_mass target_mass target cost_norm only
 scope target_macs target_params target_size target_latency ratio keep round_to from_plan calib
-allow_norm prune_heads""".split()
+repair allow_norm prune_heads""".split()
 """Options that say which channels go, and how."""
 
 
@@ -109,12 +110,13 @@ def check_floors(o: Options) -> None:
 
 
 def check_hardware(o: Options) -> None:
-    """Widths and threads must be positive whole numbers.
+    """Widths and threads must be positive whole numbers, and the machine must have as many: each spins while it waits.
 
     Raises:
         UsageError: they are not.
     """
     if o.round_to != "auto" and not (str(o.round_to).isascii() and str(o.round_to).isdigit() and int(o.round_to) > 0):
         raise UsageError(f"round-to {o.round_to!r} is not known; choose from auto, 1, 8, 16 or another number")
-    if o.threads is not None and o.threads < 1:
-        raise UsageError(f"threads {o.threads} is not a number of threads; give 1 or more")
+    cores = os.cpu_count() or 1
+    if o.threads is not None and not 1 <= o.threads <= cores:
+        raise UsageError(f"threads {o.threads} is not a number of threads that this machine has; give 1 to {cores}")

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from . import __version__
 from .checks import CHOICES
-from .command import Parser, Progress, check_own, guarded, not_written, permissions, present, shapes, start
+from .command import Parser, Progress, guarded, not_written, permissions, present, shapes, side_files, start
 from .config import config_arguments
 from .errors import UsageError
-from .heap import collect_seldom, keep_freed
+from .heap import keep_freed
 from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
 from .options import Options
-from .pipeline import fuse_with
+from .pipeline import FuseResult, fuse_with
+from .streams import failed, wants_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,20 +126,6 @@ def _options(a: argparse.Namespace) -> Options:
     return Options(**{**given, **lists}, input_shapes=shapes(a.input_shape))
 
 
-def _check_files(a: argparse.Namespace) -> None:
-    """What can be known to fail before any work is done."""
-    if a.output is None and not a.dry_run:
-        raise UsageError("no output file; give one, or --dry-run")
-    results = [] if a.dry_run else [a.output]
-    if a.json and a.json != "-":
-        results.append(Path(a.json))
-    if a.plan is not None:
-        results += [a.plan, Path(f"{a.plan}.npz")]
-    for path in results:
-        others = [p for p in (a.input, *results) if p is not path and not (path is a.output and p is a.input)]
-        check_own(path, others)
-
-
 COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
 """First argument → the module of its `main`; all else is the plain command, whose first argument is a model."""
 
@@ -149,42 +135,32 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     p, first = parser(), Parser(prog="onnxfuse", add_help=False)
     first.add_argument("--config", type=Path)
     config = first.parse_known_args(argv)[0].config
-    if config is None:
-        return p.parse_args(argv)
-    try:
-        return p.parse_args([*config_arguments(config, p), *argv])
-    except UsageError as error:
-        p.error(str(error))
+    return p.parse_args(argv if config is None else [*config_arguments(config, p), *argv])
 
 
 def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
     """Run the command line, and nothing else in its process if it is `alone`; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments and arguments[0] in COMMANDS:
-        command = importlib.import_module(f".{COMMANDS[arguments[0]]}", __package__)
-        return int(command.main(arguments[1:]))
-    a = _arguments(arguments)
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            command = importlib.import_module(f".{COMMANDS[arguments[0]]}", __package__)
+            return int(command.main(arguments[1:]))
+        return _fuse(_arguments(arguments), alone)
+    except UsageError as error:  # the command line itself is wrong
+        return failed(str(error), error.exit_code, wants_json(arguments))
+
+
+def _fuse(a: argparse.Namespace, alone: bool) -> int:
     start(verbose=a.debug or a.verbose)
     progress = Progress()
 
-    def run() -> None:
+    def run() -> FuseResult:
         with progress:
-            _check_files(a)
+            if a.output is None and not a.dry_run:
+                raise UsageError("no output file; give one, or --dry-run")
             if alone:
                 keep_freed(Path(a.input))
-            result = fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress)
-        present(a, result)
+            beside = side_files(a, *([] if a.config is None else [a.config]))
+            return fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress, beside)
 
-    return guarded(run, lambda message, code: not_written(a, message, code), a)
-
-
-def entry() -> NoReturn:
-    """The console script: it ends at once, since to free every object before takes a tenth of a short run."""
-    collect_seldom()
-    code = main(alone=True)
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        sys.exit(code)  # whoever read stdout is gone: Python's own end says so
-    os._exit(code)
+    return guarded(run, lambda result: present(a, result), lambda message, code: not_written(a, message, code), a)

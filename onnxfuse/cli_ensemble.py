@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command import Parser, Progress, check_own, guarded, not_written, present, shapes, start
+from .command import Parser, Progress, guarded, not_written, present, shapes, side_files, start
 from .ensemble_options import ORDERS, EnsembleOptions
 from .ensembling import ensemble_with
 from .errors import UsageError
@@ -15,6 +15,7 @@ from .images import KEYS
 from .importance import METRICS
 from .merge import METHODS
 from .options import Options
+from .pipeline import FuseResult
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,14 +88,9 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 
 
 def _check(a: argparse.Namespace) -> None:
-    """What can be known to fail before any work is done."""
+    """A plan needs a pruning that it is of."""
     if a.plan is not None and (a.sparsity is None or a.order != ORDERS[0]):
         raise UsageError("--plan is of a pruning after the fusion; give --sparsity and --order fap")
-    results = [Path(a.json)] if a.json and a.json != "-" else []
-    if a.plan is not None:
-        results += [a.plan, Path(f"{a.plan}.npz")]
-    for path in results:
-        check_own(path, [p for p in (*a.files, *results) if p is not path])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,10 +101,9 @@ def main(argv: Sequence[str]) -> int:
     a.input = a.files[0]
     progress = Progress()
 
-    def run() -> None:
+    def run() -> FuseResult:
         with progress:
             _check(a)
-            result = ensemble_with(models, a.output, _options(a), progress)
-        present(a, result)
+            return ensemble_with(models, a.output, _options(a), progress, side_files(a))
 
-    return guarded(run, lambda message, code: not_written(a, message, code), a)
+    return guarded(run, lambda result: present(a, result), lambda message, code: not_written(a, message, code), a)

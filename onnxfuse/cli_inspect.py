@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from .channels import ChannelGroup
-from .command import Parser, dump, failed, guarded, permissions, shapes, start
+from .command import Parser, guarded, permissions, shapes, start
 from .errors import UsageError, near
 from .inspection import Analysis
 from .pipeline import analyze
+from .streams import dumped, failed
 from .tables import print_analysis, print_slots
 
 
@@ -38,21 +39,28 @@ def main(argv: Sequence[str]) -> int:
     """Run `onnxfuse inspect`; returns the exit code."""
     a = parser().parse_args(argv)
     start(verbose=a.debug)
-    return guarded(lambda: _inspect(a), lambda message, code: failed(message, code, a.json), a)
+
+    def run() -> tuple[Analysis, list[ChannelGroup] | None]:
+        found = _analyzed(a)
+        return found, None if a.group is None else _named(found, a.group)
+
+    return guarded(run, lambda found: _show(a, *found), lambda message, code: failed(message, code, a.json), a)
 
 
-def _inspect(a: argparse.Namespace) -> None:
-    found = analyze(
+def _analyzed(a: argparse.Namespace) -> Analysis:
+    return analyze(
         a.input, exclude=a.exclude, input_shapes=shapes(a.input_shape), provider=a.provider,
         allow_norm=a.allow_norm, prune_heads=a.prune_heads,
     )  # fmt: skip
+
+
+def _show(a: argparse.Namespace, found: Analysis, chosen: list[ChannelGroup] | None) -> None:
     console = Console()
-    chosen = None if a.group is None else _named(found, a.group)
     if a.json:
         report = found.as_json()
         if chosen is not None:
             report = {"groups": [row for row in report["groups"] if row["name"] == a.group]}
-        print(dump(report), end="")
+        print(dumped(report), end="")
     elif chosen is None:
         console.print(f"{a.input}", soft_wrap=True, markup=False, highlight=False)
         print_analysis(found, console)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from .errors import OnnxFuseError, OutputError, UsageError, near, one_line
-from .files import check_writable
+from .errors import OnnxFuseError, UsageError, near, one_line
 from .pipeline import FuseResult
 from .report import result_line
+from .sidefiles import SideFiles
+from .streams import INTERRUPTED, dumped, failed
 
 if TYPE_CHECKING:
     from rich.status import Status
 
+Result = TypeVar("Result")
 log = logging.getLogger("onnxfuse")
-INTERRUPTED = 130
 DELAY = 1.0
 """Seconds before progress is shown."""
 
@@ -53,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"onnxfuse: {message}; see {self.prog} --help\n")
+        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -77,29 +76,15 @@ def permissions(p: Any) -> None:
     p.add_argument("--prune-heads", action="store_true", help="whole attention heads, not channels in every head")
 
 
-def dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=1) + "\n"
-
-
-def failed(message: str, code: int, as_json: bool) -> int:
-    """Say on stderr, and in JSON on stdout if the result would have been JSON there, what went wrong."""
-    print(f"onnxfuse: {message}", file=sys.stderr)
-    if as_json:
-        print(dump({"status": "failed", "error": message, "exit_code": code}), end="")
-    return code
-
-
 def start(verbose: bool) -> None:
-    """Log to stderr, print what a terminal cannot show as '?', and end on SIGTERM as on Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    """Log to stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    signal.signal(signal.SIGTERM, _terminate)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def side_files(a: argparse.Namespace, *read: Path) -> SideFiles:
+    """What is to be written besides the model; the command itself reads the files `read`."""
+    return SideFiles(None if a.json in (None, "", "-") else Path(a.json), a.plan, read)
 
 
 class Progress:
@@ -137,17 +122,10 @@ class Progress:
 
 
 def present(a: argparse.Namespace, result: FuseResult) -> None:
-    """Write what was asked for besides the model, and print."""
+    """Print what there is to say."""
     report = result.report
-    try:
-        if a.plan is not None:
-            result.plan.save(a.plan)
-        if a.json and a.json != "-":
-            Path(a.json).write_text(dump(report.as_json()))
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be written: {error.strerror}") from error
     if a.json == "-":
-        print(dump(report.as_json()), end="")
+        print(dumped(report.as_json()), end="")
         return
     if not a.quiet:
         from rich.console import Console  # as above
@@ -165,35 +143,26 @@ def not_written(a: argparse.Namespace, message: str, code: int) -> int:
     return failed(message, code, a.json == "-")
 
 
-def check_own(path: Path, others: Sequence[Path]) -> None:
-    """A file that will be written must be writable, and none of the others.
-
-    Raises:
-        OutputError, UsageError: it is not.
-    """
-    check_writable(path)
-    if path.resolve() in [p.resolve() for p in others]:
-        raise UsageError(f"{path} is named for two files; give each its own")
-
-
-def guarded(run: Callable[[], None], fail: Callable[[str, int], int], a: argparse.Namespace) -> int:
-    """Run a command on the model `a.input`; returns the exit code. With `a.debug`, exceptions pass.
+def guarded(
+    run: Callable[[], Result], tell: Callable[[Result], None], fail: Callable[[str, int], int], a: argparse.Namespace
+) -> int:
+    """Run a command on the model `a.input`; returns the exit code. With `a.debug`, stack traces are shown, too.
 
     Args:
         run: the command.
+        tell: prints what it returns.
         fail: reports a message and an exit code, and returns the code.
         a: the command's arguments.
     """
     try:
-        run()
-        return 0
-    except OnnxFuseError as error:
-        if a.debug:
-            raise
-        return fail(str(error), error.exit_code)
+        result = run()
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except Exception as error:
         if a.debug:
-            raise
+            traceback.print_exc()
+        if isinstance(error, OnnxFuseError):
+            return fail(str(error), error.exit_code)
         return fail(f"{a.input}: internal error ({one_line(error)}); run again with --debug and report it", 1)
+    tell(result)
+    return 0

@@ -65,17 +65,12 @@ def check_ensemble(
 
 def _check_files(inputs: Sequence[Path], output: PathLike | None) -> None:
     for a, b in combinations(inputs, 2):
-        if _same(a, b):
+        if files.same(a, b):
             raise UsageError(f"{b} is given twice{f' (as {a}, too)' if a != b else ''}; give different models")
     if output is not None:
-        files.check_writable(Path(output).resolve())
         for path in inputs:
-            if _same(path, Path(output)):
+            if files.same(path, Path(output)):
                 raise UsageError(f"{output} is both a model and the output; give the output last, another file")
-
-
-def _same(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
 def _check_used(o: EnsembleOptions) -> None:

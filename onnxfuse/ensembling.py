@@ -32,6 +32,7 @@ from .providers import provider_list
 from .report import GroupRow, Report, Size
 from .runs import run
 from .samples import sample_count, synthetic
+from .sidefiles import NONE, SideFiles
 from .tensors import Array, read_in
 from .topology import check_interface, check_nodes
 from .verify import verify
@@ -97,17 +98,20 @@ def ensemble_with(
     output: PathLike | None,
     options: EnsembleOptions,
     progress: Progress | None = None,
+    beside: SideFiles = NONE,
 ) -> FuseResult:
-    """`ensemble` with its options as one object."""
+    """`ensemble` with its options as one object, and files beside the model that are written before it."""
     start, tell, prune = time.perf_counter(), progress or (lambda stage, done, total: None), options.prune
     providers, shares = provider_list(prune.provider), check_ensemble(models, output, options)
-    destination = None if output is None else Path(output).resolve()  # through a symbolic link
-    tell("load", 0, 1)
+    destination = None if output is None else Path(output)
     sources = [ModelSource(model) for model in models]
+    beside.check(destination, prune.files, [file for source in sources for file in source.files])
+    tell("load", 0, 1)
     originals = [source.load() for source in sources]
     names = [source.name or f"model {i}" for i, source in enumerate(sources, 1)]
     for name, model, source in zip(names, originals, sources, strict=True):
         check_interface(name, model, names[0], originals[0])
+        files.check_unread(beside.paths(), source.beside)
         if destination is not None:
             files.check_distinct(Path(name), destination, source.beside)
     reference = probe(originals[0], providers, prune.input_shapes, prune.seed)
@@ -116,20 +120,20 @@ def ensemble_with(
     read_in(fused.model)
     tell("verify", 0, 1)
 
-    def finish(candidate: Path | ModelProto) -> Comparison:
+    def prove(candidate: Path | ModelProto) -> Comparison:
         return verify(candidate, reference, providers, prune.min_cosine, None, sources[0].load)
 
-    if destination is None:
-        comparison, size = finish(fused.model), fused.model.ByteSize()
-    else:
-        external = prune.external_data or bool(sources[0].beside)
-        comparison, size = write(fused.model, destination, external, finish)
-    before = replace(before, channels=fused.channels)
-    after = Size(fused.left, parameters(fused.model), fused.macs, size)
-    report = Report(
-        " + ".join(names), None if output is None else str(output), recorded(options), before, after, fused.groups,
-        fused.locked, comparison, time.perf_counter() - start, notes=fused.notes,
-    )  # fmt: skip
+    def conclude(comparison: Comparison, size: int) -> Report:
+        after = Size(fused.left, parameters(fused.model), fused.macs, size)
+        report = Report(
+            " + ".join(names), None if output is None else str(output), recorded(options),
+            replace(before, channels=fused.channels), after, fused.groups, fused.locked, comparison,
+            time.perf_counter() - start, notes=fused.notes,
+        )  # fmt: skip
+        beside.write(report, fused.plan)
+        return report
+
+    report = write(fused.model, destination, prune.external_data or bool(sources[0].beside), prove, conclude)
     return FuseResult(fused.model, report, fused.plan)
 
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
-from .errors import ModelError, OutputError, one_line
+from .errors import ModelError, OutputError, UsageError, one_line
 from .tensors import byte_size, refer, values_of
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -54,7 +55,7 @@ def load(path: Path) -> Loaded:
     """
     try:
         if not path.is_file():
-            raise ModelError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}; give an .onnx file")
+            raise ModelError(f"{path}: {_no_file(path)}; give an .onnx file")
         model = onnx.load(os.fspath(path), format="protobuf", load_external_data=False)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
@@ -95,6 +96,10 @@ def _place(tensor: TensorProto, folder: Path) -> tuple[str, int, int]:
     return str(file), offset, length
 
 
+def _no_file(path: Path) -> str:
+    return "is a directory" if path.is_dir() else "is not a file" if path.exists() else "no such file"
+
+
 def _not_onnx(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(8)
@@ -104,19 +109,60 @@ def _not_onnx(path: Path) -> str:
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
+def same(a: Path, b: Path) -> bool:
+    """Whether two paths are one file, through links of both kinds; neither need exist."""
+    return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
+
+
 def check_writable(destination: Path) -> None:
-    """Refuse what cannot be a file to write.
+    """Refuse what cannot become a file, through symbolic links; a directory beside it, gone again, shows that.
 
     Raises:
-        OutputError: it is a directory, its directory does not exist, or its name is too long.
+        OutputError: it is a directory, a device or a pipe, is read-only, its directory does not exist or is not
+            writable, its name is too long, or its links lead in a circle.
     """
+    place = resolved(destination)
     try:
-        if destination.is_dir():
+        if place.is_dir():
             raise OutputError(f"{destination}: is a directory; give a file name")
-        if not destination.parent.is_dir():
+        if place.is_symlink():
+            raise OutputError(f"{destination}: is a symbolic link that leads in a circle; give a file name")
+        if place.exists() and not place.is_file():
+            raise OutputError(f"{destination}: is a device or a pipe, not a file; give a file name, or --dry-run")
+        if place.exists() and not os.access(place, os.W_OK):
+            raise OutputError(f"{destination}: is read-only; give another file name, or make it writable")
+        if not place.parent.is_dir():
             raise OutputError(f"{destination}: the directory {destination.parent} does not exist; create it first")
     except OSError as error:
         raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
+    with staged(place):
+        pass
+
+
+def check_results(results: Sequence[Path], read: Sequence[Path]) -> None:
+    """All that a run will write must be writable, and each a file of its own that the run does not read.
+
+    Raises:
+        OutputError: one cannot be written.
+        UsageError: two are one file, or one of them is read.
+    """
+    for path in results:
+        check_writable(path)
+    for path, other in combinations(results, 2):
+        if same(path, other):
+            raise UsageError(f"{other} is named for two files; give each its own")
+    check_unread(results, read)
+
+
+def check_unread(results: Sequence[Path], read: Sequence[Path]) -> None:
+    """Refuse to write over what a run reads.
+
+    Raises:
+        UsageError: a result is one of the files that are read.
+    """
+    for path in results:
+        if any(same(path, other) for other in read):
+            raise UsageError(f"{path}: this run reads that file; give another one to write to")
 
 
 def check_distinct(path: Path, destination: Path, beside: Sequence[Path]) -> None:
@@ -125,9 +171,19 @@ def check_distinct(path: Path, destination: Path, beside: Sequence[Path]) -> Non
     Raises:
         OutputError: `destination` or its data file is a data file of another model that was read.
     """
-    for target in (destination, destination.with_name(destination.name + ".data")):
-        if target in [file.resolve() for file in beside] and (target == destination or path.resolve() != destination):
+    for target in with_data(destination):
+        if any(same(target, file) for file in beside) and (target == destination or not same(path, destination)):
             raise OutputError(f"{target}: holds the weights of {path}; give another output file")
+
+
+def with_data(destination: Path | None) -> list[Path]:
+    """A model's file, if there is one, and the one beside it for large weights."""
+    return [] if destination is None else [destination, Path(f"{resolved(destination)}.data")]
+
+
+def resolved(destination: Path) -> Path:
+    """Where a file is, through symbolic links; `Path.resolve` raises RuntimeError where they lead in a circle."""
+    return Path(os.path.realpath(destination))
 
 
 @contextlib.contextmanager
@@ -137,9 +193,8 @@ def staged(destination: Path) -> Iterator[Path]:
     Raises:
         OutputError: the directory of the destination does not exist or is not writable.
     """
-    check_writable(destination)
     try:
-        directory = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
+        directory = tempfile.TemporaryDirectory(prefix=".onnxfuse.", dir=destination.parent)
     except OSError as error:
         raise OutputError(f"{destination}: cannot be written: {error.strerror or one_line(error)}") from error
     with directory as name:

@@ -63,5 +63,8 @@ def products(model: ModelProto, source: Source) -> dict[str, Array]:
             raise UsageError(f"--gradients: {name!r} has shape {shapes}{hint}")
         if gradient.dtype.kind != "f" or not np.isfinite(gradient).all():
             raise UsageError(f"--gradients: {name!r} has values that are no finite floats")
-        found[name] = weight.astype(np.float32) * gradient.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            found[name] = weight.astype(np.float32) * gradient.astype(np.float32)
+        if not np.isfinite(found[name]).all():
+            raise UsageError(f"--gradients: {name!r} times its weight is more than float32 holds; scale all down")
     return found

@@ -67,6 +67,7 @@ def _is_moderate(path: Path) -> bool:
     """Whether a model is not large, whose weights are in the file: one of some size has them there."""
     try:
         size = path.stat().st_size
-        return WITHIN <= size < LARGE or (size < WITHIN and LOCATION not in path.read_bytes())
+        whole = WITHIN <= size < LARGE
+        return whole or (size < WITHIN and path.is_file() and LOCATION not in path.read_bytes())  # a pipe may be silent
     except OSError:
         return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from .errors import UsageError, one_line
 from .tensors import Array
 
 SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+WIDE = ("I", "F")
+"""What Pillow's modes of 16 and 32 bits start with; made one of 8, they are cut off at 255."""
 MODES: Mapping[int, str] = {1: "L", 3: "RGB"}
 """Channels that a model takes → Pillow's mode."""
 CHANNEL_AXIS: Mapping[str, int] = {"nchw": 1, "nhwc": 3}
@@ -143,11 +147,21 @@ def _layout(how: Preprocess, dims: Sequence[int]) -> str:
     return fit[0]
 
 
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Pillow warns of many pixels, of tags that it cannot read, of a palette with transparency: the pixels are fine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _pixels(pillow: tuple[Any, Any], path: Path, mode: str, size: tuple[int, int]) -> Array:
     """(H, W, C) uint8."""
     opener, operations = pillow
     try:
-        with opener.open(path) as image:
+        with _unwarned(), opener.open(path) as image:
+            if image.mode.startswith(WIDE):
+                raise ValueError(f"its pixels (mode {image.mode}) have more than 8 bits; give 8-bit images, or .npz")
             fitted = operations.fit(operations.exif_transpose(image).convert(mode), size)
     except (OSError, ValueError, SyntaxError, opener.DecompressionBombError) as error:
         raise UsageError(f"{path}: cannot be read as an image: {one_line(error)}") from error

@@ -132,10 +132,17 @@ def importance(function: Function, view: GroupView) -> Scores:
     Raises:
         UsageError: the user's own function does not return n finite numbers that are not negative.
     """
-    scores = np.asarray(function(view), np.float64)
-    if scores.shape != (view.group.channels,) or not np.isfinite(scores).all() or scores.min() < 0:
+    given = np.asarray(function(view))
+    if given.shape != (view.group.channels,) or not _are_scores(given):
         raise UsageError(
             f"importance of {view.group.name}: the scores are not {view.group.channels} finite numbers from 0 up"
         )
+    scores = given.astype(np.float64)
     mean = scores.mean()
     return scores / mean if mean > 0 else scores
+
+
+def _are_scores(given: Array) -> bool:
+    """Whether they are real numbers from 0 up that have a mean."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(given.dtype.kind in "fiub" and given.min() >= 0 and np.isfinite(given.sum(dtype=np.float64)))

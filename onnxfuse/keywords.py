@@ -78,7 +78,7 @@ class FuseKeywords(SharedKeywords, total=False):
         keep: regular expressions; layers that match keep the channels they make.
         from_plan: the plan of an earlier run, which says how many channels the groups it names keep.
         latency: time the original and the result.
-        threads: of onnxruntime, for the timing.
+        threads: of onnxruntime, for the timing; at most as many as this machine has.
         target_latency: budget like the others, as a share of the original's or a time such as '4ms'.
         max_error: largest absolute difference allowed in any output, on what `min_cosine` is measured on.
         max_drop: how much the metric on `eval` may fall. Floors alone find the smallest model that holds them;

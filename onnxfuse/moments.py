@@ -154,11 +154,11 @@ def statistics(chunks: Chunks, axis: int = 1) -> tuple[Moment, Moment]:
     """(n,) mean and deviation over all batches of each channel on `axis`, of at most `PLACES` values and a few."""
     parts = [_sampled(c, axis, PLACES // len(chunks) + 1) for c in chunks]
     weight = np.array([len(p) for p in parts]) / sum(map(len, parts))
-    means = np.stack([p.mean(axis=0) for p in parts]).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # `rows` looks
+        means = np.stack([p.mean(axis=0) for p in parts]).astype(np.float64)
         variances = np.stack([p.var(axis=0) for p in parts]).astype(np.float64)
-    mean = weight @ means
-    return mean, np.sqrt(np.maximum(weight @ (variances + (means - mean) ** 2), 0))
+        mean = weight @ means
+        return mean, np.sqrt(np.maximum(weight @ (variances + (means - mean) ** 2), 0))
 
 
 def scaled_and_shifted(chunks: Chunks, scale: Array, shift: Array, axis: int = 1) -> Chunks:

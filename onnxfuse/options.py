@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,13 @@ class Options:
     def timed(self) -> bool:
         """Whether the original and the result are to be timed."""
         return self.latency or self.threads is not None or self.target_latency is not None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files and folders that are read besides the model."""
+        scores = [self.importance] if str(self.importance).endswith(".npz") else []
+        given = (self.calib, self.gradients, self.eval, self.from_plan, *scores)
+        return [Path(source) for source in given if isinstance(source, (str, os.PathLike))]
 
     @property
     def floors(self) -> bool:

@@ -25,6 +25,11 @@ class ModelSource:
         self.beside: tuple[Path, ...] = ()
         self.bytes = 0
 
+    @property
+    def files(self) -> list[Path]:
+        """The model's file, if it is in one."""
+        return [] if self.name is None else [Path(self.name)]
+
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
         model = self.as_it_is()

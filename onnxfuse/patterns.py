@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 from .allocate import kept_count
@@ -25,7 +26,7 @@ def ratios(o: Options) -> list[tuple[str, float]]:
     for item in o.ratio:
         pattern, _, number = item.rpartition("=")
         try:
-            kept_count(1, float(number))
+            kept_count(1, float(number if pattern else ""))
         except ValueError as error:  # UsageError is one
             raise UsageError(f"--ratio {item!r} is not REGEX=S with a sparsity 0 ≤ S < 1") from error
         found.append((pattern, float(number)))
@@ -33,15 +34,17 @@ def ratios(o: Options) -> list[tuple[str, float]]:
 
 
 def check_patterns(patterns: Sequence[str]) -> None:
-    """Every pattern must be a regular expression.
+    """Every pattern must be a regular expression, and one that means the same in the next Python.
 
     Raises:
         UsageError: one is not.
     """
     for pattern in patterns:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                re.compile(pattern)
+        except (re.error, OverflowError, Warning) as error:
             raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
 

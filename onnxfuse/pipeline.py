@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onnx import ModelProto
 
 from . import files
-from .attempt import Setting, attempt
+from .attempt import Finished, Setting, attempt
 from .calibdata import Samples, calibration
 from .checks import check_options
 from .compress import Progress, Studies
@@ -32,6 +32,7 @@ from .quantized import lowered_graph
 from .report import Report, growth
 from .search import Judge
 from .settle import follow, kept_channels
+from .sidefiles import NONE, SideFiles
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -82,18 +83,21 @@ def fuse(
 
 
 def fuse_with(
-    model: PathLike | ModelProto, output: PathLike | None, options: Options, progress: Progress | None = None
+    model: PathLike | ModelProto,
+    output: PathLike | None,
+    options: Options,
+    progress: Progress | None = None,
+    beside: SideFiles = NONE,
 ) -> FuseResult:
-    """`fuse` with its options as one object."""
+    """`fuse` with its options as one object, and files beside the model that are written before it."""
     start, tell = time.perf_counter(), progress or (lambda stage, done, total: None)
     transport, providers = check_options(options), provider_list(options.provider)
-    destination = None if output is None else Path(output).resolve()  # through a symbolic link
-    if destination is not None:
-        files.check_writable(destination)
+    destination, source = None if output is None else Path(output), ModelSource(model)
+    beside.check(destination, options.files, source.files)
     tell("load", 0, 1)
-    source = ModelSource(model)
     original = source.load()
     options = replace(options, external_data=options.external_data or bool(source.beside))
+    files.check_unread(beside.paths(), source.beside)
     if destination is not None and source.name is not None:
         files.check_distinct(Path(source.name), destination, source.beside)
     check_matches("exclude", options.exclude, "node", _labels(original))
@@ -101,15 +105,20 @@ def fuse_with(
     reference = probe(original, providers, options.input_shapes, options.seed)
     samples = _samples(original, reference, providers, options, tell)
     judge = _judge(source, reference, providers, options, samples)
-    setting = Setting(source, destination, reference, providers, transport, judge, samples, Studies(), tell)
-    options, done = attempt(setting, original, options)
-    small = done.small
-    before, after = replace(small.before, file_bytes=source.bytes), replace(small.after, file_bytes=done.size)
-    report = Report(
-        source.name, None if output is None else str(output), options.recorded(), before, after, small.groups,
-        small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality,
-        (*small.notes, *growth(before, after)), small.free, done.fidelity,
-    )  # fmt: skip
+
+    def conclude(options: Options, done: Finished) -> Report:
+        small = done.small
+        before, after = replace(small.before, file_bytes=source.bytes), replace(small.after, file_bytes=done.size)
+        report = Report(
+            source.name, None if output is None else str(output), options.recorded(), before, after, small.groups,
+            small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality,
+            (*small.notes, *growth(before, after)), small.free, done.fidelity,
+        )  # fmt: skip
+        beside.write(report, small.plan)
+        return report
+
+    setting = Setting(source, destination, reference, providers, transport, judge, samples, Studies(), tell, conclude)
+    small, report = attempt(setting, original, options)
     return FuseResult(small.model, report, small.plan)
 
 

@@ -67,12 +67,14 @@ def own_scores(arrays: Mapping[str, Array], channels: Channels) -> Function:
     theirs. An array for a group (by the name that the report shows) has a score for each of its channels.
 
     Raises:
-        UsageError: a name that makes no channels of any group.
+        UsageError: a name that makes no channels of any group, or what are no real numbers.
     """
     known = dict.fromkeys(name for g in channels.groups for name in (g.name, *(s.node for s in _made(g))))
     for name in arrays:
         if name not in known:
             raise UsageError(f"--importance: {name!r} makes no channels that may shrink{near(name, known)}")
+        if arrays[name].dtype.kind not in "fiub":
+            raise UsageError(f"--importance: {name!r} is {arrays[name].dtype}; give numbers from 0 up")
 
     def look_up(view: GroupView) -> Scores:
         group = view.group

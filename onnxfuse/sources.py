@@ -63,13 +63,19 @@ def _normalized(x: Array, mean: Array, std: Array, layout: str, origin: str) -> 
             f"{origin}: x {x.shape} with mean {mean.shape}, std {std.shape} and layout {layout!r} are not images "
             f"(N, H, W, C), a number for each of C, std above 0, and one of {', '.join(LAYOUTS)}"
         )
-    return np.ascontiguousarray(((x.astype(np.float32) - mean) / std).astype(np.float32).transpose(LAYOUTS[layout]))
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+        values = ((x.astype(np.float32) - mean) / std).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UsageError(f"{origin}: x has values that are not finite, or that float32 cannot hold with mean and std")
+    return np.ascontiguousarray(values.transpose(LAYOUTS[layout]))
 
 
 def _read(path: Path, option: str) -> dict[str, Array]:
     named = f"{option} {path}".strip()
     if not path.exists():
         raise UsageError(f"{named}: no such file")
+    if not path.is_file():  # a pipe cannot be read out of order, and one that nobody writes to is waited for
+        raise UsageError(f"{named}: is not a file; give an .npz file")
     try:
         if not zipfile.is_zipfile(path):
             raise UsageError(f"{named}: is not an .npz file; write one with numpy.savez, each array under its name")

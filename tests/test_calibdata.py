@@ -317,6 +317,13 @@ def test_an_image_is_cut_to_the_models_shape(tmp_path: Path) -> None:
     assert (x[:, :, :, 4:] == 255 - np.arange(64)[:, None, None, None]).all()
 
 
+def test_pillow_warns_of_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image is large for Pillow from 89 million pixels on."""
+    with Image.open(next(photos.rglob("*.png"))) as image:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", image.width * image.height - 1)
+    assert len(joined(batches_of(model_of("open"), photos))) == 64
+
+
 def test_open_sizes_are_those_of_the_probe(photos: Path) -> None:
     model = model_of("any size")
     reference = probe(model, CPU, {"x": (2, 3, 20, 10)})
@@ -348,6 +355,9 @@ def test_unreadable_and_missing_images_are_refused(photos: Path) -> None:
         batches_of(model_of("open"), {"x": normal(64, 3, 8, 8)}, "scale=1")
     (photos / "a" / "007.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match=r"007\.png: cannot be read as an image"):
+        batches_of(model_of("open"), photos)
+    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(photos / "a" / "007.png")
+    with pytest.raises(UsageError, match=r"007\.png: cannot .* \(mode I.*\) have more than 8 bits; give 8-bit"):
         batches_of(model_of("open"), photos)
     (photos / "empty").mkdir()
     with pytest.raises(UsageError, match="has no images"):

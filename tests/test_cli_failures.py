@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import onnx
@@ -126,6 +128,7 @@ WRONG_SHAPE = """(float[N,4] x) => (float[N,M] y) <float[4,6] w1, int64[2] t = {
 INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing file": (lambda folder: folder / "none.onnx", "no such file"),
     "directory": (directory, "is a directory"),
+    "device": (lambda folder: Path("/dev/null"), "is not a file; give an .onnx file"),
     "png": (junk(PNG), "is not an ONNX model"),
     "truncated": (truncated, "is not an ONNX model, or is truncated"),
     "empty file": (junk(b""), "is not an ONNX model"),
@@ -202,6 +205,10 @@ def test_weights_biases_and_factors_must_be_finite(
 
 # --- destinations ---------------------------------------------------------------------------------------------------
 DESTINATIONS = {
+    "no disk behind it": ("/dev/null", [], "is a device or a pipe, not a file; give a file name, or --dry-run"),
+    "links in a circle": ("directory", [], "is a symbolic link that leads in a circle"),
+    "plan: links in a circle": ("out.onnx", ["--plan", "directory"], "is a symbolic link that leads in a circle"),
+    "json: not writable": ("out.onnx", ["--json", "/proc/r.json"], "/proc/r.json: cannot be written: No such file"),
     "no such directory": ("none/out.onnx", [], "the directory"),
     "is a directory": ("", [], "is a directory"),
     "below a file": ("in.onnx/out.onnx", [], "the directory"),
@@ -219,6 +226,7 @@ def test_bad_destination(
 ) -> None:
     monkeypatch.chdir(folder)
     name, extra, message = DESTINATIONS[case]
+    (folder / "directory").symlink_to("directory")
     check_failed(call(capfd, "in.onnx", folder / name, "--sparsity", 0.5, *extra), 1, message, folder)
     assert onnx.load(folder / "in.onnx") == build("residual")
 
@@ -233,13 +241,52 @@ def test_two_results_in_one_file(flag: str, folder: Path, capfd: pytest.CaptureF
         assert onnx.load(folder / "in.onnx") == build("residual")
 
 
-def test_output_onto_the_data_of_the_input(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("results", ["read.npz", "out.onnx --json linked.npz", "out.onnx --plan read.npz"])
+@pytest.mark.parametrize("option", ["--calib", "--eval", "--gradients", "--from-plan", "--config", "--importance"])
+def test_what_is_read_is_not_written(
+    option: str, results: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file is read for, and by whatever name: `linked` is a link to it."""
+    monkeypatch.chdir(folder)
+    Path("read.npz").write_bytes(before := b"seed = 1\n")
+    Path("linked.npz").hardlink_to("read.npz")
+    needed = ["--importance", "taylor"] if option == "--gradients" else []
+    code, _, err = call(capfd, "in.onnx", *results.split(), *HALF, *needed, option, "read.npz")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.endswith(f"{results.split()[-1]}: this run reads that file; give another one to write to\n")
+    assert Path("read.npz").read_bytes() == before
+    assert Path("out.onnx").read_bytes() == PRECIOUS
+
+
+def test_side_files_are_written_before_the_model(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may be full at last: then the destination is as it was, as is said."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "plan.npz")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    (folder / "directory").mkdir()
+    run = call(capfd, folder / "in.onnx", folder / "out.onnx", *HALF, "--plan", folder / "directory" / "plan")
+    check_failed(run, 1, "plan.npz: cannot be written: No space left on device", folder)
+    assert not [*(folder / "directory").iterdir()]
+
+
+def test_a_pipe_takes_the_report(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _, _ = call(capfd, folder / "in.onnx", folder / "out.onnx", *HALF, "--quiet", "--json", "/dev/null")
+    assert (code, Path("/dev/null").is_char_device()) == (0, True)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plan"])
+def test_output_onto_the_data_of_the_input(flag: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The model that was read would lose its weights."""
     path = folder / "bad.onnx"
     onnx.save(build("residual"), path, save_as_external_data=True, location="bad.data", size_threshold=0)
     before = onnx.load(path)
-    code, _, err = call(capfd, path, folder / "bad.data", *HALF)
-    assert (code in (1, 2), len(err.splitlines())) == (True, 1)
+    for given in ([folder / "bad.data"], [folder / "out.onnx", flag, folder / "bad.data"]):
+        code, _, err = call(capfd, path, *given, *HALF)
+        assert (code in (1, 2), len(err.splitlines())) == (True, 1)
     assert onnx.load(path) == before
 
 
@@ -318,6 +365,17 @@ def test_usage(arguments: list[str], message: str, folder: Path, capfd: pytest.C
     assert err.startswith("onnxfuse: ")
     assert message in err
     assert err.endswith("see onnxfuse --help\n")
+    _, out, err = call(capfd, *arguments, "--json", "-")
+    assert err == f"onnxfuse: {report_of(out)['error']}\n"
+
+
+def test_debug_adds_a_stack_trace(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = folder / "in.onnx", folder / "none" / "out.onnx", *HALF, "--json", "-"
+    code, out, err = call(capfd, *arguments)
+    again, same, trace = call(capfd, *arguments, "--debug")
+    assert (code, out) == (again, same) == (1, same)
+    assert trace.startswith("Traceback")
+    assert trace.endswith(err)
 
 
 def test_no_output(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -333,11 +391,11 @@ def test_failed_check_as_json(folder: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 # --- as a process ---------------------------------------------------------------------------------------------------
-def process(*arguments: object) -> subprocess.Popen[str]:
+def process(*arguments: object, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
     """The command, which takes SIGINT even where these tests were started in the background and so ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "onnxfuse", *map(str, arguments)],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -356,6 +414,49 @@ def test_module_fails(folder: Path) -> None:
     with process(folder / "none.onnx", folder / "out.onnx", *HALF) as run:
         out, err = run.communicate()
     check_failed((run.returncode, out, err), 1, "no such file", folder)
+
+
+def test_nobody_reads_stdout(folder: Path) -> None:
+    """As with `| head -1`: what is said is lost, not what is done."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with process(folder / "in.onnx", folder / "out.onnx", *HALF, stdout=writer) as run:
+        os.close(writer)
+        assert run.communicate()[1] == ""
+    assert (run.returncode, onnx.load(folder / "out.onnx").graph.name) == (0, build("residual").graph.name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="not on this system")
+def test_stdout_cannot_be_written(folder: Path) -> None:
+    with Path("/dev/full").open("w") as full, process("--help", stdout=full) as run:
+        assert run.communicate()[1] == "onnxfuse: stdout: cannot be written: No space left on device\n"
+    assert run.returncode == 1
+
+
+SHELL = "import sys, onnxfuse.streams as s; s.open_streams(); print('é'); print(s.wants_json(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("redirected", "said"), [("", "?\nTrue\n"), (">&-", ""), ("<&- 2>&- >&-", "")])
+def test_streams_that_are_ascii_or_closed(redirected: str, said: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = ["sh", "-c", f'"$0" -c "$1" --json - {redirected}', sys.executable, SHELL]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
+    assert (done.stdout, done.stderr) == (said, "")
+
+
+def test_interrupted_while_packages_are_imported(folder: Path) -> None:
+    """The first module that the command line imports sends the signal."""
+    code = """import os, signal, sys
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "numpy": import warnings; warnings.warn("of numpy"); os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, Stop())
+from onnxfuse.__main__ import entry
+entry()"""
+    command = [sys.executable, "-c", code, "in.onnx", "out.onnx", *HALF, "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (130, "onnxfuse: interrupted\n")
+    assert report_of(done.stdout)["exit_code"] == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

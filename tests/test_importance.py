@@ -116,6 +116,7 @@ BAD_GRADIENTS: Mapping[str, tuple[Mapping[str, Array | None], str]] = {
     "unknown": ({"w22": np.zeros(1)}, "'w22' is no initializer of the model; near: w2"),
     "transposed": ({"w2": np.zeros((10, 8), np.float32)}, "has shape [10, 8], its weight has [8, 10]; transpose it"),
     "shape": ({"w2": np.zeros(3, np.float32)}, "has shape [3], its weight has [8, 10]"),
+    "overflow": ({"w2": np.full((8, 10), 1e300)}, "'w2' times its weight is more than float32 holds"),
     "not a number": ({"w2": np.full((8, 10), np.nan, np.float32)}, "'w2' has values that are no finite floats"),
 }
 
@@ -232,6 +233,9 @@ def test_a_plan_can_be_written_whatever_was_given(source: Any, recorded: str, tm
         ({"h1": np.ones(8)}, "has no 10 scores for h2"),
         (MLP | {"h1": np.ones(7)}, "'h1' has 8 outputs, its scores have shape [7]"),
         (MLP | {"h1": -np.ones(8)}, "importance of h1: the scores are not 8 finite numbers from 0 up"),
+        (MLP | {"h1": np.full(8, 1j)}, "'h1' is complex128; give numbers from 0 up"),
+        (MLP | {"h1": np.full(8, 1e308)}, "importance of h1: the scores are not 8 finite numbers from 0 up"),
+        (lambda v: np.full(10, 1j), "importance of h2: the scores are not 10 finite numbers from 0 up"),
         (lambda v: np.ones(3), "importance of h2: the scores are not 10 finite numbers from 0 up"),
     ],
 )
@@ -305,6 +309,10 @@ def test_a_flattened_channel_has_all_its_places() -> None:
         ({"importance": "l1", "gradients": {}}, "--gradients is for --importance taylor"),
         ({"calib_preprocess": "scale=1"}, "--calib-preprocess is of the images of --calib"),
         ({"importance": "chip", "calib": {}}, "calibration data: has no array for input 'x'"),
+        (
+            {"importance": "chip", "method": "drop", "calib": {"x": CALIB["x"] * np.float32(5e37)}},
+            "overflows on the samples",
+        ),
         ({"lossless": True, "sparsity": None, "calib": CALIB}, "leave out --calib"),
     ],
 )

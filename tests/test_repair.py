@@ -17,7 +17,7 @@ import onnxfuse
 from onnxfuse import attempt, runs
 from onnxfuse.cli import main
 from onnxfuse.comparison import Comparison
-from onnxfuse.errors import Unsound
+from onnxfuse.errors import Unsound, VerificationFailed
 from onnxfuse.grouping import find_channels
 from onnxfuse.heldout import parted
 from onnxfuse.leastsquares import Prior, fit
@@ -35,6 +35,7 @@ from onnxfuse.verify import verify
 
 from .graphs import MODELS, Array, build, from_text, inputs, run, weights
 from .hard_texts import RECURRENT
+from .texts import TEXTS
 
 GRAPHS = """mlp matmul_add conv_bn residual dense_block depthwise grouped conv_transpose squeeze_excite split
 channel_shuffle flatten_spatial shared_bias shared_weight instance_norm attention_fused conv3d""".split()
@@ -666,3 +667,9 @@ def test_gates_are_refitted_with_their_bias(op: str, gates: int, direction: str)
     dense, made = run(model, feeds)[0], run(result.model, feeds)[0]
     assert np.linalg.norm(made - dense) < 0.02 * np.linalg.norm(dense)
     assert [r.reader.bias for r in result.plan.repairs] == ["b"]
+
+
+def test_weights_near_the_largest_number_end_in_one_line() -> None:
+    """Sums of what they make are beyond all numbers, and NumPy's warnings are errors here."""
+    with pytest.raises(VerificationFailed, match="differ by nan"):
+        onnxfuse.fuse(from_text(TEXTS["residual"], {"w1": np.full((8, 3, 3, 3), 1e38)}), sparsity=0.5)

@@ -169,6 +169,10 @@ BAD: list[tuple[dict[str, Array], str]] = [
         {"x": np.where(np.arange(5)[:, None] > 1, np.float32("inf"), X), "y": np.zeros(5, int)},
         "'x' has a nan or an infinity in sample 2",
     ),
+    (
+        {"x": np.full((9, 2, 2), 1e300), "mean": X[0, :1], "std": 1 + X[0, :1], "layout": np.array("NCHW")},
+        "x has values that are not finite, or that float32 cannot hold with mean and std",
+    ),
     ({"mean": X[0], "std": X[0], "layout": np.array("NCWH")}, "are not images (N, H, W, C)"),
     (
         {"x": np.ones((9, 2, 2), np.uint8), "mean": X[0, :1], "std": 0 * X[0, :1], "layout": np.array("NCHW")},
@@ -218,6 +222,7 @@ def test_images_say_how_they_are_read(tmp_path: Path) -> None:
         ({"max_error": float("nan")}, "max-error nan is not an error"),
         ({"sparsity": 0.5, "eval": "none.npz"}, "--eval none.npz: no such file"),
         ({"sparsity": 0.5, "eval": __file__}, "is not an .npz file"),
+        ({"sparsity": 0.5, "eval": "/dev/null"}, "--eval /dev/null: is not a file; give an .npz file"),
         ({"sparsity": 0.5, "threads": 0}, "threads 0 is not a number of threads"),
         ({"sparsity": 0.5, "round_to": "nine"}, "round-to 'nine' is not known; choose from auto, 1, 8, 16"),
         ({"target_latency": "4 weeks"}, "--target-latency '4 weeks' is not an amount"),
