@@ -8,7 +8,7 @@ cover each other, whose statistics are close to those of photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -178,19 +178,24 @@ def _colour(channels: int, rng: np.random.Generator) -> Array:
 def _leaf(image: Array, radius: float, rng: np.random.Generator) -> None:
     """Draw one ellipse, rectangle or bar with a slope of brightness."""
     h, w = image.shape[1:]
-    (cy, cx), angle, stretch = rng.uniform((0, 0), (h, w)), rng.uniform(0, np.pi), np.exp(0.6 * rng.standard_normal())
+    cy, cx, angle = rng.uniform(0, h), rng.uniform(0, w), rng.uniform(0, np.pi)
+    stretch = math.exp(0.6 * rng.standard_normal())
     reach = 2 + 1.5 * radius * max(stretch, 1 / stretch, 2)
-    box = tuple(slice(max(0, int(c - reach)), min(n, int(c + reach) + 1)) for c, n in ((cy, h), (cx, w)))
-    y, x = np.ogrid[box]
-    u = (y - cy) * math.cos(angle) + (x - cx) * math.sin(angle)
-    v = (x - cx) * math.cos(angle) - (y - cy) * math.sin(angle)
-    inside = (
-        (u / stretch) ** 2 + (v * stretch) ** 2 < radius**2,
-        (abs(u) < radius * stretch) & (abs(v) < radius / stretch),
-        (abs(u) < 2 * radius) & (abs(v) < max(0.5, 0.15 * radius)),
-    )[rng.integers(3)]
+    rows, columns = (slice(max(0, int(c - reach)), min(n, int(c + reach) + 1)) for c, n in ((cy, h), (cx, w)))
+    y, x = np.arange(rows.start, rows.stop)[:, None] - cy, np.arange(columns.start, columns.stop) - cx
+    u, v = y * math.cos(angle) + x * math.sin(angle), x * math.cos(angle) - y * math.sin(angle)
+    inside = SHAPED[rng.integers(len(SHAPED))](u, v, radius, stretch)
     slope = 0.3 * rng.standard_normal() / radius
-    image[:, box[0], box[1]][:, inside] = _colour(len(image), rng)[:, None] + slope * u[inside]
+    image[:, rows, columns][:, inside] = _colour(len(image), rng)[:, None] + slope * u[inside]
+
+
+Drawing = Callable[[Array, Array, float, float], Array]
+SHAPED: Sequence[Drawing] = (
+    lambda u, v, radius, stretch: (u / stretch) ** 2 + (v * stretch) ** 2 < radius**2,
+    lambda u, v, radius, stretch: (abs(u) < radius * stretch) & (abs(v) < radius / stretch),
+    lambda u, v, radius, stretch: (abs(u) < 2 * radius) & (abs(v) < max(0.5, 0.15 * radius)),
+)
+"""Which places are inside an ellipse, a rectangle and a bar, whose axes are `u` and `v`."""
 
 
 def _signal(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
