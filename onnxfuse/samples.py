@@ -184,7 +184,7 @@ def _leaf(image: Array, radius: float, rng: np.random.Generator) -> None:
     rows, columns = (slice(max(0, int(c - reach)), min(n, int(c + reach) + 1)) for c, n in ((cy, h), (cx, w)))
     y, x = np.arange(rows.start, rows.stop)[:, None] - cy, np.arange(columns.start, columns.stop) - cx
     u, v = y * math.cos(angle) + x * math.sin(angle), x * math.cos(angle) - y * math.sin(angle)
-    inside = SHAPED[rng.integers(len(SHAPED))](u, v, radius, stretch)
+    inside = SHAPED[int(rng.integers(len(SHAPED)))](u, v, radius, stretch)
     slope = 0.3 * rng.standard_normal() / radius
     image[:, rows, columns][:, inside] = _colour(len(image), rng)[:, None] + slope * u[inside]
 
