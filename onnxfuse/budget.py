@@ -90,12 +90,16 @@ def absolute(options: Options, original: Mapping[str, Callable[[], float]]) -> O
     return replace(options, **{field: max(1.5, value) for field, value in found.items()})  # above 1: not a share
 
 
+def unmeasured() -> None:
+    """No moments: weights have to do."""
+
+
 def choose(
     channels: Channels,
     families: Families,
     options: Options,
     room: float | None = None,
-    measured: Study | None = None,
+    measured: Callable[[], Study | None] = unmeasured,
 ) -> Widths:
     """The width of every family.
 
@@ -104,7 +108,8 @@ def choose(
         families: the widths they may have.
         options: a sparsity, or budgets that must all hold.
         room: how much of the multiply-accumulates that could go may stay, 0 to 1; None: as much as the budgets let.
-        measured: moments from which to estimate what channels cost; None: from the weights.
+        measured: gives moments from which to estimate what channels cost, or None: from the weights. It may take long,
+            and is asked only once the budgets are known to be within reach.
 
     Raises:
         UsageError: a budget is out of reach; the message has the smallest value that is not.
@@ -116,11 +121,10 @@ def choose(
     exact = None if options.sparsity is None else uniform(families, options.sparsity)
     if local and exact is not None and families.allow(exact):
         return exact
-    choices = families.around(exact) if local and exact is not None else families
-    costs = _costs(channels, choices, measured, options.method)
     layout = Layout(channels, families.places)
     if exact is not None:
-        main = _main(layout, families)
+        choices, main = families.around(exact) if local else families, _main(layout, families)
+        costs = _costs(channels, choices, measured(), options.method)
         near = cheapest(families.around(exact), costs, [main.at(exact).in_whole_blocks(IN_BLOCKS["local"])])
         return near if local else cheapest(families, costs, [main.at(near)])
     limits = _limits(layout, families.finest(), options)
@@ -128,6 +132,7 @@ def choose(
         return families.widest  # in parts of blocks, too: nothing is asked for
     if not all(limit.holds(families.narrowest) for limit in limits):
         families = families.finest()  # blocks are too coarse for such a budget
+    costs = _costs(channels, families, measured(), options.method)
     if room is not None:
         limits.append(_part_of(layout, families, room))
     if local or options.target_latency is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .budget import choose
+from .budget import choose, unmeasured
 from .calibrate import Study
 from .channels import Channels, held
 from .errors import ModelError, NothingToMerge
@@ -51,8 +51,12 @@ def settle(
     seen: list[Study | None] = []
 
     def choose_some(channels: Channels) -> list[int]:
-        seen[:] = [look(channels)] if options.spreads else []
-        keep = kept_channels(channels, options, room, *seen)
+        def measured() -> Study | None:
+            seen[:] = [look(channels)]
+            return seen[0]
+
+        seen.clear()
+        keep = kept_channels(channels, options, room, measured if options.spreads else unmeasured)
         lenient = options.budgets or options.sparsity == 0 or room is not None  # what is small enough stays as it is
         if not lenient and not any(k < g.channels for k, g in zip(keep, channels.groups, strict=True)):
             raise NothingToMerge(_nothing(channels, options))
@@ -63,9 +67,12 @@ def settle(
 
 
 def kept_channels(
-    channels: Channels, options: Options, room: float | None = None, measured: Study | None = None
+    channels: Channels,
+    options: Options,
+    room: float | None = None,
+    measured: Callable[[], Study | None] = unmeasured,
 ) -> list[int]:
-    """How many channels each group keeps.
+    """How many channels each group keeps; nothing is `measured` for what cannot be had.
 
     Raises:
         NothingToMerge: the smallest model of a quality is asked for, and nothing may shrink.

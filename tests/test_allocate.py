@@ -107,9 +107,11 @@ def test_budget_holds(name: str, resource: str, scope: str) -> None:
     assert report.after.channels > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_global_spends_what_local_does(name: str) -> None:
-    local, spread = (onnxfuse.fuse(build(name), sparsity=0.5, scope=s).report for s in ("local", "global"))
+@pytest.mark.parametrize(("name", "method"), [*((n, "fold") for n in NAMES), ("residual", "auto"), ("mlp", "auto")])
+def test_global_spends_what_local_does(name: str, method: str) -> None:
+    local, spread = (
+        onnxfuse.fuse(build(name), sparsity=0.5, scope=s, method=method).report for s in ("local", "global")
+    )
     if spread.before.macs:
         assert spread.after.macs <= local.after.macs
 
@@ -151,6 +153,15 @@ def test_a_budget_that_holds_already_removes_nothing(round_to: int | str) -> Non
     report = onnxfuse.fuse(build("residual"), target_params="1M", round_to=round_to).report
     assert report.after.channels == report.before.channels
     assert report.comparison.cosine == pytest.approx(1)
+
+
+@pytest.mark.parametrize("options", [{"target_macs": 0.001}, {"ratio": ["nothing=0.5"]}])
+def test_what_cannot_be_had_is_told_before_anything_is_measured(options: dict[str, Any]) -> None:
+    stages: list[str] = []
+    with pytest.raises(onnxfuse.UsageError):
+        onnxfuse.fuse(build("residual"), progress=lambda stage, *_: stages.append(stage), **options)
+    assert "find channel groups" in stages
+    assert "measure" not in stages
 
 
 def test_single_layers() -> None:
