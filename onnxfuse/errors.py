@@ -69,6 +69,8 @@ def shown(value: object, limit: int = 60) -> str:
 
 
 def near(wanted: str, names: Iterable[str]) -> str:
-    """What ends a message about a name that does not exist: names like it."""
-    found = ", ".join(difflib.get_close_matches(wanted, list(names), 3, 0.3))
-    return f"; near: {found}" if found else ""
+    """What ends a message about a name that does not exist: names like it, if there are none some others."""
+    known = list(dict.fromkeys(names))
+    if found := difflib.get_close_matches(wanted, known, 3, 0.3):
+        return f"; near: {', '.join(found)}"
+    return f"; there is {', '.join(known[:3])}{', …' if len(known) > 3 else ''}" if known else ""

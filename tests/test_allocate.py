@@ -213,6 +213,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--ratio", "c1=1.5"], "is not REGEX=S"),
     (["--ratio", "x1=0.5"], "--ratio 'x1' matches no layer whose channels may shrink; near: c1"),
     (["--sparsity", "0.5", "--keep", "x1"], "--keep 'x1' matches no layer"),
+    (["--sparsity", "0.5", "--keep", "Q+Q"], "--keep 'Q+Q' matches no layer whose channels may shrink; there is c1"),
     (["--sparsity", "0.5", "--keep", "("], "is not a regular expression"),
 ]
 
