@@ -137,10 +137,20 @@ LARGER = (
 )
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
-DOUBT = (
-    "its outputs hardly resemble the original's {}: measure it on your own test set; less --sparsity, "
-    "--scope global and --calib keep more, --min-cosine refuses such a result"
-)
+
+
+def doubt(report: Report) -> tuple[str, ...]:
+    """A warning that the outputs are far from the original's, and which ways of keeping more were not taken."""
+    likeness, where = report.likeness
+    if not likeness < DOUBTFUL:
+        return ()
+    spread = report.options.get("sparsity") is None or report.options.get("scope") == "global"
+    ways = ["removing less", *["--scope global"] * (not spread), *["--calib"] * (not report.options.get("calib"))]
+    keep = f"{', '.join(ways[:-1])} and {ways[-1]} keep" if len(ways) > 1 else f"{ways[0]} keeps"
+    return (
+        f"its outputs hardly resemble the original's {where}: measure it on your own test set; {keep} more, "
+        "--min-cosine refuses such a result",
+    )
 
 
 def growth(before: Size, after: Size) -> tuple[str, ...]:

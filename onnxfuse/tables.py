@@ -11,11 +11,10 @@ from rich.text import Text
 from .channels import ChannelGroup, Locked
 from .inspection import Analysis, layers
 from .report import (
-    DOUBT,
-    DOUBTFUL,
     GroupRow,
     Report,
     count,
+    doubt,
     fidelity_line,
     in_bytes,
     latency_notes,
@@ -48,10 +47,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(verification_line(report), soft_wrap=True, highlight=False)
     if report.fidelity is not None:
         console.print(fidelity_line(report.fidelity), soft_wrap=True, highlight=False)
-    likeness, where = report.likeness
-    if likeness < DOUBTFUL:
-        console.print(DOUBT.format(where), style="bold yellow", soft_wrap=True, highlight=False)
-    for warning in [*slowness(report.latency), *stiffness(report)]:
+    for warning in [*doubt(report), *slowness(report.latency), *stiffness(report)]:
         console.print(warning, style="bold yellow", soft_wrap=True, highlight=False)
 
 

@@ -72,7 +72,10 @@ def test_a_result_that_is_sound_but_hardly_alike_is_called_so(model: Path, capfd
     code, out, _ = call(capfd, model, target, "--sparsity", 0.9, "--method", "drop")
     assert code == 0
     assert doubt in out
+    assert "removing less, --scope global and --calib keep more" in out
     assert last(out).startswith("PASSED")
+    _, out, _ = call(capfd, model, target, "--target-params", 0.2, "--method", "drop")
+    assert "removing less and --calib keep more" in out  # a budget is spread already
     assert doubt not in call(capfd, model, target, "--sparsity", 0)[1]
 
 
