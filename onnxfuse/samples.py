@@ -32,6 +32,8 @@ FEWEST, MOST = 8, 256
 """Samples, whatever they cost."""
 CHEAP, MANY = 2e9, 1024
 """Multiply-accumulates for which more than `MOST` are taken, up to so many: small models see few places in each."""
+MORE = 3
+"""Times so many where samples are files, which are of many kinds."""
 SHAPES = (3, 60)
 """Leaves in an image, at least and at most."""
 HIGHEST, HARMONICS = 0.12, 60
@@ -58,9 +60,10 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
     size = min(CHUNK, count) if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
-    count = min(count, RUNS * size)
-    shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     vocabulary = {v.name: _vocabulary(model, v.name) for v in inputs}
+    files = any(size in BYTES for size in vocabulary.values())
+    count = min(count * (MORE if files else 1), RUNS * size)
+    shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if is_state(model, v.name)}
     drawn, sounds = [v.name for v in inputs if v.name not in states], waveforms(model)
     return [
@@ -109,7 +112,7 @@ def _sample(
 ) -> Array:
     if vocabulary is not None and like.dtype.kind in "iu":
         count, size = math.prod(shape[:1]), math.prod(shape[1:])
-        read = stream if vocabulary in BYTES else partial(_text, vocabulary=vocabulary)
+        read = partial(stream if vocabulary in BYTES else _text, vocabulary=vocabulary)
         return np.stack([read(size, rng) for _ in range(count)]).reshape(shape).astype(like.dtype)
     if like.dtype not in FLOATING:
         return np.resize(like, shape)

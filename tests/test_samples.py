@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from onnxfuse import fuse
+from onnxfuse.bytestreams import PADDING, SIZES
 from onnxfuse.calibdata import Batches
 from onnxfuse.grouping import find_channels
 from onnxfuse.levels import levelled
@@ -70,18 +71,41 @@ def test_tokens(case: str) -> None:
     assert len(np.unique(x, axis=0)) == len(x)
 
 
-def test_bytes_are_those_of_files() -> None:
-    """A vocabulary of 256 and a few codes more."""
-    text = "(int64[N,2048] x) => (float[N,2048,2] y) <float[257,2] w1> { y = Gather(w1, x) }"
+def files(vocabulary: int) -> list[Array]:
+    text = f"(int64[N,2048] x) => (float[N,2048,2] y) <float[{vocabulary},2] w1> {{ y = Gather(w1, x) }}"
     model = from_text(text)
-    batches = synthetic(model, probe(model, provider_list("cpu")), 64, seed=1)
-    files = [bytes(x.astype(np.uint8)) for b in batches for x in b["x"]]
-    texts = [f for f in files if all(c in b"\r\n" or 32 <= c < 127 for c in f)]
-    assert 0.5 < len(texts) / len(files) < 0.9
-    assert len(set(files)) == len(files)
+    return [x for b in synthetic(model, probe(model, provider_list("cpu")), 64, seed=1) for x in b["x"]]
+
+
+def test_bytes_are_those_of_files() -> None:
+    """A vocabulary of 256: three times as many samples, texts and binary files."""
+    made = [bytes(x.astype(np.uint8)) for x in files(256)]
+    texts = [f for f in made if all(c in b"\t\r\n" or 32 <= c < 127 for c in f)]
+    assert len(set(made)) == len(made) == 192
+    assert 0.5 < len(texts) / len(made) < 0.75
     common = np.array([[f.count(letter) for letter in (b" ", b"e", b"q")] for f in texts]).sum(axis=0)
     assert list(np.argsort(-common)) == [0, 1, 2]
-    assert all(f.count(0) > 0 for f in files if f not in texts)
+    binary = [np.frombuffer(f, np.uint8) for f in made if f not in texts]
+    assert np.mean([(x == 0).mean() > 0.02 for x in binary]) > 0.7
+
+
+def test_files_are_of_many_kinds() -> None:
+    """Markup, keys with values, tables, code; records, whose bytes repeat; packed data, which has no structure."""
+    made = [bytes(x.astype(np.uint8)) for x in files(256)]
+    forms = [rb"</\w+>\r?\n *<", rb'"\w+": ("\w+"|\d+),\r?\n', rb"\n(\d+([,;\t|])\w+)(\2\w+)*\r?\n", rb"\(\w+, \w+\)"]
+    assert all(sum(re.search(form, f) is not None for f in made) >= 3 for form in forms)
+    codes = [np.frombuffer(f, np.uint8) for f in made]
+    repeats = [max(np.mean(x[size:] == x[:-size]) for size in SIZES) for x in codes]
+    assert 10 <= sum(share > 0.5 for share in repeats) <= 60
+    assert 3 <= sum(share < 0.01 for share in repeats) <= 25
+
+
+def test_short_files_are_padded_where_a_code_is_left_for_it() -> None:
+    padded = [x for x in files(257) if (x == PADDING).any()]
+    assert 0.2 < len(padded) / 192 < 0.4
+    for x in padded:
+        at = np.flatnonzero(x == PADDING)
+        assert at[-1] - at[0] == len(at) - 1
 
 
 def test_one_token_alone() -> None:
