@@ -15,7 +15,7 @@ from onnx import ModelProto
 from .budget import Amount, amount
 from .calibdata import Samples
 from .channels import but_held
-from .comparison import floor_missed
+from .comparison import OutputError, floor_missed
 from .compress import Small
 from .errors import NothingToMerge, Unsound, UsageError, VerificationFailed
 from .evaluation import Evaluation
@@ -61,22 +61,28 @@ class Judge:
         target = self.options.target_latency
         return time if target is None else replace(time, most=latency_amount(target).of(time.before))
 
-    def holds(self, model: ModelProto) -> bool:
-        """Whether the model is as good as every floor says."""
-        if (self.options.min_cosine, self.options.max_error) != (None, None) and not self._alike(model):
-            return False
-        quality, most = self.quality(model), self.options.max_drop
-        return quality is None or most is None or within(quality, most)
+    def missed(self, model: ModelProto) -> str | None:
+        """What the model is worse in than some floor allows; None if it is as good as every floor says."""
+        if (self.options.min_cosine, self.options.max_error) != (None, None):
+            try:
+                worse = floor_missed(self._outputs(model), self.options.min_cosine, self.options.max_error)
+            except Unsound as error:
+                return str(error)
+            if worse is not None:
+                return worse
+        return self._lost(self.quality(model))
 
-    def _alike(self, model: ModelProto) -> bool:
-        try:
-            if self.samples is not None and comparable(self.original):
-                found = fidelity(self.original, model, self.samples, self.providers, self.reference.stand_in).outputs
-            else:
-                found = verify(model, self.reference, self.providers, None, None, lambda: self.original).outputs
-        except Unsound:
-            return False
-        return floor_missed(found, self.options.min_cosine, self.options.max_error) is None
+    def _outputs(self, model: ModelProto) -> Sequence[OutputError]:
+        if self.samples is not None and comparable(self.original):
+            return fidelity(self.original, model, self.samples, self.providers, self.reference.stand_in).outputs
+        return verify(model, self.reference, self.providers, None, None, lambda: self.original).outputs
+
+    def _lost(self, quality: Quality | None) -> str | None:
+        """How much of the metric, if it is more than may be; rounding forgiven."""
+        most = self.options.max_drop
+        if quality is None or most is None or quality.before - quality.after <= most + 1e-9:
+            return None
+        return f"{quality.metric} falls from {quality.before:.4f} to {quality.after:.4f}, by more than {most:g}"
 
     def verdict(self, model: ModelProto) -> tuple[Latency | None, Quality | None]:
         """Latency, if the options ask for it, and quality, if there is labelled data.
@@ -84,17 +90,10 @@ class Judge:
         Raises:
             VerificationFailed: more of the metric is lost than may be.
         """
-        quality, most = self.quality(model), self.options.max_drop
-        if quality is not None and most is not None and not within(quality, most):
-            raise VerificationFailed(
-                f"{quality.metric} falls from {quality.before:.4f} to {quality.after:.4f}, by more than {most:g}"
-            )
+        quality = self.quality(model)
+        if (lost := self._lost(quality)) is not None:
+            raise VerificationFailed(lost)
         return self.latency(model) if self.options.timed else None, quality
-
-
-def within(quality: Quality, max_drop: float) -> bool:
-    """Whether no more is lost than may be; rounding forgiven."""
-    return quality.before - quality.after <= max_drop + 1e-9
 
 
 def find(make: Make, judge: Judge, options: Options, tell: Callable[[str, int, int], None]) -> Small:
@@ -117,18 +116,17 @@ def _smallest(make: Make, judge: Judge, tell: Callable[[str, int, int], None]) -
 
     Along the line a model may be better than a larger one, by chance on the few samples there are or by its widths.
     """
-    trials = 0
+    missed: list[str | None] = []
 
     def trial(room: float) -> Small | None:
-        nonlocal trials
-        tell("search", trials, TRIALS + len(BELOW) + AGAIN)
-        trials += 1
+        tell("search", len(missed), TRIALS + len(BELOW) + AGAIN)
         small = make(room)
-        return small if judge.holds(small.model) else None
+        missed.append(judge.missed(small.model))
+        return None if missed[-1] else small
 
     best, least = _bisected(trial, 0.0, 1.0, TRIALS)
     if best is None:
-        raise NothingToMerge("no smaller model is as good as asked; allow a greater loss")
+        raise NothingToMerge(f"no smaller model is as good as asked; of the largest that was tried {missed[-1]}")
     worse = 0.0
     for room in (share * least for share in BELOW):
         if (found := trial(room)) is not None:
