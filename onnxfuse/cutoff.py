@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import reduce
 
@@ -68,28 +69,49 @@ class Goal:
     cut: Limits
     centred: bool
 
-    def pursued(self, weights: Array, solve: Callable[[Array], Array]) -> tuple[Array, Array]:
-        """(p, outputs) weights after all rounds, and (places, outputs) z.
+    def pursued(
+        self, weights: Array, known: Array, solve: Callable[[Array], Array], pool: Executor
+    ) -> tuple[Array, Array]:
+        """(p, outputs) weights after all rounds, and (places, outputs) z; half of the outputs by another thread.
 
-        Outputs that are to be nothing at all stay so. The mean of z matters to nothing but the bias: what is read has
-        none, so products with it are the covariances.
+        Outputs that are to be nothing at all stay so.
 
         Args:
-            weights: those closest to what is wanted.
-            solve: the same, of what the covariances of what is read with what should be made have more.
+            weights: those closest to what is wanted, `solve` of `known`.
+            known: (p, outputs) covariances of what is read with what is wanted, and what the ridge adds to them.
+            solve: weights, given such covariances with what should be made.
+            pool: of the other thread.
         """
         live = np.flatnonzero(self.wanted.any(axis=0) | weights.any(axis=0))
-        nearest = Nearest(self.wanted[:, live], _columns(self.cut, live))
-        mean, more = nearest.wanted.mean(axis=0), np.zeros_like(weights)
+        new, aim = weights.copy(), self.wanted.copy()
+
+        def pursue(outputs: Array) -> None:
+            new[:, outputs], moved = self._rounds(outputs, weights[:, outputs], known[:, outputs], solve)
+            aim[:, outputs] += moved
+
+        halves = [half for half in np.array_split(live, 2) if len(half)]
+        others = [pool.submit(pursue, half) for half in halves[1:]]
+        for half in halves[:1]:
+            pursue(half)
+        for other in others:
+            other.result()
+        return new, aim
+
+    def _rounds(
+        self, outputs: Array, weights: Array, known: Array, solve: Callable[[Array], Array]
+    ) -> tuple[Array, Array]:
+        """Weights, and z − t, of some outputs.
+
+        The mean of z matters to nothing but the bias: what is read has none, so products with it are the covariances.
+        """
+        nearest = Nearest(self.wanted[:, outputs], _columns(self.cut, outputs))
+        mean = wanted = nearest.wanted.mean(axis=0)
         for _ in range(ROUNDS):
-            found = self.seen @ weights[:, live]
+            found = self.seen @ weights
             moved = nearest(found + mean if self.centred else found)
-            more[:, live] = self.seen.T @ moved / len(moved)
-            mean = nearest.wanted.mean(axis=0) + moved.mean(axis=0)
-            weights = solve(more)
-        aim = self.wanted.copy()
-        aim[:, live] += moved
-        return weights, aim
+            mean = wanted + moved.mean(axis=0)
+            weights = solve(known + self.seen.T @ moved / len(moved))
+        return weights, moved
 
 
 class Nearest:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -240,7 +241,7 @@ def read_by(weights: Weights, reader: Reader) -> Array:
 
 
 def correct(
-    both: Sequence[Weights], reader: Reader, kept: NDArray[np.int64], moments: Sequence[PatchMoments]
+    both: Sequence[Weights], reader: Reader, kept: NDArray[np.int64], moments: Sequence[PatchMoments], pool: Executor
 ) -> tuple[Array | None, Sizes | None]:
     """Correct the weights; returns what was added to the graph's own, the first of `both`, and what they aim at.
 
@@ -251,7 +252,7 @@ def correct(
         return None, None
     real, measured = both[0], both[-1]
     view, index = columns_of(measured, reader)
-    added, aims = _correction(view[tuple(i[kept] for i in index)], moments)
+    added, aims = _correction(view[tuple(i[kept] for i in index)], moments, pool)
     if real is measured:
         return _add(real, reader, kept, added), aims
     ratio = (_sizes(real, reader) / np.maximum(_sizes(measured, reader), TINY)).reshape(reader.slot.split, -1)
@@ -261,14 +262,14 @@ def correct(
     return _add(real, reader, kept, own), aims
 
 
-def _correction(columns: Array, moments: Sequence[PatchMoments]) -> tuple[Array, Sizes | None]:
+def _correction(columns: Array, moments: Sequence[PatchMoments], pool: Executor) -> tuple[Array, Sizes | None]:
     """(k, q, outputs of a block, *taps) w′ − w for such columns of weights; and what they aim at."""
     found, aims = np.zeros_like(columns), list[Sizes]()
     for m in moments:
         part = columns[m.own]
         k, q, outputs = part.shape[:3]
         weights = part.reshape(k * q, outputs, -1).transpose(2, 0, 1).reshape(-1, outputs)  # in the order of patches
-        new, aim = _solved(m, weights)
+        new, aim = _solved(m, weights, pool)
         change = (new - weights).reshape(-1, k * q, outputs).transpose(1, 2, 0)
         found[m.own] = change.reshape(part.shape)
         aims += [] if aim is None else [sizes(aim)]
@@ -276,14 +277,14 @@ def _correction(columns: Array, moments: Sequence[PatchMoments]) -> tuple[Array,
     return found, (np.concatenate(means), np.concatenate(deviations)) if aims else None
 
 
-def _solved(m: PatchMoments, weights: Array) -> tuple[Array, Array | None]:
+def _solved(m: PatchMoments, weights: Array, pool: Executor) -> tuple[Array, Array | None]:
     """(p, outputs) w′ from w, and what it aims at where some of that is cut off."""
     from scipy import linalg
 
     known = m.product + m.added[:, None] * weights
     solve = partial(linalg.cho_solve, (m.factor, True), check_finite=False)
     new = solve(known)
-    return (new, None) if m.goal is None else m.goal.pursued(new, lambda more: solve(known + more))
+    return (new, None) if m.goal is None else m.goal.pursued(new, known, solve, pool)
 
 
 def _add(weights: Weights, reader: Reader, kept: NDArray[np.int64], added: Array) -> Array:

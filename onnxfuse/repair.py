@@ -159,7 +159,7 @@ def _repaired(
         expand, shift = fit(original.blocks, blocks(reader, seen, source, kept), bool(reader.bias), prior, alike, pool)
         for weights in both:
             _read(weights, reader, kept, expand, shift, pool)
-        added, aims = correct(both, reader, kept, patched.result())
+        added, aims = correct(both, reader, kept, patched.result(), pool)
     del seen, patched  # the walk may let it go
     mean, deviation = aims or (sizes_of(wanted) if join else (original.mean, original.deviation))
     gain, offset = _restore(reader, mean, deviation, after, both, source)
