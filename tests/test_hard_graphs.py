@@ -53,6 +53,48 @@ def test_safe(name: str, method: str) -> None:
         assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
+BATCHES = """(float[6,4] x) => (float[2,5,3] y)
+    <float[6,8] w1, float[8] b1, float[2,8,8] w2, float[2,1,8] b2, float[1,5,4] w3, float[1,8,3] w4> {
+    a = Gemm<transA=1>(x, w1, b1)
+    b = MatMul(a, w2)
+    c = Add(b, b2)
+    d = MatMul(w3, c)
+    y = MatMul(d, w4)
+}"""
+KERNELS = """(float[N,3,6,6] x) => (float[N,2,6,6] y) <float[12,1,3,3] w1, float[12] b1, float[2,12,1,1] w2> {
+    c = Conv<group=3, pads=[1,1,1,1]>(x, w1, b1)
+    y = Conv(c, w2)
+}"""
+MATRICES = """(float[N,3,6,6] x) => (float[N,2,6,5] y) <float[8,3,1,1] w1, float[8,6,5] w2, float[2,8,1,1] w3> {
+    c = Conv(x, w1)
+    m = MatMul(c, w2)
+    y = Conv(m, w3)
+}"""
+
+
+@pytest.mark.parametrize(("text", "before", "after"), [(BATCHES, 16, 8), (KERNELS, 12, 6)], ids=["batches", "kernels"])
+def test_batches_of_weights_and_several_kernels_for_each_input(text: str, before: int, after: int) -> None:
+    model = from_text(text)
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert (result.report.before.channels, result.report.after.channels) == (before, after)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (MATRICES, r"MatMul with a matrix for each channel \(c\)"),
+        ("(float[6,4] x) => (float[8,4] y) <float[8,6] w1> { y = Gemm(w1, x) }", r"weight on the left \(y\)"),
+        ("(float[4,6] x) => (float[8,3] y) <float[6,8] w1, float[4,3] w2> {h = Gemm(x, w1)\ny = Gemm<transA=1>(h, w2)}",
+         r"Gemm over another axis than the channels' \(h\)"),
+    ],
+    ids=["matrices", "left", "turned"],
+)  # fmt: skip
+def test_products_that_stay_have_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(onnxfuse.NothingToMerge, match=reason):
+        onnxfuse.fuse(from_text(text), sparsity=0.5)
+
+
 def with_initializers_as_inputs(model: ModelProto) -> ModelProto:
     """As every model was before IR version 4."""
     model.ir_version = 3
