@@ -17,7 +17,7 @@ from onnxfuse.findings import Lock
 from onnxfuse.oracle import oracle_error
 
 from .formats import with_constant_nodes
-from .graphs import build, dims, from_text, inputs, random_weight
+from .graphs import build, dims, from_text, inputs, random_weight, runs
 from .hard_texts import NORMALIZED, SAFE, SHRINKS
 
 BEFORE_1_24 = tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24)
@@ -93,6 +93,44 @@ def test_batches_of_weights_and_several_kernels_for_each_input(text: str, before
 def test_products_that_stay_have_the_reason(text: str, reason: str) -> None:
     with pytest.raises(onnxfuse.NothingToMerge, match=reason):
         onnxfuse.fuse(from_text(text), sparsity=0.5)
+
+
+FLAT = """(float[2,5,16] x, float[5,5] mask) => (float[2,5,3] y)
+    <float[16,32] w1, float[16,16] w2, float[16,24] w3, float[48,3] w4> {
+    q = MatMul(x, w1)
+    k = MatMul(x, w2)
+    v = MatMul(x, w3)
+    a = Attention<q_num_heads=4, kv_num_heads=2>(q, k, v, mask)
+    y = MatMul(a, w4)
+}"""
+APART = """(float[2,5,16] x) => (float[2,5,3] y)
+    <float[16,32] w1, float[16,32] w2, float[16,32] w3, float[32,3] w4,
+     int64[4] t = {0, 0, 4, -1}, int64[3] u = {0, 0, -1}> {
+    q0 = MatMul(x, w1)
+    k0 = MatMul(x, w2)
+    v0 = MatMul(x, w3)
+    q1 = Reshape(q0, t)
+    k1 = Reshape(k0, t)
+    v1 = Reshape(v0, t)
+    q = Transpose<perm=[0,2,1,3]>(q1)
+    k = Transpose<perm=[0,2,1,3]>(k1)
+    v = Transpose<perm=[0,2,1,3]>(v1)
+    a = Attention<is_causal=1>(q, k, v)
+    b = Transpose<perm=[0,2,1,3]>(a)
+    c = Reshape(b, u)
+    y = MatMul(c, w4)
+}"""
+
+
+@pytest.mark.parametrize(("heads", "method"), [(False, "auto"), (True, "drop")], ids=["channels", "heads"])
+@pytest.mark.parametrize("text", [FLAT, APART], ids=["flat", "apart"])
+def test_attention_of_opset_23(text: str, heads: bool, method: str) -> None:
+    model = from_text(text, opset=23)
+    if not runs(model, inputs(model)):
+        pytest.skip("this onnxruntime has no such kernel")
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, prune_heads=heads)
+    assert result.report.after.macs == result.report.before.macs / 2
+    assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
 def with_initializers_as_inputs(model: ModelProto) -> ModelProto:
