@@ -87,8 +87,10 @@ def test_batches_of_weights_and_several_kernels_for_each_input(text: str, before
         ("(float[6,4] x) => (float[8,4] y) <float[8,6] w1> { y = Gemm(w1, x) }", r"weight on the left \(y\)"),
         ("(float[4,6] x) => (float[8,3] y) <float[6,8] w1, float[4,3] w2> {h = Gemm(x, w1)\ny = Gemm<transA=1>(h, w2)}",
          r"Gemm over another axis than the channels' \(h\)"),
+        ("(float[N,4] x) => (float[N,2] y) <float[4,1] w1, float[1,2] w2> {h = MatMul(x, w1)\ny = MatMul(h, w2)}",
+         "nothing to merge: of no group's channels can a part go: they stay together"),
     ],
-    ids=["matrices", "left", "turned"],
+    ids=["matrices", "left", "turned", "together"],
 )  # fmt: skip
 def test_products_that_stay_have_the_reason(text: str, reason: str) -> None:
     with pytest.raises(onnxfuse.NothingToMerge, match=reason):
