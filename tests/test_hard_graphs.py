@@ -324,3 +324,20 @@ def test_a_conflict_that_no_lock_settles_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(settle, "conflicts", lambda *_: [lock])
     with pytest.raises(onnxfuse.ModelError, match=r"^n\.1: a shape cannot follow; .* --exclude 'n\\\\\.1'$"):
         onnxfuse.fuse(build("mlp"), sparsity=0.5)
+
+
+DROPPING = """(float[N,6] x, bool training) => (float[N,2] y) <float[6,8] w1, float half = {{0.5}}, float[8,2] w2> {{
+    h = MatMul(x, w1)
+    d = Dropout{seed}(h, half, training)
+    n = RandomNormalLike{real}(x)
+    z = Mul(n, half)
+    y = MatMul(d, w2)
+}}"""
+
+
+@pytest.mark.parametrize(("seed", "count"), [("", 1), ("<seed=1>", 0)])
+def test_what_is_drawn_at_random_is_told(seed: str, count: int) -> None:
+    model = from_text(DROPPING.format(seed=seed, real=seed.replace("1", "1.0")))
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    told = [n for n in result.report.notes if n.startswith("Dropout (d) and 1 other draw at random in every run")]
+    assert len(told) == count
