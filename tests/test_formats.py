@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxfuse
 from onnxfuse.oracle import oracle_error
@@ -70,6 +70,15 @@ def test_constant_nodes_of_all_kinds_are_weights_and_parameters() -> None:
     before, after = result.report.before, result.report.after
     assert (before.parameters, before.channels, after.channels) == (6 * 8 + 8 + 8 * 8 + 8 * 3, 16, 8)
     assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["INT16", "UINT4", "FLOAT8E4M3FN"])
+def test_weights_of_few_bits_are_parameters(kind: str) -> None:
+    model = from_text("(float[N,6] x) => (float[N,3] y) <float[6,3] w, float s = {0.5}> { y = MatMul(x, w) }", opset=21)
+    weight = model.graph.initializer[-1]
+    weight.CopyFrom(helper.make_tensor("q", TensorProto.DataType.Value(kind), [6, 3], np.ones(18)))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s"], ["w"]))
+    assert onnxfuse.fuse(model, sparsity=0).report.before.parameters == 6 * 3 + 1
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -89,8 +89,10 @@ def test_batches_of_weights_and_several_kernels_for_each_input(text: str, before
          r"Gemm over another axis than the channels' \(h\)"),
         ("(float[N,4] x) => (float[N,2] y) <float[4,1] w1, float[1,2] w2> {h = MatMul(x, w1)\ny = MatMul(h, w2)}",
          "nothing to merge: of no group's channels can a part go: they stay together"),
+        ("(float[N,6] x) => (seq(float[N,8]) y) <float[6,8] w1> {h = MatMul(x, w1)\ny = SequenceConstruct(h, h)}",
+         r"SequenceConstruct has no rule \(h\)"),
     ],
-    ids=["matrices", "left", "turned", "together"],
+    ids=["matrices", "left", "turned", "together", "sequence"],
 )  # fmt: skip
 def test_products_that_stay_have_the_reason(text: str, reason: str) -> None:
     with pytest.raises(onnxfuse.NothingToMerge, match=reason):
