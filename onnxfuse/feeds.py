@@ -48,7 +48,7 @@ def free_axes(value: ValueInfoProto) -> list[int]:
 
 
 def _ranked(value: ValueInfoProto) -> bool:
-    return value.type.tensor_type.HasField("shape")
+    return bool(value.type.tensor_type.HasField("shape"))
 
 
 def suggested(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> str:

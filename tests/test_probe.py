@@ -93,7 +93,7 @@ def test_a_size_below_one_is_an_open_one() -> None:
 def test_an_input_without_a_shape_gets_the_one_that_is_given() -> None:
     model = build("matmul_add")
     model.graph.input[0].type.tensor_type.ClearField("shape")
-    with pytest.raises(onnxfuse.ModelError, match="give the right shapes, as in --input-shape x:1,3,224,224$"):
+    with pytest.raises(onnxfuse.ModelError, match=r"give the right shapes, as in --input-shape x:1,3,224,224$"):
         onnxfuse.fuse(model, sparsity=0.5)
     assert onnxfuse.fuse(model, sparsity=0.5, input_shapes={"x": (1, 5, 6)}).report.after.channels == 4
 
