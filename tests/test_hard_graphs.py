@@ -65,6 +65,15 @@ KERNELS = """(float[N,3,6,6] x) => (float[N,2,6,6] y) <float[12,1,3,3] w1, float
     c = Conv<group=3, pads=[1,1,1,1]>(x, w1, b1)
     y = Conv(c, w2)
 }"""
+BEST = """(float[N,9,6] x) => (float[N,2,3] y)
+    <float[6,8] w1, float[6,1] w2, float[8,3] w3, int64[1] k = {2}, int64[3] t = {1, 1, 8}> {
+    c = MatMul(x, w1)
+    s = MatMul(x, w2)
+    v, i = TopK<axis=1>(s, k)
+    e = Expand(i, t)
+    g = GatherElements<axis=1>(c, e)
+    y = MatMul(g, w3)
+}"""
 MATRICES = """(float[N,3,6,6] x) => (float[N,2,6,5] y) <float[8,3,1,1] w1, float[8,6,5] w2, float[2,8,1,1] w3> {
     c = Conv(x, w1)
     m = MatMul(c, w2)
@@ -72,8 +81,12 @@ MATRICES = """(float[N,3,6,6] x) => (float[N,2,6,5] y) <float[8,3,1,1] w1, float
 }"""
 
 
-@pytest.mark.parametrize(("text", "before", "after"), [(BATCHES, 16, 8), (KERNELS, 12, 6)], ids=["batches", "kernels"])
-def test_batches_of_weights_and_several_kernels_for_each_input(text: str, before: int, after: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "before", "after"),
+    [(BATCHES, 16, 8), (KERNELS, 12, 6), (BEST, 8, 4)],
+    ids=["batches of weights", "several kernels for each input", "places of the best scores"],
+)
+def test_all_groups_shrink(text: str, before: int, after: int) -> None:
     model = from_text(text)
     result = onnxfuse.fuse(model, sparsity=0.5)
     assert (result.report.before.channels, result.report.after.channels) == (before, after)
