@@ -93,6 +93,14 @@ def test_all_groups_shrink(text: str, before: int, after: int) -> None:
     assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
+MAXOUT = """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, int64[3] t = {0, 4, 2}, float[4,3] w2> {
+    h = MatMul(x, w1)
+    r = Reshape(h, t)
+    m = ReduceMax<axes=[2], keepdims=0>(r)
+    y = MatMul(m, w2)
+}"""
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -104,12 +112,20 @@ def test_all_groups_shrink(text: str, before: int, after: int) -> None:
          "nothing to merge: of no group's channels can a part go: they stay together"),
         ("(float[N,6] x) => (seq(float[N,8]) y) <float[6,8] w1> {h = MatMul(x, w1)\ny = SequenceConstruct(h, h)}",
          r"SequenceConstruct has no rule \(h\)"),
+        (MAXOUT, r"ReduceMax within blocks of channels, without --prune-heads \(h\)"),
     ],
-    ids=["matrices", "left", "turned", "together", "sequence"],
+    ids=["matrices", "left", "turned", "together", "sequence", "maxout"],
 )  # fmt: skip
-def test_products_that_stay_have_the_reason(text: str, reason: str) -> None:
+def test_what_stays_has_the_reason(text: str, reason: str) -> None:
     with pytest.raises(onnxfuse.NothingToMerge, match=reason):
         onnxfuse.fuse(from_text(text), sparsity=0.5)
+
+
+def test_whole_blocks_go_where_that_is_permitted() -> None:
+    model = from_text(MAXOUT)
+    result = onnxfuse.fuse(model, sparsity=0.5, prune_heads=True)
+    assert result.report.after.macs == result.report.before.macs / 2
+    assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
 FLAT = """(float[2,5,16] x, float[5,5] mask) => (float[2,5,3] y)
