@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from .protos import add_initializer, consumers, copies, every_constant, graphs, redirect
 from .sessions import skeleton_of
 from .tensors import FLOATS, Array, values_of
 
 EVALUATED = frozenset(
-    """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Exp Expand Flatten Floor Gather
-    GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow
+    """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Einsum Equal Exp Expand Flatten Floor
+    Gather GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow
     Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
-    ScatterND Shape Sigmoid Sign Sin Size Slice Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu
+    ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu
     Unsqueeze Where Xor""".split()
 )
 """Operators that are evaluated when all their inputs are constant."""
@@ -33,22 +33,30 @@ Computed = tuple[str | bytes, ...]
 
 
 def densify(model: ModelProto) -> None:
-    """Make every sparse initializer a dense one, in place: merged channels leave few zeros."""
+    """Hold every constant as a dense tensor, in place: merged channels leave few zeros."""
     for sparse in model.graph.sparse_initializer:
-        dense = np.zeros(sparse.dims, helper.tensor_dtype_to_np_dtype(sparse.values.data_type))
-        places = values_of(sparse.indices)
-        index = tuple(places.T) if places.ndim == 2 else np.unravel_index(places, dense.shape)
-        dense[index] = values_of(sparse.values)
-        add_initializer(model, numpy_helper.from_array(dense), sparse.values.name)
+        add_initializer(model, numpy_helper.from_array(_dense(sparse)), sparse.values.name)
     del model.graph.sparse_initializer[:]
+    for node in (node for graph in graphs(model) for node in graph.node):
+        if node.op_type == "Constant":
+            _as_tensor(node)
 
 
-def as_tensor(node: NodeProto) -> None:
-    """Give a Constant that holds numbers as an attribute of another kind the tensor that they stand for, in place."""
+def _dense(sparse: SparseTensorProto) -> Array:
+    dense = np.zeros(sparse.dims, helper.tensor_dtype_to_np_dtype(sparse.values.data_type))
+    places = values_of(sparse.indices)
+    index = tuple(places.T) if places.ndim == 2 else np.unravel_index(places, dense.shape)
+    dense[index] = values_of(sparse.values)
+    return dense
+
+
+def _as_tensor(node: NodeProto) -> None:
+    """Give a Constant that holds numbers as an attribute of another kind the tensor that they stand for."""
     for a in node.attribute:
-        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints", "sparse_value"):
             dtype = np.float32 if "float" in a.name else np.int64
-            values = np.array(onnx.helper.get_attribute_value(a), dtype)
+            sparse = a.name == "sparse_value"
+            values = _dense(a.sparse_tensor) if sparse else np.array(onnx.helper.get_attribute_value(a), dtype)
             del node.attribute[:]
             node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(values)))
             return

@@ -13,23 +13,24 @@ from onnx import ModelProto, NodeProto, TensorProto
 from .files import too_large
 from .protos import attribute, every_constant, graphs
 from .rules.einsum import einsum_terms
+from .tensors import PACKED
 
 Shape = tuple[Any, ...]
 """Extents of a tensor: integers, or whatever stands for them."""
 Products = Sequence[Shape]
 """A sum of products of extents."""
 Shapes = Mapping[str, tuple[int, ...]]
-WEIGHTS = (
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
-    TensorProto.INT8, TensorProto.UINT8,
+WEIGHTS = frozenset(
+    number for name, number in TensorProto.DataType.items()
+    if "FLOAT" in name or name in ("DOUBLE", "INT16", "UINT16", "INT8", "UINT8", *PACKED)
 )  # fmt: skip
-"""Element types of constants that hold weights: real numbers, and quantized ones."""
+"""Element types of constants that hold weights: real numbers, and quantized ones; sizes and biases have wider ones."""
 WEIGHT_INPUTS = (0, 1, 3)
 """Inputs on which the operators of `MACS` may have their weight; the others hold scales and biases."""
 
 
 def parameters(model: ModelProto) -> int:
-    """Elements of all floating-point constants, and of those quantized to 8 bits (but for those in bodies of loops)."""
+    """Elements of all constants of a type in `WEIGHTS`, but for those in bodies of loops."""
     tensors = every_constant(model).values()
     return sum(math.prod(t.dims) for t in tensors if t.data_type in WEIGHTS)
 

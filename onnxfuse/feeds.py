@@ -11,6 +11,8 @@ from onnx import TensorProto, ValueInfoProto, helper
 from .errors import ModelError, UsageError
 from .tensors import Array
 
+IMAGE = (1, 3, 224, 224)
+"""The example of a shape for an input of which not even the number of axes is known."""
 SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16, 1)
 """Sizes tried, in this order, for dynamic dimensions other than the batch; 1 suits a batch behind the steps."""
 
@@ -21,11 +23,11 @@ def check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequen
     Raises:
         UsageError: either.
     """
-    known = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inputs}
+    known = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] if _ranked(v) else None for v in inputs}
     for name, shape in given.items():
         if name not in known:
             raise UsageError(f"--input-shape names {name!r}, but the model's inputs are {', '.join(known) or 'none'}")
-        dims = known[name]
+        dims = [0] * len(shape) if (own := known[name]) is None else own
         wrong = len(dims) != len(shape) or any(d > 0 and d != s for d, s in zip(dims, shape, strict=True))
         if any(s < 1 for s in shape) or wrong:
             sizes = ", ".join(str(d) if d > 0 else "?" for d in dims)
@@ -45,9 +47,16 @@ def free_axes(value: ValueInfoProto) -> list[int]:
     return [i for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_value <= 0]
 
 
+def _ranked(value: ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.HasField("shape"))
+
+
 def suggested(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> str:
     """The options that settle all open sizes, with one sample and the first guess where nothing is known."""
-    feeds = made_up([v for v in inputs if free_axes(v)], given, 1, SPATIAL_GUESSES[0], 0)
+    unknown = {v.name: IMAGE for v in inputs if not _ranked(v)}
+    feeds = made_up(
+        [v for v in inputs if free_axes(v) or v.name in unknown], {**unknown, **given}, 1, SPATIAL_GUESSES[0], 0
+    )
     return " ".join(f"--input-shape {name}:{','.join(map(str, feed.shape))}" for name, feed in feeds.items())
 
 

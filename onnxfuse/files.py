@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from .errors import ModelError, OutputError, UsageError, one_line
@@ -63,9 +63,9 @@ def load(path: Path) -> Loaded:
         raise ModelError(f"{path}: {_not_onnx(path)}") from error
     if not model.graph.node:
         raise ModelError(f"{path}: {'empty graph: no nodes' if model.ir_version else _not_onnx(path)}")
-    names = {ExternalDataInfo(t).location for t in model.graph.initializer if uses_external_data(t)}
-    beside = tuple(path.parent / name for name in sorted(names))
     try:
+        names = {ExternalDataInfo(t).location for t in _external([model.graph, *model.functions])}
+        beside = tuple(path.parent / name for name in sorted(names))
         large = [t for t in model.graph.initializer if uses_external_data(t) and byte_size(t) >= MAPPED]
         places = [_place(t, path.parent) for t in large]
         for tensor in large:
@@ -76,9 +76,19 @@ def load(path: Path) -> Loaded:
         size = sum(file.stat().st_size for file in [path, *beside])
     except (OSError, onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
-            f"{path}: external data is missing or unreadable ({one_line(error)}); put the data file beside the model"
+            f"{path}: external data is missing or unreadable ({one_line(error)}); "
+            "put the data file itself, no link to it, beside the model"
         ) from error
     return Loaded(model, beside, size)
+
+
+def _external(graphs: Iterable[GraphProto | FunctionProto]) -> Iterator[TensorProto]:
+    """What lies in other files, of all that graphs and functions hold, in their nodes and bodies, too."""
+    for graph in graphs:
+        attributes = [a for node in graph.node for a in node.attribute]
+        held = [*(graph.initializer if isinstance(graph, GraphProto) else ()), *(a.t for a in attributes)]
+        yield from (t for t in held if uses_external_data(t))
+        yield from _external(g for a in attributes for g in (a.g, *a.graphs))
 
 
 def _place(tensor: TensorProto, folder: Path) -> tuple[str, int, int]:

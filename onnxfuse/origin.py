@@ -11,6 +11,7 @@ from onnx.external_data_helper import uses_external_data
 from . import files
 from .errors import ModelError
 from .prepare import inline
+from .protos import every_constant
 from .tensors import check_values
 
 PathLike = str | os.PathLike[str]
@@ -32,9 +33,9 @@ class ModelSource:
 
     def load(self) -> ModelProto:
         """A copy of the model that may be changed, its functions inlined."""
-        model = self.as_it_is()
-        check_values(model)
-        return inline(model)
+        model = inline(self.as_it_is())
+        check_values(every_constant(model))
+        return model
 
     def as_it_is(self) -> ModelProto:
         """A copy of the model that may be changed."""

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from . import files
 from .attempt import Finished, Setting, attempt
 from .calibdata import Samples, calibration
+from .chance import drawn
 from .checks import check_options
 from .compress import Progress, Studies
 from .evaluation import load_evaluation
@@ -112,7 +113,7 @@ def fuse_with(
         report = Report(
             source.name, None if output is None else str(output), options.recorded(), before, after, small.groups,
             small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality,
-            (*small.notes, *growth(before, after)), small.free, done.fidelity,
+            (*small.notes, *growth(before, after), *drawn(small.model)), small.free, done.fidelity,
         )  # fmt: skip
         beside.write(report, small.plan)
         return report

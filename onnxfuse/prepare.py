@@ -4,7 +4,7 @@
     names in branches of If               → of their own
     If with a constant condition                     → the branch that runs
     sparse initializers  → dense ones
-    Constant value_float(s), value_int(s)     → value
+    Constant value_float(s), value_int(s), sparse_value     → value
     what is computed from constants only    → an initializer
     what Shape tells of sizes that never change   → an initializer (sizes.py)
     Reshape → Gather by computed indices that changes no order   → Reshape (strided.py)
@@ -25,9 +25,8 @@ import onnx.inliner
 from onnx import ModelProto
 
 from .branches import choose_branches, name_apart
-from .constants import as_tensor, densify, fold_constants
+from .constants import densify, fold_constants
 from .folding import Folded, fold_batch_norms
-from .protos import graphs
 from .settled import borne_out, settled_sizes
 from .shuffles import fold_shuffles
 from .sizes import Sizes, asks_for_sizes, fold_sizes, known_sizes
@@ -54,9 +53,6 @@ def prepare(
     """
     densify(model)
     idle = idle_names(model)
-    for node in (node for graph in graphs(model) for node in graph.node):
-        if node.op_type == "Constant":
-            as_tensor(node)
     fold_constants(model)
     known = _fold_sizes(model, shapes)
     fold_strided(model)

@@ -16,7 +16,7 @@ from .findings import RawSlot, Role
 from .graph import Graph
 from .ids import Ids
 from .picking import behind_picks
-from .producers import is_matmul, is_scaled
+from .producers import is_matmul, is_scaled, out_axis
 from .protos import attribute, proto_label
 from .rules.recurrent import GATES
 from .tensors import FLOATS
@@ -137,7 +137,7 @@ def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
         return _gates_bias(graph, node), ""
     made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
-        return None if is_scaled(node) else graph.own_vector(node.input[2]), made
+        return None if is_scaled(node) else _vector_of(graph, node), made
     if node.op_type == "Einsum" and not is_matmul(node):
         return None, ""
     added = graph.added(made)
@@ -147,6 +147,13 @@ def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
         bias = _own(graph, added[0], weight.dims[-1:] if is_matmul(node) else shapes.get(node.op_type, [0]))
         return bias, added[1] if bias else made
     return None, made
+
+
+def _vector_of(graph: Graph, node: NodeProto) -> str | None:
+    """The bias of a convolution or Gemm, at its only use; a Gemm may add one number to all that it makes."""
+    bias = graph.own_vector(node.input[2])
+    made = graph.constants[node.input[1]].dims[out_axis(node)] if node.op_type == "Gemm" else 0
+    return None if bias and made and graph.constants[bias].dims[0] != made else bias
 
 
 def _gates_bias(graph: Graph, node: NodeProto) -> str | None:

@@ -20,7 +20,7 @@ class Size:
 
     Attributes:
         channels: of all channel groups that may shrink.
-        parameters: elements of all floating-point constants, and of those quantized to 8 bits.
+        parameters: elements of all floating-point constants, and of those quantized to 16 bits or fewer.
         macs: multiply-accumulates for the probe input, of the operators in `counts.MACS`.
         file_bytes: of the file and its external data.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,20 +47,29 @@ def set_values(tensor: TensorProto, array: Array) -> None:
     tensor.CopyFrom(new)
 
 
-def check_values(model: ModelProto) -> None:
-    """Every initializer holds as many values as its shape says.
+def check_values(constants: Mapping[str, TensorProto]) -> None:
+    """Every constant, by name, holds as many values as its shape says.
 
     Raises:
         ModelError: one does not: its weights were stripped, say.
     """
-    for tensor in (
-        t for t in model.graph.initializer if t.data_type not in (TensorProto.UNDEFINED, TensorProto.STRING)
-    ):
-        if tensor.HasField("raw_data") or not any(len(getattr(tensor, field)) for field in TYPED):
-            held = byte_size(tensor) if tensor.data_location == TensorProto.EXTERNAL else len(tensor.raw_data)
-            if held != byte_size(tensor):
-                count = f"{held} of its {byte_size(tensor)} bytes"
-                raise ModelError(f"initializer {tensor.name!r} holds {count}; export the model anew, with its weights")
+    for name, tensor in constants.items():
+        if tensor.data_type not in (TensorProto.UNDEFINED, TensorProto.STRING):
+            held, needed, unit = _held(tensor)
+            if held != needed:
+                count = f"{held} of its {needed} {unit}"
+                raise ModelError(f"initializer {name!r} holds {count}; export the model anew, with its weights")
+
+
+def _held(tensor: TensorProto) -> tuple[int, int, str]:
+    """How much of its values a tensor has, how much it should have, and in what this is counted."""
+    numbers = sum(len(getattr(tensor, field)) for field in TYPED)
+    if numbers and not tensor.HasField("raw_data"):
+        parts = 2 if "COMPLEX" in TensorProto.DataType.Name(tensor.data_type) else 1
+        packed = TensorProto.DataType.Name(tensor.data_type) in PACKED
+        return numbers, byte_size(tensor) if packed else parts * math.prod(tensor.dims), "numbers"
+    needed = byte_size(tensor)
+    return needed if tensor.data_location == TensorProto.EXTERNAL else len(tensor.raw_data), needed, "bytes"
 
 
 def read_in(model: ModelProto) -> None:

@@ -10,7 +10,7 @@ from onnx import GraphProto
 from .graph import Graph, Node, label
 from .probe import Probe
 from .protos import branches, outer_names, subgraphs
-from .rules import rule_for, unseen
+from .rules import rule_for, unknown, unseen
 from .symbols import Numbers, dims_of, evaluate
 from .tracker import Permit, Tracker
 
@@ -84,7 +84,8 @@ def _run_rule(t: Tracker, node: Node) -> None:
     t.used_numbers.clear()
     known = all(i.name in t.graph.constants or i.name in t.probe.shapes for i in node.inputs if i.name)
     known &= all(o.name in t.probe.shapes for o in node.outputs if o.name)
-    (rule_for(node) if known else unseen)(node, t)
+    rule = rule_for(node)
+    (rule if known or rule is unknown else unseen)(node, t)
     for i in node.inputs:
         if i.name in t.numbers and i.name not in t.used_numbers:
             t.lock_dims(dims_of(t.numbers[i.name]), f"their count enters {node.op} as a number")

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from .formats import with_constant_nodes
 from .graphs import ROOT, build, from_text
 from .test_cli import Run, call, last, report_of
 from .texts import TEXTS
@@ -88,6 +89,15 @@ def stripped() -> ModelProto:
     return model
 
 
+def too_few_numbers(of_constant_node: bool) -> ModelProto:
+    """A weight whose values are not bytes but numbers, one too few."""
+    model = build("mlp")
+    tensor = model.graph.initializer[0]
+    tensor.CopyFrom(helper.make_tensor(tensor.name, tensor.data_type, tensor.dims, numpy_helper.to_array(tensor)))
+    del tensor.float_data[-1]
+    return with_constant_nodes(model) if of_constant_node else model
+
+
 def directory(folder: Path) -> Path:
     (folder / "directory").mkdir()
     return folder / "directory"
@@ -141,6 +151,8 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty graph": (saved(empty_graph()), "empty graph"),
     "external data missing": (without_its_data, "external data is missing"),
     "weights stripped": (saved(stripped()), "holds 0 of its 192 bytes"),
+    "a number missing": (saved(too_few_numbers(False)), "holds 47 of its 48 numbers"),
+    "a number missing in a node": (saved(too_few_numbers(True)), "holds 47 of its 48 numbers"),
     "unknown operator": (saved(foreign_operator()), "registered function/op; repair the model first"),
     "shapes do not fit": (saved(from_text(WRONG_SHAPE)), "onnxruntime cannot run the model"),
     "strings": (saved(with_text_input()), "is not a numeric tensor"),

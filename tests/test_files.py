@@ -15,6 +15,7 @@ from onnx import ModelProto, helper
 
 import onnxfuse
 
+from .formats import with_constant_nodes
 from .graphs import build, dims, from_text, gap, inputs, run
 from .test_cli import call
 
@@ -122,6 +123,8 @@ def _damage(path: Path, key: str, value: str) -> None:
         ("location", "none.bin", "o such file"),
         ("offset", "99999999", "does not hold the"),
         ("length", "12", "does not hold the"),
+        ("offset", "-4", "must be non-negative"),
+        ("offset", "first", "external data is missing or unreadable"),
     ],
 )
 def test_bad_external_data(
@@ -133,6 +136,20 @@ def test_bad_external_data(
     code, _, err = call(capfd, path, tmp_path / "out.onnx", "--sparsity", 0.5)
     assert (code, len(err.splitlines())) == (1, 1)
     assert message in err
+
+
+def test_external_data_of_a_constant_node_counts_and_is_not_written_over(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, data = tmp_path / "in.onnx", tmp_path / "out.onnx.data"
+    onnx.save(
+        with_constant_nodes(build("mlp")), path, save_as_external_data=True, location=data.name, size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    result = onnxfuse.fuse(path, sparsity=0.5)
+    assert result.report.before.file_bytes == path.stat().st_size + data.stat().st_size
+    code, _, err = call(capfd, path, tmp_path / "out.onnx", "--sparsity", 0.5)
+    assert (code, "holds the weights of" in err) == (1, True)
 
 
 def test_unused_outputs_and_optional_inputs() -> None:

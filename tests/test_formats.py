@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxfuse
 from onnxfuse.oracle import oracle_error
 from onnxfuse.standin import in_float32, needs_stand_in
 
-from .formats import FORMATS, STEP, external, with_integer_products
+from .formats import FORMATS, STEP, external, sparse, with_integer_products
 from .graphs import Array, case_id, from_text, gap, inputs, load, run, runs, zoo
 from .test_properties import with_duplicates
 from .texts import TEXTS
@@ -45,6 +45,40 @@ def test_same_groups_in_every_format(name: str, kind: str) -> None:
     assert {t.data_type for t in result.model.graph.initializer} <= types | (
         {1} if kind in ("sparse", "constants") else set()
     )
+
+
+COMPUTED = """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, float[8] b1, float[8,8] w2, float[3,8] w3> {
+    h = MatMul(x, w1)
+    a = Add(h, b1)
+    p = Softmax<axis=0>(w2)
+    k = MatMul(a, p)
+    t = Einsum<equation="ij->ji">(w3)
+    y = MatMul(k, t)
+}"""
+
+
+def test_constant_nodes_of_all_kinds_are_weights_and_parameters() -> None:
+    """Sparse matrices, and a vector as a list of numbers; two are behind operators."""
+    model = sparse(from_text(COMPUTED))
+    (bias,) = model.graph.initializer
+    nodes = [helper.make_node("Constant", [], [s.values.name], sparse_value=s) for s in model.graph.sparse_initializer]
+    nodes.append(helper.make_node("Constant", [], ["b1"], value_floats=numpy_helper.to_array(bias).tolist()))
+    nodes.extend(model.graph.node)
+    del model.graph.initializer[:], model.graph.sparse_initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    before, after = result.report.before, result.report.after
+    assert (before.parameters, before.channels, after.channels) == (6 * 8 + 8 + 8 * 8 + 8 * 3, 16, 8)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["INT16", "UINT4", "FLOAT8E4M3FN"])
+def test_weights_of_few_bits_are_parameters(kind: str) -> None:
+    model = from_text("(float[N,6] x) => (float[N,3] y) <float[6,3] w, float s = {0.5}> { y = MatMul(x, w) }", opset=21)
+    weight = model.graph.initializer[-1]
+    weight.CopyFrom(helper.make_tensor("q", TensorProto.DataType.Value(kind), [6, 3], np.ones(18)))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s"], ["w"]))
+    assert onnxfuse.fuse(model, sparsity=0).report.before.parameters == 6 * 3 + 1
 
 
 @pytest.mark.parametrize("kind", FORMATS)

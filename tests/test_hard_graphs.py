@@ -17,7 +17,7 @@ from onnxfuse.findings import Lock
 from onnxfuse.oracle import oracle_error
 
 from .formats import with_constant_nodes
-from .graphs import build, dims, from_text, inputs, random_weight
+from .graphs import build, dims, from_text, inputs, random_weight, runs
 from .hard_texts import NORMALIZED, SAFE, SHRINKS
 
 BEFORE_1_24 = tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24)
@@ -51,6 +51,119 @@ def test_safe(name: str, method: str) -> None:
     with contextlib.suppress(onnxfuse.NothingToMerge):
         result = onnxfuse.fuse(model, sparsity=0.5, method=method)
         assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+BATCHES = """(float[6,4] x) => (float[2,5,3] y)
+    <float[6,8] w1, float[8] b1, float[2,8,8] w2, float[2,1,8] b2, float[1,5,4] w3, float[1,8,3] w4> {
+    a = Gemm<transA=1>(x, w1, b1)
+    b = MatMul(a, w2)
+    c = Add(b, b2)
+    d = MatMul(w3, c)
+    y = MatMul(d, w4)
+}"""
+KERNELS = """(float[N,3,6,6] x) => (float[N,2,6,6] y) <float[12,1,3,3] w1, float[12] b1, float[2,12,1,1] w2> {
+    c = Conv<group=3, pads=[1,1,1,1]>(x, w1, b1)
+    y = Conv(c, w2)
+}"""
+BEST = """(float[N,9,6] x) => (float[N,2,3] y)
+    <float[6,8] w1, float[6,1] w2, float[8,3] w3, int64[1] k = {2}, int64[3] t = {1, 1, 8}> {
+    c = MatMul(x, w1)
+    s = MatMul(x, w2)
+    v, i = TopK<axis=1>(s, k)
+    e = Expand(i, t)
+    g = GatherElements<axis=1>(c, e)
+    y = MatMul(g, w3)
+}"""
+MATRICES = """(float[N,3,6,6] x) => (float[N,2,6,5] y) <float[8,3,1,1] w1, float[8,6,5] w2, float[2,8,1,1] w3> {
+    c = Conv(x, w1)
+    m = MatMul(c, w2)
+    y = Conv(m, w3)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "after"),
+    [(BATCHES, 16, 8), (KERNELS, 12, 6), (BEST, 8, 4)],
+    ids=["batches of weights", "several kernels for each input", "places of the best scores"],
+)
+def test_all_groups_shrink(text: str, before: int, after: int) -> None:
+    model = from_text(text)
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert (result.report.before.channels, result.report.after.channels) == (before, after)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+MAXOUT = """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, int64[3] t = {0, 4, 2}, float[4,3] w2> {
+    h = MatMul(x, w1)
+    r = Reshape(h, t)
+    m = ReduceMax<axes=[2], keepdims=0>(r)
+    y = MatMul(m, w2)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (MATRICES, r"MatMul with a matrix for each channel \(c\)"),
+        ("(float[6,4] x) => (float[8,4] y) <float[8,6] w1> { y = Gemm(w1, x) }", r"weight on the left \(y\)"),
+        ("(float[4,6] x) => (float[8,3] y) <float[6,8] w1, float[4,3] w2> {h = Gemm(x, w1)\ny = Gemm<transA=1>(h, w2)}",
+         r"Gemm over another axis than the channels' \(h\)"),
+        ("(float[N,4] x) => (float[N,2] y) <float[4,1] w1, float[1,2] w2> {h = MatMul(x, w1)\ny = MatMul(h, w2)}",
+         "nothing to merge: of no group's channels can a part go: they stay together"),
+        ("(float[N,6] x) => (seq(float[N,8]) y) <float[6,8] w1> {h = MatMul(x, w1)\ny = SequenceConstruct(h, h)}",
+         r"SequenceConstruct has no rule \(h\)"),
+        (MAXOUT, r"ReduceMax within blocks of channels, without --prune-heads \(h\)"),
+    ],
+    ids=["matrices", "left", "turned", "together", "sequence", "maxout"],
+)  # fmt: skip
+def test_what_stays_has_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(onnxfuse.NothingToMerge, match=reason):
+        onnxfuse.fuse(from_text(text), sparsity=0.5)
+
+
+def test_whole_blocks_go_where_that_is_permitted() -> None:
+    model = from_text(MAXOUT)
+    result = onnxfuse.fuse(model, sparsity=0.5, prune_heads=True)
+    assert result.report.after.macs == result.report.before.macs / 2
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+FLAT = """(float[2,5,16] x, float[5,5] mask) => (float[2,5,3] y)
+    <float[16,32] w1, float[16,16] w2, float[16,24] w3, float[48,3] w4> {
+    q = MatMul(x, w1)
+    k = MatMul(x, w2)
+    v = MatMul(x, w3)
+    a = Attention<q_num_heads=4, kv_num_heads=2>(q, k, v, mask)
+    y = MatMul(a, w4)
+}"""
+APART = """(float[2,5,16] x) => (float[2,5,3] y)
+    <float[16,32] w1, float[16,32] w2, float[16,32] w3, float[32,3] w4,
+     int64[4] t = {0, 0, 4, -1}, int64[3] u = {0, 0, -1}> {
+    q0 = MatMul(x, w1)
+    k0 = MatMul(x, w2)
+    v0 = MatMul(x, w3)
+    q1 = Reshape(q0, t)
+    k1 = Reshape(k0, t)
+    v1 = Reshape(v0, t)
+    q = Transpose<perm=[0,2,1,3]>(q1)
+    k = Transpose<perm=[0,2,1,3]>(k1)
+    v = Transpose<perm=[0,2,1,3]>(v1)
+    a = Attention<is_causal=1>(q, k, v)
+    b = Transpose<perm=[0,2,1,3]>(a)
+    c = Reshape(b, u)
+    y = MatMul(c, w4)
+}"""
+
+
+@pytest.mark.parametrize(("heads", "method"), [(False, "auto"), (True, "drop")], ids=["channels", "heads"])
+@pytest.mark.parametrize("text", [FLAT, APART], ids=["flat", "apart"])
+def test_attention_of_opset_23(text: str, heads: bool, method: str) -> None:
+    model = from_text(text, opset=23)
+    if not runs(model, inputs(model)):
+        pytest.skip("this onnxruntime has no such kernel")
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, prune_heads=heads)
+    assert result.report.after.macs == result.report.before.macs / 2
+    assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
 def with_initializers_as_inputs(model: ModelProto) -> ModelProto:
@@ -242,3 +355,20 @@ def test_a_conflict_that_no_lock_settles_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(settle, "conflicts", lambda *_: [lock])
     with pytest.raises(onnxfuse.ModelError, match=r"^n\.1: a shape cannot follow; .* --exclude 'n\\\\\.1'$"):
         onnxfuse.fuse(build("mlp"), sparsity=0.5)
+
+
+DROPPING = """(float[N,6] x, bool training) => (float[N,2] y) <float[6,8] w1, float half = {{0.5}}, float[8,2] w2> {{
+    h = MatMul(x, w1)
+    d = Dropout{seed}(h, half, training)
+    n = RandomNormalLike{real}(x)
+    z = Mul(n, half)
+    y = MatMul(d, w2)
+}}"""
+
+
+@pytest.mark.parametrize(("seed", "count"), [("", 1), ("<seed=1>", 0)])
+def test_what_is_drawn_at_random_is_told(seed: str, count: int) -> None:
+    model = from_text(DROPPING.format(seed=seed, real=seed.replace("1", "1.0")))
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    told = [n for n in result.report.notes if n.startswith("Dropout (d) and 1 other draw at random in every run")]
+    assert len(told) == count

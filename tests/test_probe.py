@@ -13,7 +13,7 @@ from onnxfuse.providers import provider_list
 from onnxfuse.runs import run
 from onnxfuse.sizes import known_sizes
 
-from .graphs import from_text
+from .graphs import build, from_text
 
 CPU = provider_list("cpu")
 ROUNDED = """({} x) => (float[N,10] y)
@@ -88,6 +88,14 @@ def test_a_size_below_one_is_an_open_one() -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     assert list(known_sizes(model)["c"]) == [None, 16, 6, 6]
     assert probe(model, CPU).shapes["c"] == (2, 16, 6, 6)
+
+
+def test_an_input_without_a_shape_gets_the_one_that_is_given() -> None:
+    model = build("matmul_add")
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(onnxfuse.ModelError, match=r"give the right shapes, as in --input-shape x:1,3,224,224$"):
+        onnxfuse.fuse(model, sparsity=0.5)
+    assert onnxfuse.fuse(model, sparsity=0.5, input_shapes={"x": (1, 5, 6)}).report.after.channels == 4
 
 
 def test_a_size_that_inference_gets_wrong_is_not_folded_so() -> None:

@@ -33,7 +33,7 @@ from onnxfuse.shrinkage import oas, shrunk
 from onnxfuse.surgeon import Source
 from onnxfuse.verify import verify
 
-from .graphs import MODELS, Array, build, from_text, inputs, run, weights
+from .graphs import MODELS, Array, build, dims, from_text, inputs, run, weights
 from .hard_texts import RECURRENT
 from .texts import TEXTS
 
@@ -149,6 +149,13 @@ def test_a_bias_in_a_node_of_its_own_is_repaired_alike(whole: str, apart: str) -
     np.testing.assert_allclose(run(first, fresh)[0], run(second, fresh)[0], rtol=1e-3, atol=1e-4)
     fitted = {n: v[parted(128, 1, 512, 1)[0]] for n, v in feeds.items()}
     assert abs(run(second, fitted)[0].mean() - run(model, fitted)[0].mean()) < 1e-3  # both shift and offset, each once
+
+
+def test_one_number_added_to_all_that_a_gemm_makes_stays_one() -> None:
+    model = from_text(GEMM.replace("float[4] b2", "float[1] b2"))
+    result = onnxfuse.fuse(model, sparsity=0.4, calib=inputs(model, batch=64))
+    assert dims(result.model)["b2"] == (1,)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
 DEPENDENT = """(float[N,6] x) => (float[N,3] y) <float[8,6] w1, float[8] b1, float[3,8] w2, float[3] b2> {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from ..graph import Node
 from ..tracker import Tracker
 from . import (
+    attention,
     contraction,
     contrib,
     einsum,
@@ -28,6 +29,7 @@ from . import (
 Rule = Callable[[Node, Tracker], None]
 
 RULES: Mapping[str, Rule] = {
+    **attention.RULES,
     **contraction.RULES,
     **einsum.RULES,
     **elementwise.RULES,

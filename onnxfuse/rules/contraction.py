@@ -23,9 +23,9 @@ def conv(node: Node, t: Tracker) -> None:
     if groups == 1:
         t.slot(node, 1, (1,), x, Role.CONSUMES, data=(0, 1))
         _produce(node, t, t.fresh(out_channels), (0,))
-    elif per_group == 1:
+    elif per_group == 1 and (x.any() or out_channels == groups):
         _depthwise(node, t, x, out_channels // groups, (0,))
-    else:
+    else:  # of an input that stays each block may make fewer
         blocks = _blocks(t, x, groups)
         t.slot(node, 1, (0, 2), blocks, Role.CONSUMES, split=groups, data=(0, 1))
         made = _blocks(t, t.fresh(out_channels), groups)
@@ -91,15 +91,13 @@ def _depthwise(node: Node, t: Tracker, x: Ids, multiplier: int, axes: tuple[int,
 
 def gemm(node: Node, t: Tracker) -> None:
     """Gemm: αA′B′ + βC with B constant."""
-    x = t.of(node)
-    if not t.is_constant(node, 1) or node.attrs.get("transA", 0):
-        for i in range(3):
-            t.lock(t.of(node, i), "Gemm of two activations")
-        t.put(node, t.fixed(2))
+    x, axis = t.of(node), 0 if node.attrs.get("transA", 0) else 1
+    if not t.is_constant(node, 1) or (varying(x) and x.shape[axis] == 1):
+        _leave_gemm(node, t)
         return
     out_axis = 0 if node.attrs.get("transB", 0) else 1
     n = t.in_shape(node, 1)[out_axis]
-    t.slot(node, 1, (1 - out_axis,), _row(node, t, x, 0), Role.CONSUMES, data=(0, 1))
+    t.slot(node, 1, (1 - out_axis,), _row(node, t, x, 0, axis), Role.CONSUMES, data=(0, axis))
     made = t.fresh(n)
     t.slot(node, 1, (out_axis,), made, Role.PRODUCES)
     result = made.reshape(1, n)
@@ -116,55 +114,71 @@ def gemm(node: Node, t: Tracker) -> None:
     t.put(node, result)
 
 
-def _row(node: Node, t: Tracker, x: Ids, i: int) -> Ids:
-    """The ids along the last axis of input `i`, a matrix's contraction axis, as a full vector."""
-    last = x.ndim - 1
-    return expand(t.collapse(x, (last,)), t.in_shape(node, i), (last,)).ravel()
+def _leave_gemm(node: Node, t: Tracker) -> None:
+    left, right = t.is_constant(node, 0), t.is_constant(node, 1)
+    reason = "Gemm of two activations"
+    if left or right:
+        reason = "Gemm with its weight on the left" if left else "Gemm over another axis than the channels'"
+        t.leave_alone(t.out_shape(node)[0 if left else 1], reason)
+    for i in range(3):
+        t.lock(t.of(node, i), reason)
+    t.put(node, t.fixed(2))
+
+
+def _row(node: Node, t: Tracker, x: Ids, i: int, axis: int) -> Ids:
+    """The ids along the axis of input `i` that is summed over, as a full vector."""
+    return expand(t.collapse(x, (axis,)), t.in_shape(node, i), (axis,)).ravel()
 
 
 def matmul(node: Node, t: Tracker) -> None:
-    """MatMul with a constant matrix or vector on either side, or of two activations."""
+    """MatMul with a constant vector, matrix or batch of them on either side, or of two activations."""
     left, right = t.is_constant(node, 0), t.is_constant(node, 1)
-    if right and len(t.in_shape(node, 1)) == 2 and (not left or len(t.in_shape(node)) > 2):
-        times_matrix(node, t)
-    elif left and not right and len(t.in_shape(node, 0)) == 2:
-        _matrix_times(node, t)
-    elif left != right and len(t.in_shape(node, int(right))) == 1:
-        _times_vector(node, t, int(left))
-    elif left or right:
-        side = 1 if left else 0
-        t.lock(t.of(node, side), "MatMul with a batch of constant matrices")
-        t.leave_alone(t.out_shape(node)[-1], "MatMul with a batch of constant matrices")
-        t.put(node, t.fixed(len(t.out_shape(node))))
-    else:
+    constant_side = 0 if left and not right else 1
+    if not (left or right):
         of_activations(node, t)
+    elif len(t.in_shape(node, constant_side)) == 1:
+        _times_vector(node, t, 1 - constant_side)
+    elif right:
+        times_matrix(node, t)
+    else:
+        _matrix_times(node, t)
 
 
 def times_matrix(node: Node, t: Tracker, transposed: bool = False) -> None:
-    """x (…, K) · W (K, N), or W (N, K) transposed."""
-    x, shape = t.of(node), t.in_shape(node)
+    """x (…, K) · W (…, K, N), or W (…, N, K) transposed. A batch of matrices has the same channels in each."""
+    x, shape, weight, rank = t.of(node), t.in_shape(node), t.in_shape(node, 1), len(t.out_shape(node))
     if varying(x) and x.shape[-1] == 1:  # mixes positions, not channels
-        t.put(node, x)
+        _each_by_itself(node, t, x, weight)
         return
-    columns = 0 if transposed else 1
-    t.slot(node, 1, (1 - columns,), _row(node, t, x, 0), Role.CONSUMES, data=(0, len(shape) - 1))
-    made = t.fresh(t.in_shape(node, 1)[columns])
+    rows, columns = (len(weight) - 1 - k for k in ((0, 1) if transposed else (1, 0)))
+    measured = (0, len(shape) - 1) if len(weight) == 2 else None
+    t.slot(node, 1, (rows,), _row(node, t, x, 0, len(shape) - 1), Role.CONSUMES, data=measured)
+    made = t.fresh(weight[columns])
     t.slot(node, 1, (columns,), made, Role.PRODUCES)
-    t.put(node, made.reshape((1,) * (len(shape) - 1) + (-1,)))
+    t.put(node, made.reshape((1,) * (rank - 1) + (-1,)))
 
 
 def _matrix_times(node: Node, t: Tracker) -> None:
-    """W (M, K) · x (…, K, N): channels lie on the second last axis."""
-    x, shape = t.of(node, 1), t.in_shape(node, 1)
+    """W (…, M, K) · x (…, K, N): channels lie on the second last axis."""
+    x, shape, weight, rank = t.of(node, 1), t.in_shape(node, 1), t.in_shape(node, 0), len(t.out_shape(node))
     axis = max(len(shape) - 2, 0)
     if varying(x) and x.shape[axis] == 1:  # mixes positions, not channels
-        t.put(node, x)
+        _each_by_itself(node, t, x, weight)
         return
-    row = expand(t.collapse(x, (axis,)), shape, (axis,)).ravel()
-    t.slot(node, 0, (1,), row, Role.CONSUMES, data=(1, axis))
-    made = t.fresh(t.in_shape(node, 0)[0])
-    t.slot(node, 0, (0,), made, Role.PRODUCES)
-    t.put(node, made.reshape((1,) * axis + (-1,) + (1,) * (len(shape) - 1 - axis)))
+    measured = (1, axis) if len(weight) == 2 else None
+    t.slot(node, 0, (len(weight) - 1,), _row(node, t, x, 1, axis), Role.CONSUMES, data=measured)
+    made = t.fresh(weight[-2])
+    t.slot(node, 0, (len(weight) - 2,), made, Role.PRODUCES)
+    columns = len(shape) - 1 - axis
+    t.put(node, made.reshape((1,) * (rank - 1 - columns) + (-1,) + (1,) * columns))
+
+
+def _each_by_itself(node: Node, t: Tracker, x: Ids, weight: Sequence[int]) -> None:
+    """Every channel meets the same matrix, or with a batch of them one that may be its own."""
+    if any(size > 1 for size in weight[:-2]):
+        t.lock(x, "MatMul with a matrix for each channel")
+        x = t.fixed(1)
+    t.put(node, lead(x, len(t.out_shape(node))))
 
 
 def _times_vector(node: Node, t: Tracker, side: int) -> None:

@@ -50,7 +50,11 @@ def reduce(node: Node, t: Tracker) -> None:
 
 def _over_channels(node: Node, t: Tracker, ids: Ids, axes: list[int]) -> None:
     if node.op not in MEANS or not t.permit.norms:
-        t.lock(ids, over_reason(node) if node.op in MEANS else f"{node.op} over the channels")
+        blocks = not t.permit.heads and any(a not in axes for a in varying(ids))
+        other = (
+            f"{node.op} within blocks of channels, without --prune-heads" if blocks else f"{node.op} over the channels"
+        )
+        t.lock(ids, over_reason(node) if node.op in MEANS else other)
         return
     t.norms.append(Norm(t.position, ids, tuple(axes)))
     for axis in varying(ids):

@@ -17,6 +17,9 @@ def expand_(node: Node, t: Tracker) -> None:
     out = t.out_shape(node)
     ids = t.constant_row(node, 0) if t.is_constant(node, 0) else t.of(node)
     ids = ids.reshape((1,) * (len(out) - ids.ndim) + ids.shape)
+    if ids.size == 1 and t.in_shape(node) != out:  # one channel, which is none of those that it is spread over
+        t.lock(ids, "spread over other channels")
+        ids = t.fixed(len(out))
     numbers = t.read(node, 1)
     if numbers is None:
         t.lock(ids, "Expand to a computed shape")
