@@ -258,6 +258,19 @@ def test_what_is_read_is_not_written(
     assert Path("out.onnx").read_bytes() == PRECIOUS
 
 
+@pytest.mark.parametrize("results", ["images/0.PNG", "out.onnx --json images/0.PNG", "out.onnx --plan images/0.PNG"])
+def test_an_image_of_a_folder_is_not_written(
+    results: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("images").mkdir()
+    Path("images/0.PNG").write_bytes(PRECIOUS)
+    code, _, err = call(capfd, "in.onnx", *results.split(), *HALF, "--calib", "images")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "images/0.PNG: this run reads that file" in err
+    assert Path("images/0.PNG").read_bytes() == Path("out.onnx").read_bytes() == PRECIOUS
+
+
 def test_side_files_are_written_before_the_model(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
