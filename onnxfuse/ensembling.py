@@ -21,7 +21,7 @@ from .counts import macs, parameters
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
 from .heldout import samples_in
-from .keywords import SharedKeywords, documented, options_of
+from .keywords import SharedKeywords, documented, options_of, plain
 from .kinds import checked
 from .origin import ModelSource, PathLike
 from .parents import Parent, parent
@@ -89,7 +89,7 @@ def ensemble(
         VerificationFailed: the result is not sound, or not as good as asked; nothing was written.
         OutputError: the result cannot be written.
     """
-    prune, shares = options_of(ensemble, **options), None if weights is None else tuple(weights)
+    prune, shares = options_of(ensemble, **options), None if weights is None else tuple(map(plain, weights))
     return ensemble_with(models, output, EnsembleOptions(prune, order, shares, align, restore), progress)
 
 

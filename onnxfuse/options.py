@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .images import images_in
 from .merge import MEASURING
 from .scores import Importance, feature_of
@@ -137,6 +135,6 @@ def _recorded(value: Any) -> Any:
         return getattr(value, "__name__", type(value).__name__)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, Mapping) and any(isinstance(v, np.ndarray) for v in value.values()):
+    if isinstance(value, Mapping) and not all(isinstance(v, tuple) for v in value.values()):  # no shapes
         return f"arrays: {', '.join(value)}"
     return value
