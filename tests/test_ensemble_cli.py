@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_two_files_become_one(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = [folder / f"{n}.onnx" for n in ("a", "b", "out")]
-    code, out, err = call(capfd, "ensemble", *paths, "--calib", folder / "calib.npz")
+    code, out, err = call(capfd, "ensemble", paths[0], "--calib", folder / "calib.npz", *paths[1:])
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"{paths[0]} + {paths[1]} → {paths[2]}"
     assert "fused 2 models, aligned by activations of 64 given samples; cosine 1.0000" in out
