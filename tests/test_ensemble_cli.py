@@ -47,6 +47,15 @@ def test_two_files_become_one(folder: Path, capfd: pytest.CaptureFixture[str]) -
     assert gap(run(onnx.load(paths[0])), run(onnx.load(paths[2]))) < 1e-5
 
 
+def test_what_an_ensemble_cannot_be_asked_for_is_not_advised(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is removed without a sparsity, and there is no --scope."""
+    onnx.save(from_text(PLAIN, {"w3": np.full((5, 12), -9)}), folder / "b.onnx")
+    paths = [folder / f"{n}.onnx" for n in ("a", "b", "out")]
+    said = [call(capfd, "ensemble", *paths, "--weights", "0,1", *more)[1] for more in ([], ["--sparsity", 0.5])]
+    assert "your own test set; --calib keeps more, --min-cosine refuses" in said[0]
+    assert "your own test set; removing less and --calib keep more, --min-cosine refuses" in said[1]
+
+
 def test_json_plan_and_pruning(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = [folder / f"{n}.onnx" for n in ("a", "b", "out")]
     how = ["--sparsity", 0.5, "--method", "fold", "--weights", "0.25,0.75", "--align", "weights", "--no-restore"]
@@ -142,6 +151,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, str]] = {
     "too many": (["a.onnx", "b.onnx", "out.onnx", "--weights", "0.5,0.3,0.2"], 2, "3 weights are given for 2 models"),
     "nothing pruned": (["a.onnx", "b.onnx", "out.onnx", "--method", "fold", "--order", "paf"], 2, "--method, --order"),
     "sparsity": (["a.onnx", "b.onnx", "out.onnx", "--sparsity", "1.5"], 2, "sparsity 1.5"),
+    "no cosine": (["a.onnx", "b.onnx", "out.onnx", "--min-cosine", "3"], 2, "min-cosine 3.0 is not a cosine"),
     "a plan of nothing": (["a.onnx", "b.onnx", "out.onnx", "--plan", "p.json"], 2, "--plan is of a pruning"),
     "unused samples": (
         ["a.onnx", "b.onnx", "out.onnx", "--calib", "calib.npz", "--align", "weights", "--no-restore"],
