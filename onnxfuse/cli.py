@@ -37,7 +37,14 @@ def parser() -> argparse.ArgumentParser:
         "3 verification failed, nothing written; 130 interrupted",
     )
     p.add_argument("input", type=Path, help="trained model, .onnx")
-    p.add_argument("--config", type=Path, metavar="FILE.toml", help="options by name; those given here come after")
+    p.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.toml",
+        help="options by name; those of later files, and those given here, come after",
+    )
     p.add_argument("output", type=Path, nargs="?", help="where to write; may be the input; left out with --dry-run")
     _amount(p.add_argument_group("how small", "--sparsity, --lossless, or one or more budgets that must all hold"))
     _merging(p.add_argument_group("merging"))
@@ -133,9 +140,9 @@ COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, after the options of its --config file."""
     p, first = parser(), Parser(prog="onnxfuse", add_help=False)
-    first.add_argument("--config", type=Path)
-    config = first.parse_known_args(argv)[0].config
-    return p.parse_args(argv if config is None else [*config_arguments(config, p), *argv])
+    first.add_argument("--config", type=Path, action="append", default=[])
+    configs = first.parse_known_args(argv)[0].config
+    return p.parse_args([*(argument for config in configs for argument in config_arguments(config, p)), *argv])
 
 
 def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
@@ -160,7 +167,7 @@ def _fuse(a: argparse.Namespace, alone: bool) -> int:
                 raise UsageError("no output file; give one, or --dry-run")
             if alone:
                 keep_freed(Path(a.input))
-            beside = side_files(a, *([] if a.config is None else [a.config]))
+            beside = side_files(a, *a.config)
             return fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress, beside)
 
     return guarded(run, lambda result: present(a, result), lambda message, code: not_written(a, message, code), a)

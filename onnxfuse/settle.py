@@ -119,6 +119,7 @@ def _nothing(channels: Channels, options: Options) -> str:
     if channels.groups:
         largest = max(g.unit for g in channels.groups)
         few = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity"
-        asked = "what is asked for takes no channel from any group" if options.sparsity is None else few
+        wishes = options.sparsity is None or options.wishes
+        asked = "what is asked for takes no channel from any group" if wishes else few
         listed = f"{asked}; {listed}" if listed else asked
     return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"

@@ -108,6 +108,7 @@ MODELS: dict[str, tuple[Change, str]] = {
         text(("pads=[1,1,1,1]", "pads=[0,0,0,0]")),
         "pads of node 0 (c1) is [0, 0, 0, 0], in {a} [1, 1, 1, 1]",
     ),
+    "an input's name": (text(("x)", "X)"), ("(x,", "(X,")), "input 0 is 'X' float [?, 3, 8, 8], in {a} 'x' float"),
     "more nodes": (lambda _: from_text(RESIDUAL), "input 0 is 'x' float [?, 3, 6, 6]"),
     "another connection": (text(("Conv(m1,", "Conv(r1,")), "node 3 (c2) reads 'r1' as input 0, in {a} 'm1'"),
     "another kernel": (text(("12,8,3,3", "12,8,1,1")), "constant 'w2' has shape [12, 8, 1, 1], [12, 8, 3, 3]"),
