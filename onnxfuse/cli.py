@@ -28,7 +28,7 @@ from .pipeline import FuseResult, fuse_with
 from .streams import failed, wants_json
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The arguments of `onnxfuse`."""
     p = Parser(
         prog="onnxfuse",
@@ -137,12 +137,12 @@ COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
 """First argument → the module of its `main`; all else is the plain command, whose first argument is a model."""
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, after the options of its --config file."""
-    p, first = parser(), Parser(prog="onnxfuse", add_help=False)
+def _with_files(argv: Sequence[str], p: Parser) -> list[str]:
+    """The command line, after the options of its --config files."""
+    first = Parser(prog="onnxfuse", add_help=False)
     first.add_argument("--config", type=Path, action="append", default=[])
     configs = first.parse_known_args(argv)[0].config
-    return p.parse_args([*(argument for config in configs for argument in config_arguments(config, p)), *argv])
+    return [*(argument for config in configs for argument in config_arguments(config, p)), *argv]
 
 
 def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
@@ -152,7 +152,9 @@ def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
         if arguments and arguments[0] in COMMANDS:
             command = importlib.import_module(f".{COMMANDS[arguments[0]]}", __package__)
             return int(command.main(arguments[1:]))
-        return _fuse(_arguments(arguments), alone)
+        p = parser()
+        arguments = _with_files(arguments, p)
+        return _fuse(p.parse_args(arguments), alone)
     except UsageError as error:  # the command line itself is wrong
         return failed(str(error), error.exit_code, wants_json(arguments))
 

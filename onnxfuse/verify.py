@@ -68,9 +68,11 @@ def verify(
         wary: whether there is another way to make the result, so that doubts are enough to refuse it (`WARY`, `FAR`).
 
     Raises:
-        VerificationFailed: invalid, outputs of another type, or beyond `min_cosine` or `max_error`.
+        VerificationFailed: invalid, outputs of another type, or beyond `min_cosine` or `max_error`; or the original's
+            are not finite anywhere.
         Unsound: does not run, outputs that are not finite, not the same with optimizations off and on, or far off.
     """
+    _check_defined(reference)
     opened = _stand_in(model) if reference.stand_in else model
     running: Callable[[], Runs] = partial(run_both, opened, reference, providers)
     runs = _checked(model, original, running)
@@ -170,17 +172,17 @@ def defined(reference: Probe, model: ModelProto, samples: Callable[[], Batches],
         model: that was run.
         samples: reads the user's, if there are any; else the model runs on the first of them.
         providers: of onnxruntime.
-
-    Raises:
-        VerificationFailed: all that it makes is NaN or infinite.
     """
     finite = all(np.isfinite(a).all() for a in reference.outputs.values() if _real(a))
     if not finite and (batches := samples()):
-        reference = probe_on(reference, model, providers, batches[0])
+        return probe_on(reference, model, providers, batches[0])
+    return reference
+
+
+def _check_defined(reference: Probe) -> None:
     made = {n: a for n, a in reference.outputs.items() if _real(a) and a.size}
     if made and not any(np.isfinite(a).any() for a in made.values()):
         raise VerificationFailed(UNDEFINED.format(next(iter(made)), ""))
-    return reference
 
 
 def _refuse_undefined(result: Comparison, runs: Runs) -> None:

@@ -355,6 +355,9 @@ def test_later_files_come_after_earlier_ones(model: Path, capfd: pytest.CaptureF
     arguments = ["--config", files[0], "--config", files[1], "--sparsity", 0.5, "--dry-run", "--json", "-"]
     options = json.loads(call(capfd, model, *arguments)[1])["options"]
     assert (options["seed"], options["exclude"]) == (2, ["c2"])
+    files[1].write_text('json = "-"')
+    code, out, err = call(capfd, model, "--config", files[1], "--sparsity", "half")
+    assert (code, json.loads(out)["error"]) == (2, err.removeprefix("onnxfuse: ").rstrip())
 
 
 def test_a_file_is_named_with_config(capfd: pytest.CaptureFixture[str]) -> None:
