@@ -21,9 +21,10 @@ from .fidelity import comparable
 from .files import too_large
 from .picking import in_order_of
 from .probe import Probe, probe_on
+from .protos import constant_tensors
 from .runs import Runs, many_weights, own_agreement, run, run_both, with_given_picks
 from .standin import in_float32
-from .tensors import Array
+from .tensors import FLOATS, Array, values_of
 
 log = logging.getLogger("onnxfuse")
 SCALE, MEAN = 2.0, 1.0
@@ -172,10 +173,17 @@ def defined(reference: Probe, model: ModelProto, samples: Callable[[], Batches],
         model: that was run.
         samples: reads the user's, if there are any; else the model runs on the first of them.
         providers: of onnxruntime.
+
+    Raises:
+        VerificationFailed: all that it makes is NaN or infinite, and no weight of it is.
     """
-    finite = all(np.isfinite(a).all() for a in reference.outputs.values() if _real(a))
-    if not finite and (batches := samples()):
-        return probe_on(reference, model, providers, batches[0])
+    if all(np.isfinite(a).all() for a in reference.outputs.values() if _real(a)):
+        return reference
+    if batches := samples():
+        reference = probe_on(reference, model, providers, batches[0])
+    weights = [values_of(t) for t in constant_tensors(model.graph).values() if t.data_type in FLOATS]
+    if all(np.isfinite(w).all() for w in weights):  # else it is the weight that is named, where it is merged
+        _check_defined(reference)
     return reference
 
 
