@@ -83,7 +83,8 @@ def apply_plan(state: State, plan: Plan | PathLike, model: PathLike | ModelProto
 
 
 def _array(value: Any) -> Array:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    return array.astype(np.float32) if array.dtype == np.float16 else array  # SciPy multiplies none in half precision
 
 
 def _like(old: Any, array: Array) -> Any:

@@ -19,7 +19,7 @@ from .calibdata import Batches
 from .channels import Channels, Slot
 from .findings import Role
 from .folding import Folded
-from .moments import Moments, measure
+from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
 from .shrinkage import oas
@@ -70,7 +70,7 @@ class Study:
         channel = np.empty(reader.layout.size, np.int64)
         channel[reader.layout] = np.arange(len(reader.layout))[:, None]
         own = channel[slot.positions[:, 0]]
-        covariance = moments.square[np.ix_(own, own)]
+        covariance, weights = moments.square[np.ix_(own, own)], _moderate(weights)
         if costs and self.source is not Source.DATA and slot.split == 1:
             weights = _evenly(weights, covariance, reader.taps)
         gram = weights @ weights.T
@@ -117,6 +117,12 @@ def study(
                 parts.see(walk, node)
     measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
     return Study(batches, twin, tuple(found), hindered(channels), tuple(depthwise), measured, shares, source)
+
+
+def _moderate(weights: Array) -> Array:
+    """Weights too large for sums of their squares, divided by a power of two: a consumer has no unit of its own."""
+    largest = max(weights.max(initial=0), -weights.min(initial=0))
+    return weights if largest < LARGEST else np.ldexp(weights, -int(np.frexp(largest)[1]))
 
 
 def _evenly(weights: Array, covariance: Array, taps: int) -> Array:

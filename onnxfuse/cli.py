@@ -28,7 +28,7 @@ from .pipeline import FuseResult, fuse_with
 from .streams import failed, wants_json
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The arguments of `onnxfuse`."""
     p = Parser(
         prog="onnxfuse",
@@ -37,7 +37,14 @@ def parser() -> argparse.ArgumentParser:
         "3 verification failed, nothing written; 130 interrupted",
     )
     p.add_argument("input", type=Path, help="trained model, .onnx")
-    p.add_argument("--config", type=Path, metavar="FILE.toml", help="options by name; those given here come after")
+    p.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.toml",
+        help="options by name; those of later files, and those given here, come after",
+    )
     p.add_argument("output", type=Path, nargs="?", help="where to write; may be the input; left out with --dry-run")
     _amount(p.add_argument_group("how small", "--sparsity, --lossless, or one or more budgets that must all hold"))
     _merging(p.add_argument_group("merging"))
@@ -130,12 +137,12 @@ COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}
 """First argument → the module of its `main`; all else is the plain command, whose first argument is a model."""
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, after the options of its --config file."""
-    p, first = parser(), Parser(prog="onnxfuse", add_help=False)
-    first.add_argument("--config", type=Path)
-    config = first.parse_known_args(argv)[0].config
-    return p.parse_args(argv if config is None else [*config_arguments(config, p), *argv])
+def _with_files(argv: Sequence[str], p: Parser) -> list[str]:
+    """The command line, after the options of its --config files."""
+    first = Parser(prog="onnxfuse", add_help=False)
+    first.add_argument("--config", type=Path, action="append", default=[])
+    configs = first.parse_known_args(argv)[0].config
+    return [*(argument for config in configs for argument in config_arguments(config, p)), *argv]
 
 
 def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
@@ -145,7 +152,9 @@ def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
         if arguments and arguments[0] in COMMANDS:
             command = importlib.import_module(f".{COMMANDS[arguments[0]]}", __package__)
             return int(command.main(arguments[1:]))
-        return _fuse(_arguments(arguments), alone)
+        p = parser()
+        arguments = _with_files(arguments, p)
+        return _fuse(p.parse_args(arguments), alone)
     except UsageError as error:  # the command line itself is wrong
         return failed(str(error), error.exit_code, wants_json(arguments))
 
@@ -160,7 +169,7 @@ def _fuse(a: argparse.Namespace, alone: bool) -> int:
                 raise UsageError("no output file; give one, or --dry-run")
             if alone:
                 keep_freed(Path(a.input))
-            beside = side_files(a, *([] if a.config is None else [a.config]))
+            beside = side_files(a, *a.config)
             return fuse_with(a.input, None if a.dry_run else a.output, _options(a), progress, beside)
 
     return guarded(run, lambda result: present(a, result), lambda message, code: not_written(a, message, code), a)

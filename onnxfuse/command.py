@@ -45,6 +45,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
+        if unknown:  # options may stand between the files; names such as -m.onnx, after --, only the other way takes
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             names = [flag for action in self._actions for flag in action.option_strings]
             like = near(unknown[0].partition("=")[0], names) if unknown[0].startswith("-") else ""

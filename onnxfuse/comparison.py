@@ -30,8 +30,8 @@ class OutputError:
 
     Attributes:
         name: the output.
-        cosine: similarity of the flattened tensors, 1 if both are zero; NaN if their shapes differ. Of single numbers
-            as `of_numbers` has it.
+        cosine: similarity of the flattened tensors, 1 if both are zero; NaN if their shapes differ, or where
+            they are not finite. Of single numbers as `of_numbers` has it.
         max_abs: largest absolute difference.
         relative: L2 norm of the difference over L2 norm of the original.
     """
@@ -65,11 +65,20 @@ def difference(name: str, a: Array, b: Array) -> OutputError:
     x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     if x.shape != y.shape:
         return OutputError(name, float("nan"), float("inf"), float("inf"))
+    x, y = cleared(x, y)
     if np.array_equal(x, y):
         return OutputError(name, 1.0, 0.0, 0.0)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return OutputError(name, float("nan"), float("inf"), float("inf"))
     nx, ny, gap = (float(np.linalg.norm(v)) for v in (x, y, x - y))
     cosine = of_numbers(x, y) if x.size == 1 else float(x @ y) / (nx * ny) if nx and ny else 0.0
     return OutputError(name, cosine, float(np.abs(x - y).max()), gap / nx if nx else float("inf"))
+
+
+def cleared(x: Vector, y: Vector) -> tuple[Vector, Vector]:
+    """Both with zeros where they are NaN alike, or the same infinity, as what a mask leaves out: no difference."""
+    alike = ~np.isfinite(x) & ((x == y) | (np.isnan(x) & np.isnan(y)))
+    return (np.where(alike, 0, x), np.where(alike, 0, y)) if alike.any() else (x, y)
 
 
 def of_numbers(x: Vector, y: Vector) -> float:

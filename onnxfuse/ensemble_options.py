@@ -11,7 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from . import files
-from .checks import check_options
+from .checks import check_floors, check_options
 from .errors import UsageError
 from .fusion import ALIGNMENTS
 from .options import Options
@@ -79,6 +79,7 @@ def _check_used(o: EnsembleOptions) -> None:
     if p.sparsity is not None:
         check_options(replace(p, calib=None, calib_preprocess=None) if p.repair is False else p)
     else:
+        check_floors(p)
         given = [n for n in PRUNING if getattr(p, n) != getattr(default, n)]
         given += ["order"] if o.order != ORDERS[0] else []
         if given:

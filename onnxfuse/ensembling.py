@@ -21,8 +21,9 @@ from .counts import macs, parameters
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
 from .heldout import samples_in
-from .keywords import SharedKeywords, documented, options_of
+from .keywords import SharedKeywords, documented, options_of, plain
 from .kinds import checked
+from .options import Options
 from .origin import ModelSource, PathLike
 from .parents import Parent, parent
 from .pipeline import FuseResult, fuse_with
@@ -35,7 +36,7 @@ from .samples import sample_count, synthetic
 from .sidefiles import NONE, SideFiles
 from .tensors import Array, read_in
 from .topology import check_interface, check_nodes
-from .verify import verify
+from .verify import defined, verify
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,7 +90,7 @@ def ensemble(
         VerificationFailed: the result is not sound, or not as good as asked; nothing was written.
         OutputError: the result cannot be written.
     """
-    prune, shares = options_of(ensemble, **options), None if weights is None else tuple(weights)
+    prune, shares = options_of(ensemble, **options), None if weights is None else tuple(map(plain, weights))
     return ensemble_with(models, output, EnsembleOptions(prune, order, shares, align, restore), progress)
 
 
@@ -115,6 +116,7 @@ def ensemble_with(
         if destination is not None:
             files.check_distinct(Path(name), destination, source.beside)
     reference = probe(originals[0], providers, prune.input_shapes, prune.seed)
+    reference = defined(reference, originals[0], lambda: _given(originals[0], reference, prune, providers), providers)
     before = Size(0, parameters(originals[0]), macs(originals[0], reference.shapes), sources[0].bytes)
     fused = _fused(names, sources, originals, reference, shares, options, tell)
     read_in(fused.model)
@@ -206,10 +208,17 @@ def _batches(model: ModelProto, reference: Probe, o: EnsembleOptions, providers:
     if o.align != "activations" and not o.restore:
         return []
     if o.prune.calib is not None:
-        return calibration(o.prune.calib, o.prune.calib_preprocess, model, reference, providers).fitted
+        return _given(model, reference, o.prune, providers)
     batch = samples_in(reference.inputs)
     count = min(SAMPLES, sample_count(macs(model, reference.shapes) // batch))
     return synthetic(model, reference, count, o.prune.seed)
+
+
+def _given(model: ModelProto, reference: Probe, prune: Options, providers: Sequence[str]) -> Batches:
+    """The user's samples, if there are any."""
+    if prune.calib is None:
+        return []
+    return calibration(prune.calib, prune.calib_preprocess, model, reference, providers).fitted
 
 
 def _mean_outputs(parents: Sequence[Parent], shares: Sequence[float]) -> dict[str, Array]:

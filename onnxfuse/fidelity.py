@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .calibdata import Samples
-from .comparison import OutputError, Vector, of_numbers
+from .comparison import OutputError, Vector, cleared, of_numbers
 from .errors import Unsound, one_line
 from .heldout import a_few, samples_in
 from .picking import behind_picks, numeric
@@ -119,7 +119,8 @@ def _sums(a: Array, b: Array, n: int) -> _Sums:
     if a.shape != b.shape:
         return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0)
     x, y = _rows(a, n), _rows(b, n)
-    gap = np.abs(np.subtract(x, y, out=np.zeros_like(x), where=x != y))  # two infinities are equal
+    x, y = cleared(x, y)
+    gap = np.abs(x - y) if np.isfinite(x).all() and np.isfinite(y).all() else np.full_like(x, np.inf)
     numbers = np.stack([x[:, 0], y[:, 0]]) if x.shape[1] == 1 else None
     return _Sums(_cosines(x, y), numbers, float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2)))
 

@@ -121,12 +121,17 @@ def load_images(
             f"--calib-preprocess: the model takes {channels} channels; give as many numbers for mean and std"
         )
     height, width = (p for axis, p in enumerate(probed) if axis not in (0, CHANNEL_AXIS[layout]))
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = images_in(folder)
     if not files:
         raise UsageError(f"{folder}: has no images ({', '.join(sorted(SUFFIXES))})")
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), most)).round().astype(int)]
     pixels = np.stack([_pixels(pillow, path, MODES[channels], (width, height)) for path in chosen])
     return _preprocessed(pixels, how, layout, dtype)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """All images in a folder and those below it."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def _pillow() -> Any:

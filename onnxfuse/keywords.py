@@ -6,7 +6,10 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ForwardRef, TypedDict, TypeVar
+
+import numpy as np
 
 from .errors import near
 from .options import Options
@@ -122,7 +125,18 @@ def _path(given: PathLike | None) -> str | None:
 
 
 def _shapes(given: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]] | None:
-    return {name: tuple(shape) for name, shape in given.items()} if given else None
+    return {name: tuple(map(plain, shape)) for name, shape in given.items()} if given else None
+
+
+def plain(value: Any) -> Any:
+    """A number or flag of NumPy or another package as Python's own, which the report writes: float32's 0.4 as 0.4."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(str(value) if isinstance(value, np.floating) else value)
+    return value
 
 
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
@@ -143,7 +157,7 @@ def options_of(function: Callable[..., Any], **given: Unpack[FuseKeywords]) -> O
     for name in given:
         if name not in known:
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{near(name, known)}")
-    return Options(**{name: PLAIN.get(name, lambda v: v)(value) for name, value in given.items()})
+    return Options(**{name: PLAIN.get(name, plain)(value) for name, value in given.items()})
 
 
 def documented(*keywords: type) -> Callable[[F], F]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .images import images_in
 from .merge import MEASURING
 from .scores import Importance, feature_of
 from .sources import Source
@@ -81,10 +80,11 @@ class Options:
 
     @property
     def files(self) -> list[Path]:
-        """The files and folders that are read besides the model."""
+        """The files that are read besides the model, those in a folder of images among them."""
         scores = [self.importance] if str(self.importance).endswith(".npz") else []
         given = (self.calib, self.gradients, self.eval, self.from_plan, *scores)
-        return [Path(source) for source in given if isinstance(source, (str, os.PathLike))]
+        paths = [Path(source) for source in given if isinstance(source, (str, os.PathLike))]
+        return [file for path in paths for file in (path, *images_in(path))]
 
     @property
     def floors(self) -> bool:
@@ -135,6 +135,6 @@ def _recorded(value: Any) -> Any:
         return getattr(value, "__name__", type(value).__name__)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, Mapping) and any(isinstance(v, np.ndarray) for v in value.values()):
+    if isinstance(value, Mapping) and not all(isinstance(v, tuple) for v in value.values()):  # no shapes
         return f"arrays: {', '.join(value)}"
     return value

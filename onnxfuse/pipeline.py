@@ -34,6 +34,7 @@ from .report import Report, growth
 from .search import Judge
 from .settle import follow, kept_channels
 from .sidefiles import NONE, SideFiles
+from .verify import defined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -105,6 +106,7 @@ def fuse_with(
     tell("run the original", 0, 1)
     reference = probe(original, providers, options.input_shapes, options.seed)
     samples = _samples(original, reference, providers, options, tell)
+    reference = defined(reference, original, lambda: samples.fitted if samples else [], providers)
     judge = _judge(source, reference, providers, options, samples)
 
     def conclude(options: Options, done: Finished) -> Report:

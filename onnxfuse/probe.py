@@ -158,6 +158,13 @@ def probe(
         return replace(probe(in_float32(model), providers, overrides, seed), stand_in=True)
 
 
+def probe_on(reference: Probe, model: ModelProto, providers: Sequence[str], feeds: Mapping[str, Array]) -> Probe:
+    """The `reference`, a run of the model, with these inputs in place of made-up ones, and what it makes of them."""
+    opened = _open(in_float32(model) if reference.stand_in else model, providers, trusting=False)
+    found = _run(opened, feeds)
+    return replace(reference, inputs=found.inputs, outputs=found.outputs, noted=found.noted)
+
+
 def _first_that_runs(
     model: ModelProto,
     inputs: Sequence[ValueInfoProto],

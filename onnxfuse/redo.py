@@ -20,6 +20,7 @@ from .merge import Merge
 from .plan import Plan
 from .producers import shifted
 from .rewrite import shrink
+from .sources import arrays_of
 from .tensors import Array
 from .weights import front, matrix, others
 
@@ -45,7 +46,7 @@ class Record:
             compress, expand = (self._matrix(f"group_{number}_{name}") for name in ("compress", "expand"))
             slots = [
                 Slot(
-                    s["initializer"], s["node"], tuple(s["axes"]), s["split"], Role(s["role"]),
+                    s["initializer"], s["node"], tuple(map(int, s["axes"])), int(s["split"]), Role(s["role"]),
                     self.arrays[f"group_{number}_slot_{k}_positions"],
                 )
                 for k, s in enumerate(g["slots"])
@@ -62,6 +63,22 @@ class Record:
         found = {name: self.arrays[f"repair_{number}_{name}"] for name in names}
         added = self.arrays.get(f"repair_{number}_refitted")
         return found if added is None else found | {"refitted": added}
+
+    def check(self) -> None:
+        """Both files are there in full, and of one run.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: they are not.
+        """
+        if missing := {"clones", "folded_batch_norms", "groups", "repairs"} - self.json.keys():
+            raise KeyError(*missing)
+        for g, (merge, _) in zip(self.json["groups"], self.merges(), strict=True):
+            if merge.kept.shape != merge.compress.shape[:1]:
+                raise ValueError(
+                    f"{g['name']!r} keeps other channels than the .npz has: use the plan of a run --from-plan this one"
+                )
+        for r in self.json["repairs"]:
+            self.repair(r["repair"])
 
     def initializers(self) -> list[str]:
         """Names of all constants that it changes, those that are copied first by the name of what they copy."""
@@ -80,13 +97,13 @@ def record(plan: Plan | str | Path) -> Record:
     if isinstance(plan, Plan):
         return Record(plan.as_json(), plan.arrays())
     path = Path(plan)
+    arrays = arrays_of(f"{path}.npz", "the plan's matrices:")
     try:
-        with np.load(path.with_name(path.name + ".npz"), allow_pickle=False) as arrays:
-            found = Record(json.loads(path.read_text(encoding="utf-8")), dict(arrays))
-        found.initializers()
+        found = Record(json.loads(path.read_text(encoding="utf-8-sig")), arrays)  # editors begin a file with a mark
+        found.check()
     except OSError as error:
         raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror or one_line(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: is not a plan that --plan wrote ({one_line(error)})") from error
     return found
 

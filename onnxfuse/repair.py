@@ -281,8 +281,9 @@ def _restore(
     alive = new > SILENT * deviation
     if source is Source.DATA and _is_carried(reader.made, after):
         deviation = new
-    gain = np.where(alive, np.clip(deviation / np.where(alive, new, 1), 1 / GAIN, GAIN), 1)
-    offset = np.where(alive, mean - gain * new_mean, 0)
+    with np.errstate(invalid="ignore"):  # what overflows is not alive
+        gain = np.where(alive, np.clip(deviation / np.where(alive, new, 1), 1 / GAIN, GAIN), 1)
+        offset = np.where(alive, mean - gain * new_mean, 0)
     for weights in both:
         _scale(weights, reader, node, gain, offset)
     after.replace(reader.made, scaled_and_shifted(after.value(reader.made), gain, offset, axis))

@@ -144,11 +144,13 @@ def doubt(report: Report) -> tuple[str, ...]:
     likeness, where = report.likeness
     if not likeness < DOUBTFUL:
         return ()
-    spread = report.options.get("sparsity") is None or report.options.get("scope") == "global"
-    ways = ["removing less", *["--scope global"] * (not spread), *["--calib"] * (not report.options.get("calib"))]
-    keep = f"{', '.join(ways[:-1])} and {ways[-1]} keep" if len(ways) > 1 else f"{ways[0]} keeps"
+    options, less = report.options, report.after.channels < report.before.channels
+    spread = options.get("sparsity") is None or options.get("scope", "global") == "global"  # an ensemble has no scope
+    ways = [*["removing less"] * less, *["--scope global"] * (not spread), *["--calib"] * (not options.get("calib"))]
+    *others, last = ways or [""]
+    keep = f"{', '.join(others)} and {last} keep more, " if others else f"{last} keeps more, " if last else ""
     return (
-        f"its outputs hardly resemble the original's {where}: measure it on your own test set; {keep} more, "
+        f"its outputs hardly resemble the original's {where}: measure it on your own test set; {keep}"
         "--min-cosine refuses such a result",
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from .comparison import Outputs, furthest_apart
+from .comparison import Outputs, cleared, furthest_apart
 from .errors import Unsound, one_line
 from .files import file_bytes, too_large
 from .picking import feeds_of, numeric, picked, with_picks
@@ -58,7 +58,11 @@ def _drift(plain: Array, fast: Array, original: Array) -> float:
     x, y, whole = (np.asarray(v, np.float64).ravel() for v in (plain, fast, original))
     if x.shape != y.shape:
         return math.inf
-    gap, size = float(np.linalg.norm(x - y)), max(float(np.linalg.norm(v)) for v in (x, whole))
+    x, y = cleared(x, y)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return math.inf
+    gap = float(np.linalg.norm(x - y))
+    size = max(float(np.linalg.norm(v[np.isfinite(v)])) for v in (x, whole))
     return gap / size if size else gap
 
 

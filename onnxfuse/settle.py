@@ -120,6 +120,7 @@ def _nothing(channels: Channels, options: Options) -> str:
         largest = max(g.unit for g in channels.groups)
         few = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity"
         few = few if largest > 1 else "of no group's channels can a part go: they stay together"
-        asked = "what is asked for takes no channel from any group" if options.sparsity is None else few
+        wishes = options.sparsity is None or options.wishes
+        asked = "what is asked for takes no channel from any group" if wishes else few
         listed = f"{asked}; {listed}" if listed else asked
     return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"

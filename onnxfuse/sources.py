@@ -76,9 +76,9 @@ def _read(path: Path, option: str) -> dict[str, Array]:
         raise UsageError(f"{named}: no such file")
     if not path.is_file():  # a pipe cannot be read out of order, and one that nobody writes to is waited for
         raise UsageError(f"{named}: is not a file; give an .npz file")
+    if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
+        raise UsageError(f"{named}: is not an .npz file; write one with numpy.savez, each array under its name")
     try:
-        if not zipfile.is_zipfile(path):
-            raise UsageError(f"{named}: is not an .npz file; write one with numpy.savez, each array under its name")
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:

@@ -56,7 +56,9 @@ def check_interface(name: str, model: ModelProto, first: str, reference: ModelPr
         pairs = zip_longest(_values(model, kind), _values(reference, kind))
         for i, (a, b) in enumerate(pairs):
             if a is None or b is None or not _alike(a, b):
-                raise ModelError(f"{name}: {kind} {i} is {_said(a)}, in {first} {_said(b)}; {ADVICE}")
+                named = a and b and _alike(a, b, named=False)
+                advice = "give both the same name" if named else ADVICE
+                raise ModelError(f"{name}: {kind} {i} is {_said(a)}, in {first} {_said(b)}; {advice}")
 
 
 def _opsets(model: ModelProto) -> dict[str, int]:
@@ -74,8 +76,8 @@ def _sizes(value: ValueInfoProto) -> list[int]:
     return [max(d.dim_value, 0) for d in value.type.tensor_type.shape.dim]
 
 
-def _alike(a: ValueInfoProto, b: ValueInfoProto) -> bool:
-    same = a.name == b.name and a.type.tensor_type.elem_type == b.type.tensor_type.elem_type
+def _alike(a: ValueInfoProto, b: ValueInfoProto, named: bool = True) -> bool:
+    same = (a.name == b.name or not named) and a.type.tensor_type.elem_type == b.type.tensor_type.elem_type
     return same and _sizes(a) == _sizes(b)
 
 

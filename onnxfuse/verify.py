@@ -14,15 +14,17 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from .calibdata import Batches
 from .comparison import Comparison, OutputError, Outputs, compare, floor_missed
 from .errors import Unsound, VerificationFailed, one_line
 from .fidelity import comparable
 from .files import too_large
 from .picking import in_order_of
-from .probe import Probe
+from .probe import Probe, probe_on
+from .protos import constant_tensors
 from .runs import Runs, many_weights, own_agreement, run, run_both, with_given_picks
 from .standin import in_float32
-from .tensors import Array
+from .tensors import FLOATS, Array, values_of
 
 log = logging.getLogger("onnxfuse")
 SCALE, MEAN = 2.0, 1.0
@@ -34,6 +36,10 @@ WARY = 1e-4
 """The same where another way to make the result is left: no trained model's outputs are made of roundings."""
 FAR = 10.0
 """And there, how far outputs may be from the original's, where zeros would be 1: some random weights explode."""
+UNDEFINED = (
+    "output {!r} is NaN or infinite on the input that is tried{}, so nothing can be compared; give samples with "
+    "--calib on which the model makes numbers"
+)
 SLACK = 10.0
 """Or this many times what the original's own outputs differ by, for models that are that sensitive."""
 
@@ -63,9 +69,11 @@ def verify(
         wary: whether there is another way to make the result, so that doubts are enough to refuse it (`WARY`, `FAR`).
 
     Raises:
-        VerificationFailed: invalid, outputs of another type, or beyond `min_cosine` or `max_error`.
+        VerificationFailed: invalid, outputs of another type, or beyond `min_cosine` or `max_error`; or the original's
+            are not finite anywhere.
         Unsound: does not run, outputs that are not finite, not the same with optimizations off and on, or far off.
     """
+    _check_defined(reference)
     opened = _stand_in(model) if reference.stand_in else model
     running: Callable[[], Runs] = partial(run_both, opened, reference, providers)
     runs = _checked(model, original, running)
@@ -84,6 +92,7 @@ def verify(
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
     if wary:
         _refuse_exploded(result, runs)
+    _refuse_undefined(result, runs)
     if (missed := floor_missed(result.outputs, min_cosine, max_error)) is not None:
         raise VerificationFailed(f"{missed} (on random input)")
     return result
@@ -154,6 +163,42 @@ def _refuse_exploded(result: Comparison, runs: Runs) -> None:
         shares = all(_shares(of[output.name]) for of in (runs.original, runs.plain))
         if math.isfinite(output.relative) and output.relative > FAR and not shares:
             raise Unsound(f"output {output.name!r} is {output.relative:.2g} times as far off as zeros would be")
+
+
+def defined(reference: Probe, model: ModelProto, samples: Callable[[], Batches], providers: Sequence[str]) -> Probe:
+    """A run of the model that results can be compared with.
+
+    Args:
+        reference: on made-up inputs, which it stays on if all outputs are finite.
+        model: that was run.
+        samples: reads the user's, if there are any; else the model runs on the first of them.
+        providers: of onnxruntime.
+
+    Raises:
+        VerificationFailed: all that it makes is NaN or infinite, and no weight of it is.
+    """
+    if all(np.isfinite(a).all() for a in reference.outputs.values() if _real(a)):
+        return reference
+    if batches := samples():
+        reference = probe_on(reference, model, providers, batches[0])
+    weights = [values_of(t) for t in constant_tensors(model.graph).values() if t.data_type in FLOATS]
+    if all(np.isfinite(w).all() for w in weights):  # else it is the weight that is named, where it is merged
+        _check_defined(reference)
+    return reference
+
+
+def _check_defined(reference: Probe) -> None:
+    made = {n: a for n, a in reference.outputs.items() if _real(a) and a.size}
+    if made and not any(np.isfinite(a).any() for a in made.values()):
+        raise VerificationFailed(UNDEFINED.format(next(iter(made)), ""))
+
+
+def _refuse_undefined(result: Comparison, runs: Runs) -> None:
+    """Where the original is finite in places only, other places of the result prove nothing."""
+    for output in result.outputs:
+        a, b = runs.original[output.name], runs.plain[output.name]
+        if a.shape == b.shape and not np.isfinite(a).all() and math.isnan(output.cosine):
+            raise Unsound(UNDEFINED.format(output.name, " at some places, and the result at others"))
 
 
 def _shares(values: Array) -> bool:

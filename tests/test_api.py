@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import onnx
 import pytest
 
@@ -92,6 +93,18 @@ def test_values_of_a_wrong_kind(options: dict[str, Any], message: str) -> None:
     with pytest.raises(onnxfuse.UsageError) as caught:
         onnxfuse.fuse(build("mlp"), **{"sparsity": 0.5, **options})
     assert message in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """The report, which is JSON, could not be made of them."""
+    numbers: dict[str, Any] = {"sparsity": np.float32(0.4), "seed": np.int64(3), "round_to": np.int8(1)}
+    numbers |= {"external_data": np.False_, "input_shapes": {"x": np.array([2, 6])}}
+    result = onnxfuse.fuse(build("mlp"), **numbers)
+    plain = onnxfuse.fuse(build("mlp"), sparsity=0.4, seed=3, round_to=1, input_shapes={"x": (2, 6)})
+    assert result.model == plain.model
+    assert json.dumps(result.report.options) == json.dumps(plain.report.options)
+    shares: Any = np.array([0.5, 0.5], np.float32)
+    onnxfuse.ensemble([build("mlp")] * 2, weights=shares, **numbers)
 
 
 # --- analyze --------------------------------------------------------------------------------------------------------

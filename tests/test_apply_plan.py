@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -231,12 +232,40 @@ def test_other_shapes_are_named() -> None:
 
 
 def test_no_plan(tmp_path: Path) -> None:
-    with pytest.raises(onnxfuse.UsageError, match="cannot be read"):
+    with pytest.raises(onnxfuse.UsageError, match="no such file"):
         onnxfuse.apply_plan({}, tmp_path / "none.json")
     (tmp_path / "p.json").write_text("[]")
     np.savez(tmp_path / "p.json.npz")
     with pytest.raises(onnxfuse.UsageError, match="is not a plan"):
         onnxfuse.apply_plan({}, tmp_path / "p.json")
+
+
+def test_a_plan_that_was_edited_or_cut_off(tmp_path: Path) -> None:
+    """Edited by hand it is for --from-plan: the matrices beside it know nothing of that."""
+    result, path = onnxfuse.fuse(model := build("mlp"), sparsity=0.5, method="fold"), tmp_path / "p.json"
+
+    def refused(message: str, **changes: Any) -> None:
+        result.plan.save(path)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        with pytest.raises(onnxfuse.UsageError, match=message) as caught:
+            onnxfuse.apply_plan(weights(model), path)
+        assert str(caught.value).count(str(path)) == 1
+
+    group, *others = result.plan.as_json()["groups"]
+    refused("keeps other channels than the .npz has: use the plan of a run --from-plan", groups=[group | {"kept": 2}])
+    refused("'slots'", groups=[{k: v for k, v in group.items() if k != "slots"}, *others])
+    refused("is not a plan that --plan wrote", groups=[group | {"slots": [{}]}])
+    (tmp_path / "p.json.npz").write_bytes((tmp_path / "p.json.npz").read_bytes()[:-30])
+    with pytest.raises(onnxfuse.UsageError, match=r"npz: is not an \.npz file"):
+        onnxfuse.apply_plan(weights(model), path)
+
+
+def test_weights_in_half_precision() -> None:
+    result = onnxfuse.fuse(model := build("mlp"), sparsity=0.5, method="fold")
+    half = {name: values.astype(np.float16) for name, values in weights(model).items()}
+    small, wanted = onnxfuse.apply_plan(half, result.plan), weights(result.model)
+    assert {values.dtype for values in small.values()} == {np.dtype(np.float16)}
+    assert all(np.allclose(values, wanted[name], atol=1e-2) for name, values in small.items())
 
 
 # --- PyTorch --------------------------------------------------------------------------------------------------------

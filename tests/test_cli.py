@@ -85,6 +85,18 @@ def test_quiet_is_one_line(model: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert out.startswith("PASSED ")
 
 
+def test_options_may_stand_between_the_files(
+    model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    for name, arguments in (
+        ("b.onnx", "in.onnx --sparsity 0.5 b.onnx"),
+        ("-c.onnx", "--sparsity 0.5 -- in.onnx -c.onnx"),
+    ):
+        assert call(capfd, *arguments.split())[0] == 0
+        assert Path(name).exists()
+
+
 def test_a_quiet_run_imports_nothing_for_tables(model: Path) -> None:
     code = 'import sys, onnxfuse.cli as c; sys.exit(c.main(sys.argv[1:]) or any(m[:4] == "rich" for m in sys.modules))'
     subprocess.run([sys.executable, "-c", code, str(model), "--sparsity", "0.5", "--dry-run", "--quiet"], check=True)

@@ -18,6 +18,8 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+import onnxfuse
+
 from .formats import with_constant_nodes
 from .graphs import ROOT, build, from_text
 from .test_cli import Run, call, last, report_of
@@ -270,6 +272,19 @@ def test_what_is_read_is_not_written(
     assert Path("out.onnx").read_bytes() == PRECIOUS
 
 
+@pytest.mark.parametrize("results", ["images/0.PNG", "out.onnx --json images/0.PNG", "out.onnx --plan images/0.PNG"])
+def test_an_image_of_a_folder_is_not_written(
+    results: str, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("images").mkdir()
+    Path("images/0.PNG").write_bytes(PRECIOUS)
+    code, _, err = call(capfd, "in.onnx", *results.split(), *HALF, "--calib", "images")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "images/0.PNG: this run reads that file" in err
+    assert Path("images/0.PNG").read_bytes() == Path("out.onnx").read_bytes() == PRECIOUS
+
+
 def test_side_files_are_written_before_the_model(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +407,53 @@ def test_debug_adds_a_stack_trace(folder: Path, capfd: pytest.CaptureFixture[str
 
 def test_no_output(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     check_failed(call(capfd, folder / "in.onnx", *HALF), 2, "give one, or --dry-run", folder)
+
+
+ROOTS = """(float[N,3] x) => (float[N,2] y) <float[8,3] w1, float[2,8] w2, float[2] b2> {
+    h = Gemm<transB=1>(x, w1)
+    r = Relu(h)
+    z = Gemm<transB=1>(r, w2, b2)
+    y = Sqrt(z)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("bias", "where", "command"),
+    [(0, " at some places, and the result at others", ""), (-99, "", ""), (-99, "", "ensemble")],
+)
+def test_what_is_no_number_proves_nothing(
+    bias: int, where: str, command: str, folder: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folder)
+    model = from_text(ROOTS, {"b2": np.full(2, bias)})
+    onnx.save(model, "in.onnx")
+    onnx.save(model, "bad.onnx")
+    how = (
+        ["ensemble", "in.onnx", "bad.onnx", "out.onnx"]
+        if command
+        else ["in.onnx", "out.onnx", "--sparsity", "0.9", "--method", "drop"]
+    )
+    message = f"output 'y' is NaN or infinite on the input that is tried{where}, so nothing can be compared; give samp"
+    check_failed(call(capfd, *how), 3, message, folder)
+
+
+def test_what_is_no_number_on_random_input_only() -> None:
+    """The user's samples are tried then."""
+    weights = {
+        name: np.random.default_rng(0).uniform(0.5, 1, shape) for name, shape in (("w1", (8, 3)), ("w2", (2, 8)))
+    }
+    samples = np.random.default_rng(0).uniform(10, 20, (64, 3))
+    model = from_text(ROOTS, {**weights, "b2": np.full(2, -9)})
+    for calib in ({"x": samples}, {"x": samples.astype(np.float32)}):
+        result = onnxfuse.fuse(model, sparsity=0.5, calib=calib)
+        assert result.report.comparison.cosine > 0.99
+
+
+def test_infinities_of_a_mask_differ_in_nothing() -> None:
+    model = from_text(ROOTS.replace("Sqrt(z)", "Add(z, b2)"), {"b2": np.array([0, -np.inf])})
+    result = onnxfuse.fuse(model, sparsity=0.5, max_error=99)
+    assert 0 < result.report.comparison.outputs[0].max_abs < 99
 
 
 def test_failed_check_as_json(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_two_files_become_one(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = [folder / f"{n}.onnx" for n in ("a", "b", "out")]
-    code, out, err = call(capfd, "ensemble", *paths, "--calib", folder / "calib.npz")
+    code, out, err = call(capfd, "ensemble", paths[0], "--calib", folder / "calib.npz", *paths[1:])
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"{paths[0]} + {paths[1]} → {paths[2]}"
     assert "fused 2 models, aligned by activations of 64 given samples; cosine 1.0000" in out
@@ -45,6 +45,15 @@ def test_two_files_become_one(folder: Path, capfd: pytest.CaptureFixture[str]) -
     assert "channel groups merged" not in out
     assert last(out).startswith(f"PASSED {paths[2]}: 100.0% of the MACs")
     assert gap(run(onnx.load(paths[0])), run(onnx.load(paths[2]))) < 1e-5
+
+
+def test_what_an_ensemble_cannot_be_asked_for_is_not_advised(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is removed without a sparsity, and there is no --scope."""
+    onnx.save(from_text(PLAIN, {"w3": np.full((5, 12), -9)}), folder / "b.onnx")
+    paths = [folder / f"{n}.onnx" for n in ("a", "b", "out")]
+    said = [call(capfd, "ensemble", *paths, "--weights", "0,1", *more)[1] for more in ([], ["--sparsity", 0.5])]
+    assert "your own test set; --calib keeps more, --min-cosine refuses" in said[0]
+    assert "your own test set; removing less and --calib keep more, --min-cosine refuses" in said[1]
 
 
 def test_json_plan_and_pruning(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +108,7 @@ MODELS: dict[str, tuple[Change, str]] = {
         text(("pads=[1,1,1,1]", "pads=[0,0,0,0]")),
         "pads of node 0 (c1) is [0, 0, 0, 0], in {a} [1, 1, 1, 1]",
     ),
+    "an input's name": (text(("x)", "X)"), ("(x,", "(X,")), "input 0 is 'X' float [?, 3, 8, 8], in {a} 'x' float"),
     "more nodes": (lambda _: from_text(RESIDUAL), "input 0 is 'x' float [?, 3, 6, 6]"),
     "another connection": (text(("Conv(m1,", "Conv(r1,")), "node 3 (c2) reads 'r1' as input 0, in {a} 'm1'"),
     "another kernel": (text(("12,8,3,3", "12,8,1,1")), "constant 'w2' has shape [12, 8, 1, 1], [12, 8, 3, 3]"),
@@ -142,6 +152,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, str]] = {
     "too many": (["a.onnx", "b.onnx", "out.onnx", "--weights", "0.5,0.3,0.2"], 2, "3 weights are given for 2 models"),
     "nothing pruned": (["a.onnx", "b.onnx", "out.onnx", "--method", "fold", "--order", "paf"], 2, "--method, --order"),
     "sparsity": (["a.onnx", "b.onnx", "out.onnx", "--sparsity", "1.5"], 2, "sparsity 1.5"),
+    "no cosine": (["a.onnx", "b.onnx", "out.onnx", "--min-cosine", "3"], 2, "min-cosine 3.0 is not a cosine"),
     "a plan of nothing": (["a.onnx", "b.onnx", "out.onnx", "--plan", "p.json"], 2, "--plan is of a pruning"),
     "unused samples": (
         ["a.onnx", "b.onnx", "out.onnx", "--calib", "calib.npz", "--align", "weights", "--no-restore"],

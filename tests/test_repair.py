@@ -123,6 +123,18 @@ def test_channels_have_no_units_of_their_own(text: str, size: Any) -> None:
     np.testing.assert_allclose(run(first, fresh)[0], run(second, fresh)[0], rtol=1e-3, atol=1e-4)
 
 
+def test_nor_have_weights_whose_squares_are_beyond_all_numbers() -> None:
+    """Multiplied by 2⁸⁰, the last layer costs as much as before: the same channels go, and nothing overflows."""
+    own = weights(model := from_text(CONV))
+    large = from_text(CONV, own | {"w2": own["w2"] * 2.0**80, "b2": own["b2"] * 2.0**80})
+    feeds = inputs(model, seed=2, batch=128)
+    left = [
+        onnxfuse.fuse(m, sparsity=0.5, method="surgeon", calib=feeds, round_to=1).plan.merges[0][1].kept.tolist()
+        for m in (model, large)
+    ]
+    assert left[0] == left[1]
+
+
 EINSUM_ADD = MATMUL_ADD.replace("MatMul(r, w2)", 'Einsum<equation="...j, jk -> ...k">(r, w2)')
 TURNED = """(float[N,5,6] x) => (float[4,N,5] y) <float[6,16] w1, float[16] b1, float[4,16] w2> {
     m = MatMul(x, w1)

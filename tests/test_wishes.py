@@ -347,6 +347,19 @@ def test_an_option_that_can_be_on_and_off_in_a_file(
     assert json.loads(out)["options"]["repair"] is repair
 
 
+def test_later_files_come_after_earlier_ones(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first was not looked at."""
+    files = [model.with_name(name) for name in ("a.toml", "b.toml")]
+    files[0].write_text('seed = 1\nexclude = ["c2"]\n')
+    files[1].write_text("seed = 2\n")
+    arguments = ["--config", files[0], "--config", files[1], "--sparsity", 0.5, "--dry-run", "--json", "-"]
+    options = json.loads(call(capfd, model, *arguments)[1])["options"]
+    assert (options["seed"], options["exclude"]) == (2, ["c2"])
+    files[1].write_text('json = "-"')
+    code, out, err = call(capfd, model, "--config", files[1], "--sparsity", "half")
+    assert (code, json.loads(out)["error"]) == (2, err.removeprefix("onnxfuse: ").rstrip())
+
+
 def test_a_file_is_named_with_config(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capfd, "in.onnx", "--config")
     assert (code, out, err) == (2, "", "onnxfuse: argument --config: expected one argument; see onnxfuse --help\n")
