@@ -357,11 +357,11 @@ def test_a_conflict_that_no_lock_settles_is_an_error(monkeypatch: pytest.MonkeyP
         onnxfuse.fuse(build("mlp"), sparsity=0.5)
 
 
-DROPPING = """(float[N,6] x, bool training) => (float[N,2] y) <float[6,8] w1, float half = {{0.5}}, float[8,2] w2> {{
+DROPPING = """(float[N,6] x, bool training) => (float[N,2] y) <float[6,8] w1, float few = {{0.01}}, float[8,2] w2> {{
     h = MatMul(x, w1)
-    d = Dropout{seed}(h, half, training)
+    d = Dropout{seed}(h, few, training)
     n = RandomNormalLike{real}(x)
-    z = Mul(n, half)
+    z = Mul(n, few)
     y = MatMul(d, w2)
 }}"""
 
