@@ -85,10 +85,7 @@ def verify(
         runs = with_given_picks(opened, reference, providers) or runs
     if not runs.agreement <= agreement:
         own = own_agreement(reference, providers, _source(original(), reference))
-        if not (runs.agreement <= own * SLACK or (runs.drift <= agreement and not wary)):
-            raise Unsound(
-                f"outputs with optimizations off and on differ by {runs.agreement:.2g} (the original's by {own:.2g})"
-            )
+        _refuse_apart(runs, own, -math.inf if wary else agreement)
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
     if wary:
         _refuse_exploded(result, runs)
@@ -155,6 +152,14 @@ def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
     """How the model's outputs differ; what its picks read, if all of its outputs are picks."""
     errors = compare(runs.original, runs.plain)
     return tuple(e for e in errors if e.name in reference.outputs) or errors
+
+
+def _refuse_apart(runs: Runs, own: float, drift: float) -> None:
+    """With optimizations off and on the result is another, more than the original's `own`, and not by `drift` only."""
+    if not (runs.agreement <= own * SLACK or runs.drift <= drift):
+        raise Unsound(
+            f"outputs with optimizations off and on differ by {runs.agreement:.2g} (the original's by {own:.2g})"
+        )
 
 
 def _refuse_exploded(result: Comparison, runs: Runs) -> None:
