@@ -18,11 +18,12 @@ from .ids import Ids
 from .picking import behind_picks
 from .producers import is_matmul, is_scaled, out_axis
 from .protos import attribute, proto_label
-from .rules.recurrent import GATES
 from .tensors import FLOATS
 
 Key = tuple[str, tuple[int, ...], int]
 """Initializer, axes, split."""
+INNER = {**dict.fromkeys(("LSTM", "GRU", "RNN"), 3), "Attention": 2}
+"""Operators that project what they read for their own use, which is no value, and the input that has the bias."""
 WIDEST = 4096
 """Readers of more channels than this are left as their merge makes them: their moments would be too large."""
 
@@ -133,8 +134,8 @@ def _layout(classes: Classes) -> Ids:
 
 def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
     """The constant that is added to each output of a node, if nothing else uses it, and the value that has it added."""
-    if node.op_type in GATES:
-        return _gates_bias(graph, node), ""
+    if node.op_type in INNER:
+        return _inner_bias(graph, node), ""
     made = node.output[0]
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2:
         return None if is_scaled(node) else _vector_of(graph, node), made
@@ -156,9 +157,9 @@ def _vector_of(graph: Graph, node: NodeProto) -> str | None:
     return None if bias and made and graph.constants[bias].dims[0] != made else bias
 
 
-def _gates_bias(graph: Graph, node: NodeProto) -> str | None:
-    """B of a recurrent operator."""
-    name = node.input[3] if len(node.input) > 3 else ""
+def _inner_bias(graph: Graph, node: NodeProto) -> str | None:
+    at = INNER[node.op_type]
+    name = node.input[at] if len(node.input) > at else ""
     return _own(graph, name, graph.constants[name].dims) if name in graph.constants else None
 
 

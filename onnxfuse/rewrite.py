@@ -95,10 +95,10 @@ def rewrite(channels: Channels, weights: Weights, removals: Sequence[Removal]) -
     """Make the graph of `channels` small, in place: its weights must be merged already."""
     graph, kept = channels.tracker.graph, removed_mask(channels, removals)
     shorten(graph, weights, removals, list(weights.arrays))
-    for place, number in _edits(channels, kept).items():
-        _edit(channels, place, number)
     for node, name, value in channels.tracker.settings:
         set_attribute(graph.protos[node], name, value)
+    for place, number in _edits(channels, kept).items():
+        _edit(channels, place, number)
     for pick in channels.tracker.picks:
         _renumber(channels, kept, pick)
     _drop_stale_shapes(channels, kept)

@@ -52,7 +52,7 @@ class Tracker:
     permit: Permit = Permit()
     norms: list[Norm] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
-    settings: list[tuple[int, str, float]] = field(default_factory=list)
+    settings: list[tuple[int, str, float | list[int]]] = field(default_factory=list)
     ids: dict[str, Ids] = field(default_factory=dict)
     numbers: dict[str, Numbers] = field(default_factory=dict)
     unions: list[tuple[Ids, Ids]] = field(default_factory=list)

@@ -411,8 +411,15 @@ SHRINKS = {
         """
     + _PERCEPTRON,
     "attention with its projection": """(float[2,5,32] x) => (float[2,5,32] y)
+        <float[32,48] w0, float[48,96] w1, float[96] b1, float[32,32] w4> {
+        h = MatMul(x, w0)
+        a = com.microsoft.Attention<num_heads=2, unidirectional=1>(h, w1, b1)
+        y = MatMul(a, w4)
+    }""",
+    "attention with its projection, and keys of earlier calls": """(float[2,5,32] x, float[2,2,2,N,16] past)
+        => (float[2,5,32] y, float[2,2,2,M,16] present)
         <float[32,96] w1, float[96] b1, float[32,32] w4, float[32,24] w5, float[32,24] w6, float[24,32] w7> {
-        a = com.microsoft.Attention<num_heads=2>(x, w1, b1)
+        a, present = com.microsoft.Attention<num_heads=2, unidirectional=1>(x, w1, b1, , past)
         o = MatMul(a, w4)
         """
     + _PERCEPTRON,
@@ -631,6 +638,11 @@ HEADS = {
         k = MatMul(x, w2)
         v = MatMul(x, w3)
         a = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, v, b1)
+        y = MatMul(a, w4)
+    }""",
+    "projected heads": """(float[N,5,8] x, int32[N,5] mask) => (float[N,5,8] y)
+        <float[8,40] w1, float[40] b1, float[24,8] w4> {
+        a = com.microsoft.Attention<num_heads=4, qkv_hidden_sizes=[8,8,24]>(x, w1, b1, mask)
         y = MatMul(a, w4)
     }""",
     "heads with a bias each": """(float[N,5,8] x) => (float[N,5,8] y)

@@ -50,6 +50,9 @@ FORMS = {
         <{MATRICES}, int64[4] heads = {{0,0,2,4}}, int64[3] joined = {{0,0,8}}> {{ {PROJECTED} {HEADS} }}""",
     "fused heads": f"""(float[N,5,16] x) => (float[N,5,8] y) <{MATRICES}> {{ {PROJECTED}
         y = com.microsoft.MultiHeadAttention<num_heads=2>(q1, k1, v) }}""",
+    "fused projection": """(float[N,5,16] x) => (float[N,5,8] y) <float[16,24] wq, float[24] bq> {
+        q = com.microsoft.Attention<num_heads=2, scale=0.35>(x, wq, bq)
+        y = Identity(q) }""",
     "one weight": """(float[N,5,16] x) => (float[N,5,8] y)
         <float[16,16] wq, float[16] bq, float[16,8] wv, int64[2] sizes = {8, 8}> {
         p = MatMul(x, wq)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from onnx import helper
+from onnx import ModelProto, helper
 
 import onnxfuse
 from onnxfuse.oracle import oracle_error
@@ -57,6 +59,22 @@ def test_whole_fused_heads(method: str) -> None:
         "num_heads": 2,
         "scale": pytest.approx(2**-0.5),
     }
+
+
+def test_heads_that_one_operator_projects() -> None:
+    """By default all stay and are narrower, values by as much as they may; else two of four go, of the other width."""
+    model = from_text(HEADS["projected heads"])
+    left = {"qkv_hidden_sizes": [4, 4, 12], "scale": pytest.approx(2**-0.5)}
+    assert projected(model, prune_heads=False) == {"num_heads": 4, **left}
+    assert projected(model, prune_heads=True) == {"num_heads": 2, **left}
+
+
+def projected(model: ModelProto, prune_heads: bool) -> dict[str, Any]:
+    """Attributes of the Attention that is left of a model's."""
+    result = onnxfuse.fuse(model, sparsity=0.5, round_to=1, prune_heads=prune_heads)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    attention = next(node for node in result.model.graph.node if node.op_type == "Attention")
+    return {a.name: helper.get_attribute_value(a) for a in attention.attribute}
 
 
 def test_fused_norms_stay() -> None:

@@ -15,9 +15,12 @@ from ..graph import Node
 from ..ids import Ids, expand
 from ..symbols import Place, constant
 from ..tracker import Tracker
+from .contraction import summed_row
 
 BIAS, KEY_MASK, PAST = 3, 4, 6
 """Inputs of MultiHeadAttention; from PAST on it keeps keys and values from call to call."""
+EARLIER, ADDED, LENGTH = 4, 5, 6
+"""Inputs of com.microsoft's Attention: keys and values of earlier calls, what logits have added, a length of those."""
 MASK = 3
 """Input of the standard's Attention; behind it are keys and values of earlier calls."""
 
@@ -33,6 +36,29 @@ def multi_head_attention(node: Node, t: Tracker) -> None:
     _meet(node, t, (q, k, v), ("num_heads",))
     if t.is_constant(node, BIAS):
         t.slot(node, BIAS, (0,), np.concatenate([q.ravel(), k.ravel(), v.ravel()]), Role.SHIFT)
+    t.put(node, v.reshape(1, 1, -1))
+
+
+def projected_attention(node: Node, t: Tracker) -> None:
+    """Attention (com.microsoft) of (N, L, C), of which W (C, Q + K + V) and b make queries, keys and values."""
+    past = any(t.name(node, i) for i in (EARLIER, LENGTH)) or any(o.name for o in node.outputs[1:])
+    computed = any(t.name(node, i) and not t.is_constant(node, i) for i in (1, 2))
+    mask_of_heads = t.permit.heads and t.name(node, ADDED)
+    if past or computed or mask_of_heads or node.attrs.get("do_rotary", 0) or len(t.in_shape(node)) != 3:
+        t.leave_alone(t.out_shape(node)[-1], "Attention of this form has no rule")
+        locked(node, t, "Attention of this form has no rule")
+        return
+    heads, wide = int(node.attrs["num_heads"]), t.in_shape(node, 1)[1]
+    sizes = [int(size) for size in node.attrs.get("qkv_hidden_sizes", [wide // 3] * 3)]
+    made = t.fresh(wide)
+    t.slot(node, 1, (0,), summed_row(node, t, t.of(node), 0, 2), Role.CONSUMES, data=(0, 2))
+    t.slot(node, 1, (1,), made, Role.PRODUCES)
+    t.slot(node, 2, (0,), made, Role.SHIFT) if t.name(node, 2) else None
+    q, k, v = (ids.reshape(heads, -1) for ids in np.split(made, np.cumsum(sizes)[:2]))
+    _meet(node, t, (q, k, v), ("num_heads",))
+    t.settings.append((t.position, "qkv_hidden_sizes", sizes))
+    for i, ids in enumerate((q, k, v)):
+        t.demand(constant(ids.size, Place(t.position, "qkv_hidden_sizes", i)), ids.ravel(), ids.size, 0)
     t.put(node, v.reshape(1, 1, -1))
 
 

@@ -97,7 +97,7 @@ def gemm(node: Node, t: Tracker) -> None:
         return
     out_axis = 0 if node.attrs.get("transB", 0) else 1
     n = t.in_shape(node, 1)[out_axis]
-    t.slot(node, 1, (1 - out_axis,), _row(node, t, x, 0, axis), Role.CONSUMES, data=(0, axis))
+    t.slot(node, 1, (1 - out_axis,), summed_row(node, t, x, 0, axis), Role.CONSUMES, data=(0, axis))
     made = t.fresh(n)
     t.slot(node, 1, (out_axis,), made, Role.PRODUCES)
     result = made.reshape(1, n)
@@ -125,7 +125,7 @@ def _leave_gemm(node: Node, t: Tracker) -> None:
     t.put(node, t.fixed(2))
 
 
-def _row(node: Node, t: Tracker, x: Ids, i: int, axis: int) -> Ids:
+def summed_row(node: Node, t: Tracker, x: Ids, i: int, axis: int) -> Ids:
     """The ids along the axis of input `i` that is summed over, as a full vector."""
     return expand(t.collapse(x, (axis,)), t.in_shape(node, i), (axis,)).ravel()
 
@@ -152,7 +152,7 @@ def times_matrix(node: Node, t: Tracker, transposed: bool = False) -> None:
         return
     rows, columns = (len(weight) - 1 - k for k in ((0, 1) if transposed else (1, 0)))
     measured = (0, len(shape) - 1) if len(weight) == 2 else None
-    t.slot(node, 1, (rows,), _row(node, t, x, 0, len(shape) - 1), Role.CONSUMES, data=measured)
+    t.slot(node, 1, (rows,), summed_row(node, t, x, 0, len(shape) - 1), Role.CONSUMES, data=measured)
     made = t.fresh(weight[columns])
     t.slot(node, 1, (columns,), made, Role.PRODUCES)
     t.put(node, made.reshape((1,) * (rank - 1) + (-1,)))
@@ -166,7 +166,7 @@ def _matrix_times(node: Node, t: Tracker) -> None:
         _each_by_itself(node, t, x, weight)
         return
     measured = (1, axis) if len(weight) == 2 else None
-    t.slot(node, 0, (len(weight) - 1,), _row(node, t, x, 1, axis), Role.CONSUMES, data=measured)
+    t.slot(node, 0, (len(weight) - 1,), summed_row(node, t, x, 1, axis), Role.CONSUMES, data=measured)
     made = t.fresh(weight[-2])
     t.slot(node, 0, (len(weight) - 2,), made, Role.PRODUCES)
     columns = len(shape) - 1 - axis

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..findings import Role
 from ..graph import Node
 from ..tracker import Tracker
-from .attention import locked, multi_head_attention
+from .attention import locked, multi_head_attention, projected_attention
 from .contraction import conv, of_activations, times_matrix
 from .elementwise import broadcast, unary
 from .normalization import over_channels
@@ -49,4 +49,5 @@ RULES: dict[str, Callable[[Node, Tracker], None]] = {
     "FusedMatMul": fused_matmul,
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), skip_layer_normalization),
     "MultiHeadAttention": multi_head_attention,
+    "Attention": projected_attention,
 }
