@@ -15,7 +15,7 @@ from .calibdata import Samples
 from .comparison import Comparison, check_lossless, floor_missed
 from .compress import Progress, Small, Studies, compress, untouched
 from .errors import Unsound, VerificationFailed
-from .fidelity import Fidelity, comparable, fidelity
+from .fidelity import Fidelity, comparable, fidelity, fidelity_on_drawn
 from .latency import Latency
 from .merge import TransportOptions
 from .options import Options
@@ -39,6 +39,7 @@ class Finished:
         latency, quality: what was measured of it, if that was asked for.
         comparison: with the original.
         fidelity: to the original on the user's samples, if there are any.
+        synthetic: on synthetic ones, if there are any that nothing was fitted to.
         size: bytes of its files, or that they would have.
     """
 
@@ -47,6 +48,7 @@ class Finished:
     quality: Quality | None
     comparison: Comparison
     fidelity: Fidelity | None
+    synthetic: Fidelity | None
     size: int
 
 
@@ -91,10 +93,11 @@ class Setting:
         self.tell("verify", 0, 1)
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
 
-        def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None]:
-            return self._compared(model, small.model, options, wary), self._fidelity(small.model, options)
+        def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None, Fidelity | None]:
+            compared = self._compared(model, small.model, options, wary)
+            return compared, self._fidelity(small.model, options), self._on_drawn(small, options)
 
-        def conclude(proof: tuple[Comparison, Fidelity | None], size: int) -> Report:
+        def conclude(proof: tuple[Comparison, Fidelity | None, Fidelity | None], size: int) -> Report:
             return self.conclude(options, Finished(small, latency, quality, *proof, size))
 
         return write(small.model, self.destination, options.external_data, prove, conclude)
@@ -124,6 +127,15 @@ class Setting:
         if missed is not None:
             raise VerificationFailed(f"on {found.samples} of your samples {missed}")
         return found if found.outputs else None
+
+    def _on_drawn(self, small: Small, options: Options) -> Fidelity | None:
+        """The same on synthetic samples, if there are others than those that it was fitted to."""
+        stand_in = self.reference.stand_in
+        found = fidelity_on_drawn(self.source.load(), small.model, small.others, self.providers, stand_in)
+        missed = floor_missed(found.outputs, options.min_cosine, options.max_error) if found else None
+        if found and missed is not None:
+            raise VerificationFailed(f"on {found.samples} synthetic samples {missed}")
+        return found
 
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Small, Report]:

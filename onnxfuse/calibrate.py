@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Study:
         parts: what each reader makes, as a share of the variance of the sum it is added to; 1 if to none, and on
             synthetic samples, where variances are not what training data makes them.
         source: what they are measured on.
+        others: synthetic inputs that nothing is measured on, for the result to be compared on.
     """
 
     batches: Batches
@@ -55,6 +56,7 @@ class Study:
     moments: tuple[Moments, ...]
     parts: tuple[float, ...]
     source: Source
+    others: Batches = field(default_factory=list)
 
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from onnx import ModelProto, NodeProto
@@ -52,7 +52,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Small:
-    """A model after merging, and what the report says of it."""
+    """A model after merging, and what the report says of it.
+
+    Attributes:
+        others: synthetic samples that nothing was fitted to, if it was fitted to such.
+    """
 
     model: ModelProto
     before: Size
@@ -62,6 +66,7 @@ class Small:
     plan: Plan
     notes: tuple[str, ...] = ()
     free: Mapping[str, int] | None = None
+    others: Batches = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +204,8 @@ def _finish(
     merged = [g for g, _ in merges]
     notes += repair_notes(repairs, options, measured, merged) + _selection_notes(merged)
     notes += _budget_notes(options, merges)
-    return Small(model, *sizes, rows, channels.locked, plan, notes)
+    others = measured.others if measured is not None else []
+    return Small(model, *sizes, rows, channels.locked, plan, notes, others=others)
 
 
 def _refitted(repairs: Sequence[Repair]) -> set[str]:

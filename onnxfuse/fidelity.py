@@ -1,10 +1,12 @@
-"""How alike the original's and the result's outputs are on the user's own samples: what random input cannot tell.
+"""How alike the original's and the result's outputs are on samples: what random input cannot tell.
 
-No labels are needed for them. Where there are enough, they are samples that nothing was fitted to (`heldout`).
+No labels are needed for them. Of the user's, if there are enough, they are some that nothing was fitted to (`heldout`).
+Without any, others are drawn than those that the result was fitted to.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +15,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from .calibdata import Samples
+from .calibdata import Batches, Samples
 from .comparison import OutputError, Vector, cleared, of_numbers
-from .errors import Unsound, one_line
+from .errors import ModelError, OnnxFuseError, Unsound, one_line
 from .heldout import a_few, samples_in
 from .picking import behind_picks, numeric
 from .sessions import session
@@ -24,6 +26,7 @@ from .tensors import Array
 
 FITTED = 64
 """As many of the fitted samples are run at most, or one batch of the model, if none were held out."""
+log = logging.getLogger("onnxfuse")
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,13 @@ def fidelity(
 
     Args:
         original, result: the models.
-        samples: of the user.
+        samples: the user's, or drawn ones.
         providers: of onnxruntime.
         stand_in: whether onnxruntime has no kernels for the models' types, so that both are run as float32.
 
     Raises:
-        Unsound: the result does not run on them.
+        ModelError: the original does not run on them.
+        Unsound: the result does not.
     """
     sessions = [session(in_float32(m) if stand_in else m, providers) for m in (original, result)]
     names, wanted = [o.name for o in sessions[0].get_outputs()], set(comparable(original))
@@ -86,8 +90,8 @@ def fidelity(
     count = 0
     for feeds in samples.held or a_few(samples.fitted, FITTED):
         n = samples_in(feeds)
-        before = numeric(dict(zip(names, sessions[0].run(names, feeds), strict=True)))
-        after = numeric(dict(zip(names, _run(sessions[1], names, feeds), strict=True)))
+        before = _run(sessions[0], names, feeds, ModelError, "the model")
+        after = _run(sessions[1], names, feeds, Unsound, "the result")
         count += n
         before = {name: a for name, a in before.items() if name in wanted}
         for name, a in before.items():
@@ -96,6 +100,20 @@ def fidelity(
     outputs = tuple(_error(name, sums) for name, sums in found.items())
     least = float(np.min([o.cosine for o in outputs])) if outputs else float("nan")  # NaN, if one is
     return Fidelity(count, bool(samples.held), least, float(np.concatenate(tops).mean()) if tops else None, outputs)
+
+
+def fidelity_on_drawn(
+    original: ModelProto, result: ModelProto, drawn: Batches, providers: Sequence[str], stand_in: bool = False
+) -> Fidelity | None:
+    """The same on drawn samples; None if there are none, outputs are picked by value, or the original does not run."""
+    if not drawn or behind_picks(original.graph):
+        return None
+    try:
+        found = fidelity(original, result, Samples([], drawn), providers, stand_in)
+    except ModelError as error:
+        log.debug("no comparison on synthetic samples: %s", error)
+        return None
+    return found if found.outputs else None
 
 
 def comparable(model: ModelProto) -> list[str]:
@@ -125,11 +143,13 @@ def _sums(a: Array, b: Array, n: int) -> _Sums:
     return _Sums(_cosines(x, y), numbers, float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2)))
 
 
-def _run(result: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+def _run(
+    model: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array], kind: type[OnnxFuseError], which: str
+) -> dict[str, Array]:
     try:
-        return list(result.run(names, dict(feeds)))
+        return numeric(dict(zip(names, model.run(names, dict(feeds)), strict=True)))
     except Exception as error:  # onnxruntime has no base class for what it raises
-        raise Unsound(f"the result does not run on the calibration samples: {one_line(error)}") from error
+        raise kind(f"{which} does not run on the samples it is compared on: {one_line(error)}") from error
 
 
 def _rows(a: Array, n: int) -> Vector:

@@ -38,7 +38,8 @@ class SharedKeywords(TypedDict, total=False):
         provider: 'cpu', 'cuda' or another of onnxruntime's.
         seed: of the probe input and random importance.
         min_cosine: fail if any output's cosine similarity to the original's falls below: on `calib` its mean over the
-            samples that are held out, else on random input; a detector's on that, with the original's picks if need be.
+            samples that are held out, else on random input and on synthetic samples that nothing was fitted to; a
+            detector's on random input, with the original's picks if need be.
         round_to: 'auto' (widths that this provider's kernels like), or the number of which they should be multiples;
             1 gives exact widths.
         repair: refit what consumers read to what it was, on samples; None: for auto and surgeon, and with `calib`.

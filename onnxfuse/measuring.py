@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .calibdata import Batches
 from .calibrate import Study, study
@@ -18,7 +19,7 @@ from .merge import MEASURING
 from .options import Options
 from .readers import Key
 from .repair import Repair
-from .samples import sample_count, synthetic, waveforms
+from .samples import others_count, sample_count, synthetic, waveforms
 from .scheme import Lowered
 from .surgeon import Source
 from .tensors import FLOATS
@@ -94,11 +95,14 @@ def survey(
         look_at(channels, folded, batches)
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
-    batch = samples_in(t.probe.inputs)
-    made = synthetic(t.graph.model, t.probe, sample_count(size[1] // batch), options.seed)
+    macs = size[1] // samples_in(t.probe.inputs)
+    made = synthetic(t.graph.model, t.probe, sample_count(macs), options.seed)
+    others = others_count(macs)
+    more = synthetic(t.graph.model, t.probe, others, (options.seed, 1)) if others else []
     try:
-        made = levelled(channels, folded, made, waveforms(t.graph.model))
-        return study(channels, folded, made, True, options.exclude, wanted)
+        level = levelled(channels, folded, [*made, *more], waveforms(t.graph.model))
+        found = study(channels, folded, level[: len(made)], True, options.exclude, wanted)
+        return replace(found, others=level[len(made) :])
     except Unsound as error:
         if options.repair:
             raise

@@ -68,6 +68,7 @@ class Report:
         notes: what else was decided, a sentence each.
         free: how many channels were dead, constant, duplicate, if only these went.
         fidelity: to the original on the user's samples, if there are any.
+        synthetic: the same on synthetic samples that nothing was fitted to, if it was fitted to others of these.
     """
 
     source: str | None
@@ -84,13 +85,17 @@ class Report:
     notes: tuple[str, ...] = ()
     free: Mapping[str, int] | None = None
     fidelity: Fidelity | None = None
+    synthetic: Fidelity | None = None
 
     @property
     def likeness(self) -> tuple[float, str]:
-        """Cosine similarity to the original's outputs, and on what: the user's samples, if there are any."""
+        """Cosine similarity to the original's outputs, and on what: the user's samples, or where it is least."""
         if self.fidelity is not None:
             return self.fidelity.cosine, "on your samples"
-        return self.comparison.cosine, "on random input"
+        random, drawn = self.comparison.cosine, self.synthetic
+        if drawn is None or drawn.cosine >= random:
+            return random, RANDOM
+        return drawn.cosine, "on synthetic samples"
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -135,6 +140,7 @@ LARGER = (
     "the file is larger than the original: {}; a higher --sparsity, or --exclude of what shares a weight, "
     "makes it smaller"
 )
+RANDOM = "on random input"
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
 
@@ -142,7 +148,7 @@ DOUBTFUL = 0.9
 def doubt(report: Report) -> tuple[str, ...]:
     """A warning that the outputs are far from the original's, and which ways of keeping more were not taken."""
     likeness, where = report.likeness
-    if not likeness < DOUBTFUL:
+    if likeness >= DOUBTFUL:
         return ()
     options, less = report.options, report.after.channels < report.before.channels
     spread = options.get("sparsity") is None or options.get("scope", "global") == "global"  # an ensemble has no scope
@@ -200,12 +206,20 @@ def verification_line(report: Report) -> str:
     return f"{start}{close if report.fidelity is None else ''}optimizations off/on differ by {c.agreement:.1g}"
 
 
-def fidelity_line(f: Fidelity) -> str:
-    """One line: what the user's samples show."""
-    top = "" if f.same_top is None else f", the same class on top for {round(f.same_top * f.samples)} of them"
-    which = "held out from fitting" if f.held_out else "which it was fitted to"
-    worst = max((o.max_abs for o in f.outputs), default=0.0)
-    return f"on {f.samples} of your samples, {which}: cosine {f.cosine:.4f}, max abs error {worst:.3g}{top}"
+def fidelity_lines(report: Report) -> list[str]:
+    """What the user's samples show, or synthetic ones, whose classes mean little."""
+    found = []
+    if (f := report.fidelity) is not None:
+        top = "" if f.same_top is None else f", the same class on top for {round(f.same_top * f.samples)} of them"
+        which = "held out from fitting" if f.held_out else "which it was fitted to"
+        found.append(f"on {f.samples} of your samples, {which}: {_alike(f)}{top}")
+    if (f := report.synthetic) is not None:
+        found.append(f"on {f.samples} synthetic samples, others than it was fitted to: {_alike(f)}")
+    return found
+
+
+def _alike(f: Fidelity) -> str:
+    return f"cosine {f.cosine:.4f}, max abs error {max((o.max_abs for o in f.outputs), default=0.0):.3g}"
 
 
 def result_line(report: Report) -> str:
@@ -216,7 +230,7 @@ def result_line(report: Report) -> str:
     time = "" if report.latency is None else f"latency {100 * report.latency.change:+.0f}%, "
     return (
         f"PASSED {report.destination or '(nothing written)'}: {share}, {in_bytes(a.file_bytes)}, {time}"
-        f"cosine {likeness:.4f}{f' {where}' if report.fidelity else ''}, {report.seconds:.1f} s"
+        f"cosine {likeness:.4f}{'' if where == RANDOM else f' {where}'}, {report.seconds:.1f} s"
     )
 
 

@@ -34,6 +34,8 @@ CHEAP, MANY = 2e9, 1024
 """Multiply-accumulates for which more than `MOST` are taken, up to so many: small models see few places in each."""
 MORE = 3
 """Times so many where samples are files, which are of many kinds."""
+OTHERS, WATCHED = 32, 4e9
+"""Samples that nothing is fitted to, for the result to be compared on, and multiply-accumulates that these may cost."""
 SHAPES = (3, 60)
 """Leaves in an image, at least and at most."""
 HIGHEST, HARMONICS = 0.12, 60
@@ -50,7 +52,12 @@ def sample_count(macs: int) -> int:
     return int(max(np.clip(count, FEWEST, MOST), min(count * CHEAP / WORK, MANY)))
 
 
-def synthetic(model: ModelProto, probe: Probe, count: int, seed: int) -> Batches:
+def others_count(macs: int) -> int:
+    """How many others the result is compared on; none of a model so large that they would take a share of its time."""
+    return int(min(OTHERS, WATCHED / max(macs, 1)))
+
+
+def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[int]) -> Batches:
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
     Images are dead leaves; signals and recorded sound are harmonics in noise, of deviation 1; tokens are drawn from the

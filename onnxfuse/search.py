@@ -19,7 +19,7 @@ from .comparison import OutputError, floor_missed
 from .compress import Small
 from .errors import NothingToMerge, Unsound, UsageError, VerificationFailed
 from .evaluation import Evaluation
-from .fidelity import comparable, fidelity
+from .fidelity import comparable, fidelity, fidelity_on_drawn
 from .latency import Latency, measure
 from .options import Options
 from .probe import Probe
@@ -61,21 +61,24 @@ class Judge:
         target = self.options.target_latency
         return time if target is None else replace(time, most=latency_amount(target).of(time.before))
 
-    def missed(self, model: ModelProto) -> str | None:
+    def missed(self, small: Small) -> str | None:
         """What the model is worse in than some floor allows; None if it is as good as every floor says."""
         if (self.options.min_cosine, self.options.max_error) != (None, None):
             try:
-                worse = floor_missed(self._outputs(model), self.options.min_cosine, self.options.max_error)
+                worse = floor_missed(self._outputs(small), self.options.min_cosine, self.options.max_error)
             except Unsound as error:
                 return str(error)
             if worse is not None:
                 return worse
-        return self._lost(self.quality(model))
+        return self._lost(self.quality(small.model))
 
-    def _outputs(self, model: ModelProto) -> Sequence[OutputError]:
+    def _outputs(self, small: Small) -> Sequence[OutputError]:
+        providers, stand_in = self.providers, self.reference.stand_in
         if self.samples is not None and comparable(self.original):
-            return fidelity(self.original, model, self.samples, self.providers, self.reference.stand_in).outputs
-        return verify(model, self.reference, self.providers, None, None, lambda: self.original).outputs
+            return fidelity(self.original, small.model, self.samples, providers, stand_in).outputs
+        drawn = fidelity_on_drawn(self.original, small.model, small.others, providers, stand_in)
+        on_random = verify(small.model, self.reference, providers, None, None, lambda: self.original).outputs
+        return (*on_random, *(drawn.outputs if drawn else ()))
 
     def _lost(self, quality: Quality | None) -> str | None:
         """How much of the metric, if it is more than may be; rounding forgiven."""
@@ -121,7 +124,7 @@ def _smallest(make: Make, judge: Judge, tell: Callable[[str, int, int], None]) -
     def trial(room: float) -> Small | None:
         tell("search", len(missed), TRIALS + len(BELOW) + AGAIN)
         small = make(room)
-        missed.append(judge.missed(small.model))
+        missed.append(judge.missed(small))
         return None if missed[-1] else small
 
     best, least = _bisected(trial, 0.0, 1.0, TRIALS)

@@ -15,7 +15,7 @@ from .report import (
     Report,
     count,
     doubt,
-    fidelity_line,
+    fidelity_lines,
     in_bytes,
     latency_notes,
     merged_line,
@@ -45,8 +45,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.locked:
         console.print(locked_table(report.locked) if verbose else _reason_table(report))
     console.print(verification_line(report), soft_wrap=True, highlight=False)
-    if report.fidelity is not None:
-        console.print(fidelity_line(report.fidelity), soft_wrap=True, highlight=False)
+    for line in fidelity_lines(report):
+        console.print(line, soft_wrap=True, highlight=False)
     for warning in [*doubt(report), *slowness(report.latency), *stiffness(report)]:
         console.print(warning, style="bold yellow", soft_wrap=True, highlight=False)
 

@@ -39,8 +39,9 @@ class Floors:
     def make(self, room: float | None) -> Any:
         return type("Small", (), {"model": room})
 
-    def missed(self, room: Any) -> str | None:
+    def missed(self, small: Any) -> str | None:
         self.trials += 1
+        room = small.model
         return None if any(low <= room <= high for low, high in self.good) else "worse"
 
 
