@@ -130,6 +130,9 @@ class Setting:
 
     def _on_drawn(self, small: Small, options: Options) -> Fidelity | None:
         """The same on synthetic samples, if there are others than those that it was fitted to."""
+        if not small.others:
+            return None
+        self.tell("compare on synthetic samples", 0, 1)
         stand_in = self.reference.stand_in
         found = fidelity_on_drawn(self.source.load(), small.model, small.others, self.providers, stand_in)
         missed = floor_missed(found.outputs, options.min_cosine, options.max_error) if found else None

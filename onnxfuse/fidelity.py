@@ -105,7 +105,7 @@ def fidelity(
 def fidelity_on_drawn(
     original: ModelProto, result: ModelProto, drawn: Batches, providers: Sequence[str], stand_in: bool = False
 ) -> Fidelity | None:
-    """The same on drawn samples; None if there are none, outputs are picked by value, or the original does not run."""
+    """The same on drawn samples; None if there are none, values are picked, or the original does not run on them."""
     if not drawn or behind_picks(original.graph):
         return None
     try:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,16 +14,14 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from .errors import ModelError, OutputError, UsageError, one_line
+from .external import read_external
 from .tensors import byte_size, refer, values_of
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes above which protobuf cannot serialize a model in one piece."""
-MAPPED = 1 << 20
-"""External tensors of at least this many bytes are mapped instead of read."""
 BESIDE, ALIGNMENT = 1024, 4096
 """Bytes from which on a tensor goes into the data file, and a page, of which its place there is a multiple."""
 REFERENCE = 256
@@ -64,46 +62,14 @@ def load(path: Path) -> Loaded:
     if not model.graph.node:
         raise ModelError(f"{path}: {'empty graph: no nodes' if model.ir_version else _not_onnx(path)}")
     try:
-        names = {ExternalDataInfo(t).location for t in _external([model.graph, *model.functions])}
-        beside = tuple(path.parent / name for name in sorted(names))
-        large = [t for t in model.graph.initializer if uses_external_data(t) and byte_size(t) >= MAPPED]
-        places = [_place(t, path.parent) for t in large]
-        for tensor in large:
-            tensor.data_location = TensorProto.DEFAULT  # so that the next line leaves it where it is
-        load_external_data_for_model(model, os.fspath(path.parent))
-        for tensor, place in zip(large, places, strict=True):
-            refer(tensor, *place)
+        beside = read_external(model, path)
         size = sum(file.stat().st_size for file in [path, *beside])
-    except (OSError, onnx.checker.ValidationError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: external data is missing or unreadable ({one_line(error)}); "
-            "put the data file itself, no link to it, beside the model"
+            "put the data file beside the model, or where the model's own link leads to"
         ) from error
     return Loaded(model, beside, size)
-
-
-def _external(graphs: Iterable[GraphProto | FunctionProto]) -> Iterator[TensorProto]:
-    """What lies in other files, of all that graphs and functions hold, in their nodes and bodies, too."""
-    for graph in graphs:
-        attributes = [a for node in graph.node for a in node.attribute]
-        held = [*(graph.initializer if isinstance(graph, GraphProto) else ()), *(a.t for a in attributes)]
-        yield from (t for t in held if uses_external_data(t))
-        yield from _external(g for a in attributes for g in (a.g, *a.graphs))
-
-
-def _place(tensor: TensorProto, folder: Path) -> tuple[str, int, int]:
-    """File, offset and length of a tensor's external data.
-
-    Raises:
-        ValueError: they lie outside of the model's folder, or the file is too short.
-    """
-    info, length = ExternalDataInfo(tensor), byte_size(tensor)
-    file, offset = (folder / info.location).resolve(), info.offset or 0
-    if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"{info.location} is not in the folder of the model")
-    if file.stat().st_size < offset + length or (info.length or length) != length:
-        raise ValueError(f"{info.location} does not hold the {length} bytes of {tensor.name!r}")
-    return str(file), offset, length
 
 
 def _no_file(path: Path) -> str:

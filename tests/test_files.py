@@ -123,7 +123,8 @@ def _damage(path: Path, key: str, value: str) -> None:
         ("location", "none.bin", "o such file"),
         ("offset", "99999999", "does not hold the"),
         ("length", "12", "does not hold the"),
-        ("offset", "-4", "must be non-negative"),
+        ("location", ".", "is not a file"),
+        ("offset", "-4", "external data is missing or unreadable"),
         ("offset", "first", "external data is missing or unreadable"),
     ],
 )
@@ -136,6 +137,27 @@ def test_bad_external_data(
     code, _, err = call(capfd, path, tmp_path / "out.onnx", "--sparsity", 0.5)
     assert (code, len(err.splitlines())) == (1, 1)
     assert message in err
+
+
+@pytest.mark.parametrize("size", [0, 1024])
+def test_links_as_download_caches_have_them(size: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All files lie in one folder under other names; links to them in another one have the model's names."""
+    store, links = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    store.mkdir()
+    links.mkdir(parents=True)
+    model = from_text(LARGE)
+    onnx.save(model, store / "m", save_as_external_data=True, location="model.onnx_data", size_threshold=size)
+    (store / "model.onnx_data").rename(store / "d")
+    (links / "model.onnx").symlink_to("../../blobs/m")
+    (links / "model.onnx_data").symlink_to("../../blobs/d")
+    assert call(capfd, links / "model.onnx", tmp_path / "out.onnx", "--sparsity", 0)[0] == 0
+    assert gap(run(tmp_path / "out.onnx"), run(from_text(LARGE))) == 0
+    copy = tmp_path / "model.onnx"  # whose folder the link leads out of: onnxruntime refuses it, too
+    copy.write_bytes((store / "m").read_bytes())
+    (tmp_path / "model.onnx_data").symlink_to(store.parent.parent / "elsewhere.bin")
+    (store.parent.parent / "elsewhere.bin").write_bytes((store / "d").read_bytes())
+    code, _, err = call(capfd, copy, tmp_path / "other.onnx", "--sparsity", 0)
+    assert (code, "model.onnx_data is not in the folder of the model" in err) == (1, True)
 
 
 def test_external_data_of_a_constant_node_counts_and_is_not_written_over(
