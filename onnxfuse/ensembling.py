@@ -18,6 +18,7 @@ from .channels import Locked
 from .comparison import Comparison, compare
 from .compress import Progress
 from .counts import macs, parameters
+from .defined import defined
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
 from .heldout import samples_in
@@ -36,7 +37,7 @@ from .samples import sample_count, synthetic
 from .sidefiles import NONE, SideFiles
 from .tensors import Array, read_in
 from .topology import check_interface, check_nodes
-from .verify import defined, verify
+from .verify import verify
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,6 +17,7 @@ from .calibdata import Samples, calibration
 from .chance import drawn
 from .checks import check_options
 from .compress import Progress, Studies
+from .defined import defined
 from .evaluation import load_evaluation
 from .inspection import Analysis, analysis
 from .keywords import FuseKeywords, SharedKeywords, documented, options_of
@@ -34,7 +35,6 @@ from .report import Report, growth
 from .search import Judge
 from .settle import follow, kept_channels
 from .sidefiles import NONE, SideFiles
-from .verify import defined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,17 +14,16 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from .calibdata import Batches
 from .comparison import Comparison, OutputError, Outputs, compare, floor_missed
+from .defined import UNDEFINED, check_defined, is_real
 from .errors import Unsound, VerificationFailed, one_line
 from .fidelity import comparable
 from .files import too_large
 from .picking import in_order_of
-from .probe import Probe, probe_on
-from .protos import constant_tensors
+from .probe import Probe
 from .runs import Runs, many_weights, own_agreement, run, run_both, with_given_picks
 from .standin import in_float32
-from .tensors import FLOATS, Array, values_of
+from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
 SCALE, MEAN = 2.0, 1.0
@@ -36,10 +35,6 @@ WARY = 1e-4
 """The same where another way to make the result is left: no trained model's outputs are made of roundings."""
 FAR = 10.0
 """And there, how far outputs may be from the original's, where zeros would be 1: some random weights explode."""
-UNDEFINED = (
-    "output {!r} is NaN or infinite on the input that is tried{}, so nothing can be compared; give samples with "
-    "--calib on which the model makes numbers"
-)
 SLACK = 10.0
 """Or this many times what the original's own outputs differ by, for models that are that sensitive."""
 
@@ -73,7 +68,7 @@ def verify(
             are not finite anywhere.
         Unsound: does not run, outputs that are not finite, not the same with optimizations off and on, or far off.
     """
-    _check_defined(reference)
+    check_defined(reference)
     opened = _stand_in(model) if reference.stand_in else model
     running: Callable[[], Runs] = partial(run_both, opened, reference, providers)
     runs = _checked(model, original, running)
@@ -105,7 +100,7 @@ def compare_elsewhere(
     Raises:
         Unsound: the result does not run there.
     """
-    feeds = {n: (SCALE * a + MEAN).astype(a.dtype) for n, a in reference.inputs.items() if _real(a)}
+    feeds = {n: (SCALE * a + MEAN).astype(a.dtype) for n, a in reference.inputs.items() if is_real(a)}
     feeds = {**reference.inputs, **feeds}
     try:
         before = run(_source(original, reference), feeds, providers, optimized=False)
@@ -116,12 +111,8 @@ def compare_elsewhere(
         after = run(_stand_in(model) if reference.stand_in else model, feeds, providers, optimized=False)
     except Exception as error:
         raise Unsound(f"onnxruntime cannot run the result {ELSEWHERE}: {one_line(error)}") from error
-    names = [n for n in comparable(original) if _real(before[n]) and np.isfinite(before[n]).all()]
+    names = [n for n in comparable(original) if is_real(before[n]) and np.isfinite(before[n]).all()]
     return compare({n: before[n] for n in names}, after)
-
-
-def _real(value: Array) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def _comparison(runs: Runs) -> Comparison:
@@ -168,34 +159,6 @@ def _refuse_exploded(result: Comparison, runs: Runs) -> None:
         shares = all(_shares(of[output.name]) for of in (runs.original, runs.plain))
         if math.isfinite(output.relative) and output.relative > FAR and not shares:
             raise Unsound(f"output {output.name!r} is {output.relative:.2g} times as far off as zeros would be")
-
-
-def defined(reference: Probe, model: ModelProto, samples: Callable[[], Batches], providers: Sequence[str]) -> Probe:
-    """A run of the model that results can be compared with.
-
-    Args:
-        reference: on made-up inputs, which it stays on if all outputs are finite.
-        model: that was run.
-        samples: reads the user's, if there are any; else the model runs on the first of them.
-        providers: of onnxruntime.
-
-    Raises:
-        VerificationFailed: all that it makes is NaN or infinite, and no weight of it is.
-    """
-    if all(np.isfinite(a).all() for a in reference.outputs.values() if _real(a)):
-        return reference
-    if batches := samples():
-        reference = probe_on(reference, model, providers, batches[0])
-    weights = [values_of(t) for t in constant_tensors(model.graph).values() if t.data_type in FLOATS]
-    if all(np.isfinite(w).all() for w in weights):  # else it is the weight that is named, where it is merged
-        _check_defined(reference)
-    return reference
-
-
-def _check_defined(reference: Probe) -> None:
-    made = {n: a for n, a in reference.outputs.items() if _real(a) and a.size}
-    if made and not any(np.isfinite(a).any() for a in made.values()):
-        raise VerificationFailed(UNDEFINED.format(next(iter(made)), ""))
 
 
 def _refuse_undefined(result: Comparison, runs: Runs) -> None:
