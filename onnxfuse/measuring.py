@@ -26,6 +26,8 @@ from .tensors import FLOATS
 
 PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
 """Operators through which an input stays what it is."""
+MATRICES = "Gemm MatMul FusedMatMul Einsum Attention".split()
+"""Operators that multiply an input by a matrix."""
 log = logging.getLogger("onnxfuse")
 NAMED = 3
 """Weights that a note names."""
@@ -58,7 +60,7 @@ def dense_first(graph: Graph) -> bool:
     while queue:
         for edge in graph.edges.get(queue.pop(), []):
             node = graph.model.graph.node[edge.node] if edge.node >= 0 else None
-            if node is not None and node.op_type in ("Gemm", "MatMul", "Einsum"):
+            if node is not None and node.op_type in MATRICES:
                 return True
             if node is not None and node.op_type in PASSING:
                 queue.append(node.output[0])

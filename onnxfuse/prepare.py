@@ -1,6 +1,7 @@
 """Make a graph ready for tracking, without changing what it computes.
 
     functions            inlined
+    FusedConv, FusedGemm → Conv, Gemm, Add, activation (unfuse.py)
     names in branches of If               → of their own
     If with a constant condition                     → the branch that runs
     sparse initializers  → dense ones
@@ -31,12 +32,15 @@ from .settled import borne_out, settled_sizes
 from .shuffles import fold_shuffles
 from .sizes import Sizes, asks_for_sizes, fold_sizes, known_sizes
 from .strided import fold_strided
+from .unfuse import unfuse
 from .unused import drop_unused, idle_names
 
 
 def inline(model: ModelProto) -> ModelProto:
-    """The model with its local functions inlined and no name made twice; the same object if it has no functions."""
+    """The model with its local functions inlined, what is fused taken apart, and no name made twice; the same object if
+    it has no functions."""
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    unfuse(model)
     name_apart(model)
     return model
 

@@ -410,6 +410,12 @@ SHRINKS = {
         o = MatMul(a, w4)
         """
     + _PERCEPTRON,
+    "fused perceptron": """(float[N,6] x) => (float[N,3] y)
+        <float[8,6] w1, float[8] b1, float[8,10] w2, float[10] b2, float[10,3] w3> {
+        h = com.microsoft.FusedGemm<transB=1, activation="Relu">(x, w1, b1)
+        k = com.microsoft.FusedGemm<activation="LeakyRelu", activation_alpha=0.1, alpha=0.5>(h, w2, b2)
+        y = Gemm(k, w3)
+    }""",
     "attention with its projection": """(float[2,5,32] x) => (float[2,5,32] y)
         <float[32,48] w0, float[48,96] w1, float[96] b1, float[32,32] w4> {
         h = MatMul(x, w0)

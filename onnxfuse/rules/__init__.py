@@ -45,9 +45,15 @@ RULES: Mapping[str, Rule] = {
 """Operator of the standard domain → its rule."""
 
 
+NO_RULE: Mapping[str, str] = {
+    "com.microsoft.nchwc": "onnxruntime optimized it for one kind of CPU: give the model as it was before that",
+}
+"""Domain → why none of its operators has a rule."""
+
+
 def unknown(node: Node, t: Tracker) -> None:
     """An operator without a rule: every channel that enters it stays, and so do those that its weights make."""
-    _lock_all(node, t, f"{node.op} has no rule")
+    _lock_all(node, t, NO_RULE.get(node.domain or "", f"{node.op} has no rule"))
 
 
 def unseen(node: Node, t: Tracker) -> None:

@@ -8,16 +8,9 @@ from ..findings import Role
 from ..graph import Node
 from ..tracker import Tracker
 from .attention import locked, multi_head_attention, projected_attention
-from .contraction import conv, of_activations, times_matrix
+from .contraction import of_activations, times_matrix
 from .elementwise import broadcast, unary
 from .normalization import over_channels
-
-
-def fused_conv(node: Node, t: Tracker) -> None:
-    """FusedConv: a Conv, a sum with input 3, an activation."""
-    conv(node, t)
-    if t.name(node, 3):
-        t.unite(t.ids[node.outputs[0].name], t.of(node, 3))
 
 
 def fused_matmul(node: Node, t: Tracker) -> None:
@@ -45,7 +38,6 @@ def skip_layer_normalization(node: Node, t: Tracker) -> None:
 RULES: dict[str, Callable[[Node, Tracker], None]] = {
     **dict.fromkeys(("Gelu", "QuickGelu"), unary),
     **dict.fromkeys(("BiasGelu", "FastGelu"), broadcast(Role.SHIFT)),
-    "FusedConv": fused_conv,
     "FusedMatMul": fused_matmul,
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), skip_layer_normalization),
     "MultiHeadAttention": multi_head_attention,
