@@ -167,6 +167,8 @@ def write(
     """Stage, prove, conclude from the proof and the bytes that are written, and only then move into place."""
     if destination is None:
         return conclude(prove(small), small.ByteSize())
+    if external or files.too_large(small):
+        files.check_data_place(destination)
     place = files.resolved(destination)
     with files.staged(place) as directory:
         staged = directory / place.name

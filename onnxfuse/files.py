@@ -152,6 +152,20 @@ def check_distinct(path: Path, destination: Path, beside: Sequence[Path]) -> Non
             raise OutputError(f"{target}: holds the weights of {path}; give another output file")
 
 
+def check_data_place(destination: Path) -> None:
+    """Refuse a symbolic link into another folder for a model with a data file, which is looked for beside the link.
+
+    Raises:
+        OutputError: it is such a link.
+    """
+    place = resolved(destination)
+    if place.parent != resolved(destination.parent):
+        raise OutputError(
+            f"{destination}: is a link into another folder, and the file that holds the weights would not be found "
+            f"there; write to {place}, or to a new file"
+        )
+
+
 def with_data(destination: Path | None) -> list[Path]:
     """A model's file, if there is one, and the one beside it for large weights."""
     return [] if destination is None else [destination, Path(f"{resolved(destination)}.data")]

@@ -100,6 +100,8 @@ def fuse_with(
     original = source.load()
     options = replace(options, external_data=options.external_data or bool(source.beside))
     files.check_unread(beside.paths(), source.beside)
+    if destination is not None and options.external_data:
+        files.check_data_place(destination)
     if destination is not None and source.name is not None:
         files.check_distinct(Path(source.name), destination, source.beside)
     check_matches("exclude", options.exclude, "node", _labels(original))

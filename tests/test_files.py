@@ -160,6 +160,25 @@ def test_links_as_download_caches_have_them(size: int, tmp_path: Path, capfd: py
     assert (code, "model.onnx_data is not in the folder of the model" in err) == (1, True)
 
 
+def test_a_link_into_another_folder_is_no_place_for_a_data_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is looked for beside the link; where the link stays in its folder it is there."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "far.onnx").symlink_to("other/real.onnx")
+    (tmp_path / "near.onnx").symlink_to("real.onnx")
+    path = saved(from_text(LARGE), tmp_path / "in.onnx")
+    code, _, err = call(capfd, path, tmp_path / "far.onnx", "--sparsity", 0.5)
+    assert (code, len(err.splitlines()), "is a link into another folder" in err) == (1, 1, True)
+    assert not any((tmp_path / "other").iterdir())
+    assert call(capfd, path, tmp_path / "near.onnx", "--sparsity", 0.5)[0] == 0
+    assert (tmp_path / "near.onnx").is_symlink()
+    assert run(tmp_path / "near.onnx")[0].shape == (3, 3)
+    onnx.save(from_text(LARGE), tmp_path / "one.onnx")
+    assert call(capfd, tmp_path / "one.onnx", tmp_path / "far.onnx", "--sparsity", 0.5)[0] == 0
+    assert run(tmp_path / "far.onnx")[0].shape == (3, 3)
+
+
 def test_external_data_of_a_constant_node_counts_and_is_not_written_over(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
