@@ -91,13 +91,15 @@ class Limit:
 
     `saved_by` counts what a step saves where that is not the resource itself: among the ways to keep a limit on
     multiply-accumulates the one that takes least time is wanted. Of that, the share `in_blocks` is saved only once
-    kernels have whole blocks less to do.
+    kernels have whole blocks less to do. Where no widths come near `most` from below, it may be exceeded by the share
+    `over`.
     """
 
     resource: Resource
     most: float
     saved_by: Resource | None = None
     in_blocks: float = 0.0
+    over: float = 0.0
 
     @property
     def by(self) -> Resource:
@@ -107,6 +109,10 @@ class Limit:
     def in_whole_blocks(self, share: float) -> Limit:
         """The same where this share of what is saved is time that only whole blocks save; itself if it is not time."""
         return replace(self, in_blocks=share) if self.saved_by else self
+
+    def exceeded(self) -> Limit:
+        """The same, exceeded as far as it may be."""
+        return replace(self, most=self.most * (1 + self.over))
 
     def gradient(self, widths: Widths) -> Vector:
         """(families,) what one unit less of each family saves."""

@@ -103,8 +103,25 @@ def test_budget_holds(name: str, resource: str, scope: str) -> None:
     budget: dict[str, Any] = {f"target_{resource}": 0.75}
     report = onnxfuse.fuse(build(name), scope=scope, method="drop", **budget).report
     before, after = (getattr(size, FIELDS[resource]) for size in (report.before, report.after))
-    assert after <= 0.75 * before * (1.02 if resource == "size" else 1)  # a few bytes depend on others' lengths
+    over = 1.02 if resource == "size" else 1.001  # a few bytes depend on others' lengths; the rest: see below
+    assert after <= 0.75 * before * over
     assert report.after.channels > 0
+
+
+COARSE = """(float[N,40] x) => (float[N,2] y) <float[40,64] w1, float[64,2] w2, float[2] b> {
+    h = MatMul(x, w1)
+    a = Relu(h)
+    l = MatMul(a, w2)
+    y = Add(l, b)
+}"""
+"""One group of 64 channels of 42 weights each, and a bias of 2."""
+
+
+@pytest.mark.parametrize(("target", "left"), [(0.5, 32), ("1345", 32), (0.4995, 31), ("1344", 31)])
+def test_a_budget_that_no_width_comes_near_may_be_exceeded_by_a_thousandth(target: float | str, left: int) -> None:
+    """32 channels have 1,346 of 2,690 parameters; 31 have 1,304, 97% of half of all."""
+    report = onnxfuse.fuse(from_text(COARSE), method="drop", target_params=target).report
+    assert [g.after for g in report.groups] == [left]
 
 
 @pytest.mark.parametrize(("name", "method"), [*((n, "fold") for n in NAMES), ("residual", "auto"), ("mlp", "auto")])
