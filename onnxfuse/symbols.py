@@ -217,9 +217,16 @@ def _same(node: Node, data: Numbers, *_: Numbers) -> Numbers:
     return data
 
 
-TABLE: Mapping[str, Callable[..., Numbers]] = {
+def _split(node: Node, data: Numbers, sizes: Numbers | None = None) -> list[Numbers]:
+    parts = len(node.outputs)
+    given = _plain(sizes) or node.attrs.get("split") or [-(-len(data) // parts)] * parts
+    return np.split(data, np.cumsum(given)[:-1].clip(max=len(data)))
+
+
+TABLE: Mapping[str, Callable[..., Numbers | list[Numbers]]] = {
     "Gather": _gather,
     "Slice": _slice,
+    "Split": _split,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
@@ -231,8 +238,8 @@ TABLE: Mapping[str, Callable[..., Numbers]] = {
 """Operator → function of (node, input arrays) for shape arithmetic that moves numbers about."""
 
 
-def evaluate(node: Node, inputs: list[Numbers]) -> Numbers | None:
-    """The output of a shape-arithmetic node on symbolic inputs; None if the operator is not known here, or no shape.
+def evaluate(node: Node, inputs: list[Numbers]) -> list[Numbers] | None:
+    """The outputs of a shape-arithmetic node on symbolic inputs; None if the operator is not known here, or no shape.
 
     What is computed in a tensor of rank 2 or more, or a large one, are positions: masks, rotary angles.
     """
@@ -242,6 +249,8 @@ def evaluate(node: Node, inputs: list[Numbers]) -> Numbers | None:
         shape = np.broadcast_shapes(*(i.shape for i in inputs))
         if len(shape) > 1 or math.prod(shape) > LARGEST:
             return None
-        return np.asarray(ELEMENTWISE[node.op](*inputs), dtype=object)
-    function = TABLE.get(node.op)
-    return None if function is None else np.asarray(function(node, *inputs), dtype=object)
+        return [np.asarray(ELEMENTWISE[node.op](*inputs), dtype=object)]
+    if node.op not in TABLE:
+        return None
+    made = TABLE[node.op](node, *inputs)
+    return made if isinstance(made, list) else [np.asarray(made, dtype=object)]

@@ -11,7 +11,7 @@ from .graph import Graph, Node, label
 from .probe import Probe
 from .protos import branches, outer_names, subgraphs
 from .rules import rule_for, unknown, unseen
-from .symbols import Numbers, dims_of, evaluate
+from .symbols import Dim, Numbers, dims_of, evaluate
 from .tracker import Permit, Tracker
 
 
@@ -69,14 +69,15 @@ def _run_symbolic(t: Tracker, node: Node) -> bool:
         for i in node.inputs:
             t.used_numbers.discard(i.name)
         return False
-    name = node.outputs[0].name
-    result = evaluate(node, known)
-    if result is None:
-        dims = frozenset().union(*(dims_of(a) for a in known))
-        result = t.opaque_numbers(name, dims)
-    if result is None:
+    made = evaluate(node, known)
+    if made is None:
+        dims = frozenset[Dim]().union(*(dims_of(a) for a in known))
+        opaque = [t.opaque_numbers(o.name, dims) for o in node.outputs if o.name]
+        made = [numbers for numbers in opaque if numbers is not None]
+    names = [o.name for o in node.outputs]
+    if len(made) < len(names):
         return False
-    t.numbers[name] = result
+    t.numbers.update((name, numbers) for name, numbers in zip(names, made, strict=True) if name)
     return True
 
 

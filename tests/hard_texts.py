@@ -410,6 +410,37 @@ SHRINKS = {
         o = MatMul(a, w4)
         """
     + _PERCEPTRON,
+    "fused products whose batch comes second": """(float[N,5,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[6,8] w2, float[6,16] w3, float[16,3] w4,
+         int64[4] heads = {0,0,4,-1}, int64[3] joined = {0,0,-1}> {
+        q0 = MatMul(x, w1)
+        q1 = Reshape(q0, heads)
+        q = Transpose<perm=[1,0,2,3]>(q1)
+        k0 = MatMul(x, w2)
+        k1 = Reshape(k0, heads)
+        k = Transpose<perm=[1,0,2,3]>(k1)
+        v0 = MatMul(x, w3)
+        v1 = Reshape(v0, heads)
+        v = Transpose<perm=[1,0,2,3]>(v1)
+        s = com.microsoft.FusedMatMul<alpha=0.5, transBatchA=1, transBatchB=1, transB=1>(q, k)
+        p = Softmax<axis=-1>(s)
+        o = com.microsoft.FusedMatMul<transBatchB=1>(p, v)
+        t = Transpose<perm=[0,2,1,3]>(o)
+        j = Reshape(t, joined)
+        y = MatMul(j, w4)
+    }""",
+    "sizes that are split": """(float[N,5,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[6,8] w2, float[8,3] w3, int64[3] order = {0,2,1}, int64[3] each = {1,1,1}> {
+        a = MatMul(x, w1)
+        b = MatMul(x, w2)
+        size = Shape(a)
+        turned = Gather(size, order)
+        n, channels, l = Split(turned, each)
+        again = Concat<axis=0>(n, l, channels)
+        c = Reshape(b, again)
+        d = Mul(a, c)
+        y = MatMul(d, w3)
+    }""",
     "fused perceptron": """(float[N,6] x) => (float[N,3] y)
         <float[8,6] w1, float[8] b1, float[8,10] w2, float[10] b2, float[10,3] w3> {
         h = com.microsoft.FusedGemm<transB=1, activation="Relu">(x, w1, b1)

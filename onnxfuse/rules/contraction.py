@@ -193,10 +193,19 @@ def _times_vector(node: Node, t: Tracker, side: int) -> None:
     t.put(node, t.fixed(len(t.out_shape(node))))
 
 
-def of_activations(node: Node, t: Tracker, first: bool = False, second: bool = False) -> None:
+Both = tuple[bool, bool]
+"""Of each operand of a product."""
+NEITHER: Both = (False, False)
+
+
+def of_activations(node: Node, t: Tracker, turned: Both = NEITHER, rows_first: Both = NEITHER) -> None:
     """x (…, M, K) · y (…, K, N): the K axes unite block by block; M and N pass on; batch axes may not shrink.
 
-    `first` and `second` tell which of them is transposed.
+    Args:
+        node: the product.
+        t: the tracker.
+        turned: which of the two is transposed.
+        rows_first: which has its second last axis before those of the batch.
     """
     x, y, out = t.of(node, 0), t.of(node, 1), t.out_shape(node)
     if min(x.ndim, y.ndim) < 2:
@@ -205,10 +214,14 @@ def of_activations(node: Node, t: Tracker, first: bool = False, second: bool = F
         t.put(node, t.fixed(len(out)))
         return
     rank = len(out)
-    x, y = (np.swapaxes(lead(v, rank), -1, -2) if turned else lead(v, rank) for v, turned in ((x, first), (y, second)))
+    x, y = (np.moveaxis(v, 0, -2) if first else v for v, first in zip((x, y), rows_first, strict=True))
+    x, y = (
+        np.swapaxes(lead(v, rank), -1, -2) if swap else lead(v, rank) for v, swap in zip((x, y), turned, strict=True)
+    )
     blocks = [a for a in range(rank - 2) if x.shape[a] > 1 or y.shape[a] > 1]
     if blocks and t.permit.heads:
-        t.put(node, _whole_blocks(node, t, x, y, blocks))
+        batches = [t.in_shape(node, i)[first : -2 + first] for i, first in enumerate(rows_first)]
+        t.put(node, _whole_blocks(t, x, y, blocks, batches))
         return
     x, y = (_matrices(t, ids) for ids in (x, y))
     columns, rows = x.shape[-1] > 1, y.shape[-2] > 1
@@ -234,19 +247,14 @@ def _matrices(t: Tracker, ids: Ids) -> Ids:
     return ids
 
 
-def _whole_blocks(node: Node, t: Tracker, x: Ids, y: Ids, axes: list[int]) -> Ids:
+def _whole_blocks(t: Tracker, x: Ids, y: Ids, axes: list[int], batches: Sequence[Sequence[int]]) -> Ids:
     """A batch of products whose matrices (heads) go as a whole: both operands' and the result's together."""
-    rank = x.ndim
+    full = [(1,) * (x.ndim - 2 - len(batch)) + tuple(batch) for batch in batches]
     x, y = t.collapse(x, axes), t.collapse(y, axes)
-    stretched = [all(s == 1 for s in _batch(t.in_shape(node, i), rank, axes)) for i in (0, 1)]
+    stretched = [all(sizes[a] == 1 for a in axes) for sizes in full]
     if not any(stretched):
         t.unite(x, y)
     return x if x.any() else y
-
-
-def _batch(shape: Sequence[int], rank: int, axes: list[int]) -> list[int]:
-    full = (1,) * (rank - len(shape)) + tuple(shape)
-    return [full[a] for a in axes]
 
 
 def _outer(t: Tracker, x: Ids, y: Ids) -> Ids:

@@ -14,17 +14,16 @@ from .normalization import over_channels
 
 
 def fused_matmul(node: Node, t: Tracker) -> None:
-    """FusedMatMul: α · A′B′, each matrix transposed or not."""
-    first, second = (bool(node.attrs.get(f"trans{x}", 0)) for x in "AB")
-    if node.attrs.get("transBatchA", 0) or node.attrs.get("transBatchB", 0) or t.is_constant(node, 0):
+    """FusedMatMul: α · A′B′, each matrix transposed or not, its second last axis before those of the batch or not."""
+    turned = bool(node.attrs.get("transA", 0)), bool(node.attrs.get("transB", 0))
+    rows_first = bool(node.attrs.get("transBatchA", 0)), bool(node.attrs.get("transBatchB", 0))
+    left, right = t.is_constant(node, 0), t.is_constant(node, 1)
+    if not (left or right):
+        of_activations(node, t, turned, rows_first)
+    elif left or turned[0] or any(rows_first) or len(t.in_shape(node, 1)) != 2:
         locked(node, t, "FusedMatMul of this form has no rule")
-    elif t.is_constant(node, 1):
-        if first or len(t.in_shape(node, 1)) != 2:
-            locked(node, t, "FusedMatMul of this form has no rule")
-        else:
-            times_matrix(node, t, transposed=second)
     else:
-        of_activations(node, t, first, second)
+        times_matrix(node, t, transposed=turned[1])
 
 
 def skip_layer_normalization(node: Node, t: Tracker) -> None:
