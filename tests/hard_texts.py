@@ -429,6 +429,29 @@ SHRINKS = {
         j = Reshape(t, joined)
         y = MatMul(j, w4)
     }""",
+    "fused product of what is turned": """(float[N,6,5] x) => (float[N,5,3] y)
+        <float[8,6] w1, float[8,8] w2, float[8,3] w3> {
+        h = MatMul(w1, x)
+        r = Relu(h)
+        k = com.microsoft.FusedMatMul<transA=1, transB=1, alpha=0.5>(r, w2)
+        y = MatMul(k, w3)
+    }""",
+    "a size behind fused nodes": """(float[N,L,6] x) => (float[N,L,3] y)
+        <float[6,8] w1, float[8] b1, float[6,8] w2, float[8,3] w3, float[8,3] w4, int64[3] each = {1,1,1}> {
+        h = MatMul(x, w1)
+        g = com.microsoft.BiasGelu(h, b1)
+        k = MatMul(x, w2)
+        p = com.microsoft.FusedMatMul<transB=1, alpha=0.5>(g, k)
+        o = com.microsoft.FusedMatMul<alpha=0.5>(p, k)
+        size = Shape(o)
+        n, l, channels = Split(size, each)
+        d = Cast<to=1>(channels)
+        s = Sqrt(d)
+        q = Div(o, s)
+        z = MatMul(q, w3)
+        u = MatMul(g, w4)
+        y = Add(z, u)
+    }""",
     "sizes that are split": """(float[N,5,6] x) => (float[N,5,3] y)
         <float[6,8] w1, float[6,8] w2, float[8,3] w3, int64[3] order = {0,2,1}, int64[3] each = {1,1,1}> {
         a = MatMul(x, w1)

@@ -12,6 +12,10 @@ from ..ids import Ids, expand, lead, varying
 from ..symbols import Place, constant
 from ..tracker import Tracker
 
+Both = tuple[bool, bool]
+"""Of each operand of a product."""
+NEITHER: Both = (False, False)
+
 
 def conv(node: Node, t: Tracker) -> None:
     """Conv: W (O, C/g, k…), x (N, C, …). Groups are equal blocks of channels; depthwise ones tie input to output."""
@@ -144,15 +148,17 @@ def matmul(node: Node, t: Tracker) -> None:
         _matrix_times(node, t)
 
 
-def times_matrix(node: Node, t: Tracker, transposed: bool = False) -> None:
-    """x (…, K) · W (…, K, N), or W (…, N, K) transposed. A batch of matrices has the same channels in each."""
+def times_matrix(node: Node, t: Tracker, turned: Both = NEITHER) -> None:
+    """x (…, K) · W (…, K, N), or x (…, K, M) or W (…, N, K) transposed. A batch of matrices has the same channels in
+    each."""
     x, shape, weight, rank = t.of(node), t.in_shape(node), t.in_shape(node, 1), len(t.out_shape(node))
-    if varying(x) and x.shape[-1] == 1:  # mixes positions, not channels
-        _each_by_itself(node, t, x, weight)
+    axis = len(shape) - (2 if turned[0] else 1)
+    if varying(x) and x.shape[axis] == 1:  # mixes positions, not channels
+        _each_by_itself(node, t, np.swapaxes(x, -1, -2) if turned[0] else x, weight)
         return
-    rows, columns = (len(weight) - 1 - k for k in ((0, 1) if transposed else (1, 0)))
-    measured = (0, len(shape) - 1) if len(weight) == 2 else None
-    t.slot(node, 1, (rows,), summed_row(node, t, x, 0, len(shape) - 1), Role.CONSUMES, data=measured)
+    rows, columns = (len(weight) - 1 - k for k in ((0, 1) if turned[1] else (1, 0)))
+    measured = (0, axis) if len(weight) == 2 else None
+    t.slot(node, 1, (rows,), summed_row(node, t, x, 0, axis), Role.CONSUMES, data=measured)
     made = t.fresh(weight[columns])
     t.slot(node, 1, (columns,), made, Role.PRODUCES)
     t.put(node, made.reshape((1,) * (rank - 1) + (-1,)))
@@ -191,11 +197,6 @@ def _times_vector(node: Node, t: Tracker, side: int) -> None:
     row = expand(t.collapse(x, (axis,)), shape, (axis,)).ravel()
     t.slot(node, 1 - side, (0,), row, Role.CONSUMES, data=(side, axis))
     t.put(node, t.fixed(len(t.out_shape(node))))
-
-
-Both = tuple[bool, bool]
-"""Of each operand of a product."""
-NEITHER: Both = (False, False)
 
 
 def of_activations(node: Node, t: Tracker, turned: Both = NEITHER, rows_first: Both = NEITHER) -> None:

@@ -20,10 +20,10 @@ def fused_matmul(node: Node, t: Tracker) -> None:
     left, right = t.is_constant(node, 0), t.is_constant(node, 1)
     if not (left or right):
         of_activations(node, t, turned, rows_first)
-    elif left or turned[0] or any(rows_first) or len(t.in_shape(node, 1)) != 2:
+    elif left or any(rows_first) or len(t.in_shape(node, 1)) != 2 or len(t.in_shape(node)) < 2:
         locked(node, t, "FusedMatMul of this form has no rule")
     else:
-        times_matrix(node, t, transposed=turned[1])
+        times_matrix(node, t, turned)
 
 
 def skip_layer_normalization(node: Node, t: Tracker) -> None:
