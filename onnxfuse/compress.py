@@ -99,16 +99,15 @@ def compress(
     options: Options,
     transport: TransportOptions,
     tell: Progress,
-    room: float | None = None,
-    batches: Batches | None = None,
-    studies: Studies | None = None,
+    room: float | None,
+    batches: Batches | None,
+    studies: Studies,
 ) -> Small:
     """Prepare, track, merge group by group from the output to the input, rewrite. `model` becomes small in place.
 
     `room` is how much of the multiply-accumulates that could go may stay, 0 to 1, for a search. Its trials share
     `studies`: what the first has measured of the whole model is not measured again.
     """
-    studies = {} if studies is None else studies
     tell("find channel groups", 0, 1)
     densify(model)
     before = (parameters(model), macs(model, reference.shapes))
