@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from .protos import Edge, add_initializer, every_constant, free_name, graphs, outer_names, redirect, subgraphs
+from .protos import Edge, add_initializer, every_constant, free_name, graphs, opset_of, outer_names, redirect, subgraphs
 from .tensors import Array, values_of
 
 
@@ -59,7 +59,7 @@ class Graph:
         self.constants = every_constant(model)
         self.edges = self._uses()
         self.clones: dict[str, str] = {}
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.opset = opset_of(model) or 1
 
     def _uses(self) -> dict[str, list[Edge]]:
         """Name → its uses. Of what the main graph computes those in a branch count as uses elsewhere."""

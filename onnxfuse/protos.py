@@ -87,6 +87,11 @@ def graphs(model: ModelProto) -> Iterator[GraphProto]:
     yield from branches(model.graph)
 
 
+def opset_of(model: ModelProto) -> int:
+    """Of the standard's operators; 0 if the model imports none."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
 def outer_names(graph: GraphProto) -> Iterator[str]:
     """Names that `graph` may take from the graph around it (all it reads; a superset does no harm)."""
     for node in graph.node:

@@ -18,11 +18,12 @@ from .ids import Ids
 from .picking import behind_picks
 from .producers import is_matmul, is_scaled, out_axis
 from .protos import attribute, proto_label
+from .rules.recurrent import GATES
 from .tensors import FLOATS
 
 Key = tuple[str, tuple[int, ...], int]
 """Initializer, axes, split."""
-INNER = {**dict.fromkeys(("LSTM", "GRU", "RNN"), 3), "Attention": 2}
+INNER = {**dict.fromkeys(GATES, 3), "Attention": 2}
 """Operators that project what they read for their own use, which is no value, and the input that has the bias."""
 WIDEST = 4096
 """Readers of more channels than this are left as their merge makes them: their moments would be too large."""

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .protos import add_initializer, attribute, constant_tensors, consumers
+from .protos import add_initializer, attribute, constant_tensors, consumers, free_name, opset_of
 from .sessions import skeleton_of
 from .tensors import Array
 
@@ -49,6 +49,7 @@ def fold_sizes(model: ModelProto, known: Mapping[str, Sizes]) -> bool:
     uses, outputs = consumers(graph), {o.name for o in graph.output}
     constants = {name: tensor for name, tensor in constant_tensors(graph).items() if len(tensor.dims) < 2}
     vectors: dict[str, Sizes] = {}
+    taken = {*uses, *(name for node in graph.node for name in node.output)}
     gone, folded = [], 0
     for i, node in enumerate(graph.node):
         made = dict(enumerate(_sizes(node, known, vectors, constants)))
@@ -59,7 +60,8 @@ def fold_sizes(model: ModelProto, known: Mapping[str, Sizes]) -> bool:
         for k in settled:
             name = node.output[k]
             add_initializer(model, numpy_helper.from_array(np.asarray(made[k], np.int64)), name)
-            node.output[k] = f"{name}_unread"
+            node.output[k] = free_name(name, taken)
+            taken.add(node.output[k])
         folded += len(settled)
         gone += [i] if settled and len(settled) == len(node.output) else []
     for i in reversed(gone):
@@ -71,7 +73,7 @@ def known_sizes(model: ModelProto) -> Mapping[str, Sizes]:
     """Every value's sizes as far as inference proves them; shapes recorded in the file prove nothing."""
     skeleton = skeleton_of(model)[0]
     forget(skeleton.graph)
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(model)
     for node in skeleton.graph.node:
         if node.domain == "com.microsoft" and (
             node.op_type in SHAPED_LIKE or (node.op_type == PRODUCT and opset >= 12)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from .protos import add_initializer, attribute, free_name, graphs, proto_label
+from .protos import add_initializer, attribute, free_name, graphs, opset_of, proto_label
 
 FUSED: Mapping[str, str] = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 """Operators of com.microsoft, and what they do first."""
@@ -33,7 +33,7 @@ def unfuse(model: ModelProto) -> None:
     """Take every fused node apart, in place, but for those with an activation that has no entry in `PARAMETERS`."""
     found = {n for graph in graphs(model) for node in graph.node for n in (*node.input, *node.output)}
     taken = found | {t.name for graph in graphs(model) for t in graph.initializer}
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(model)
     for graph in graphs(model):
         if opset and any(_is_fused(node) for node in graph.node):
             nodes = [part for node in graph.node for part in _parts(model, node, taken, opset)]
