@@ -14,11 +14,11 @@ from .sessions import skeleton_of
 from .tensors import FLOATS, Array, values_of
 
 EVALUATED = frozenset(
-    """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Einsum Equal Exp Expand Flatten Floor
-    Gather GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Or Pow
-    Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
-    ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu
-    Unsqueeze Where Xor""".split()
+    """Abs Add And BatchNormalization Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Einsum Equal Erf Exp
+    Expand Flatten Floor Gather GatherND Greater GreaterOrEqual Identity InstanceNormalization LayerNormalization Less
+    LessOrEqual Log LpNormalization MatMul Max Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2
+    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterND Shape Sigmoid Sign
+    Sin Size Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor""".split()
 )
 """Operators that are evaluated when all their inputs are constant."""
 GROWING = frozenset("ConstantOfShape Expand Range Tile".split())
@@ -86,25 +86,28 @@ def _keep(
     shared: dict[Computed, str],
     names: dict[str, str],
 ) -> None:
-    """Make what a node computes an initializer, or add to `names` the one that holds the same weight."""
-    name, tensor = node.output[0], constants[node.output[0]]
+    """Make what a node computes initializers, or add to `names` those that hold the same weights."""
     how = (node.op_type, *(names.get(n, n) for n in node.input), *(a.SerializeToString() for a in node.attribute))
-    if tensor.data_type not in FLOATS:
-        same = name  # of two sizes one may change
-    elif node.op_type == "Identity":
-        same = names.get(node.input[0], node.input[0])
-    else:
-        same = shared.setdefault(how, name)
-    if same == name:
-        constants[name] = add_initializer(model, tensor, name)
-    else:
-        names[name] = same
+    for i, name in enumerate(node.output):
+        if not name:
+            continue
+        if constants[name].data_type not in FLOATS:
+            same = name  # of two sizes one may change
+        elif node.op_type == "Identity":
+            same = names.get(node.input[0], node.input[0])
+        else:
+            same = shared.setdefault((str(i), *how), name)
+        if same == name:
+            constants[name] = add_initializer(model, constants[name], name)
+        else:
+            names[name] = same
 
 
 def tied_weights(model: ModelProto) -> list[NodeProto]:
     """Copies of the nodes that make a weight of one that others read, too, as a head does of an embedding."""
     constants, uses = every_constant(model), consumers(model.graph)
-    found = [n for n in model.graph.node if _can_evaluate(n, constants, {}) and len(uses[n.input[0]]) > 1]
+    alone = [n for n in model.graph.node if len(n.output) == 1 and _can_evaluate(n, constants, {})]
+    found = [n for n in alone if len(uses[n.input[0]]) > 1]
     return list(copies(*(n for n in found if constants[n.input[0]].data_type in FLOATS)))
 
 
@@ -115,7 +118,7 @@ def put_back(model: ModelProto, nodes: Sequence[NodeProto], changed: Set[str]) -
     for node in nodes:
         name = node.output[0]
         apart = name in changed or name not in constants or not all(n in constants and uses[n] for n in node.input)
-        if not apart and np.array_equal(_evaluate([node], constants, {}, model)[0], values_of(constants[name])):
+        if not apart and np.array_equal(_evaluate([node], constants, {}, model)[name], values_of(constants[name])):
             model.graph.initializer.remove(constants[name])
             back.append(node)
     others = list(model.graph.node)
@@ -127,14 +130,16 @@ def _fold_constants_of(
     graph: GraphProto, constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
 ) -> list[NodeProto]:
     """Take out of a graph the nodes that compute constants, which join `constants`; returns them."""
-    outputs, found, tried = {o.name for o in graph.output}, dict[int, TensorProto](), set[int]()
+    outputs, found, tried = {o.name for o in graph.output}, list[int](), set[int]()
     while batch := _evaluable(graph, constants, types, outputs, tried):
         results = _evaluate([graph.node[i] for i in batch], constants, types, model)
-        for i, result in zip(batch, results, strict=True):
+        for i in batch:
             node = graph.node[i]
             given = sum(values_of(constants[n]).nbytes for n in node.input if n in constants)
-            if _can_evaluate(node, constants, types) and result.nbytes <= GROWTH + given:
-                found[i] = constants[node.output[0]] = numpy_helper.from_array(np.asarray(result, order="C"))
+            made = {name: results[name] for name in node.output if name}
+            if _can_evaluate(node, constants, types) and sum(a.nbytes for a in made.values()) <= GROWTH + given:
+                found.append(i)
+                constants |= {n: numpy_helper.from_array(np.asarray(a, order="C")) for n, a in made.items()}
         tried.update(batch)
         if not any(graph.node[i].op_type in GROWING for i in batch):
             break
@@ -153,7 +158,7 @@ def _evaluable(
         if i not in tried and _can_evaluate(node, known, types) and not outputs & set(node.output):
             found.append(i)
             if node.op_type not in GROWING:
-                known[node.output[0]] = NUMBERS
+                known |= dict.fromkeys(node.output, NUMBERS)
     return found
 
 
@@ -164,7 +169,7 @@ def _element_types(model: ModelProto) -> dict[str, int]:
 
 
 def _can_evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, int]) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in EVALUATED or len(node.output) != 1 or not node.input:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in EVALUATED or not node.input:
         return False
     data = node.input[:1] if node.op_type == "CastLike" else node.input
     typed = all(n in constants or n in types for n in node.input if n)
@@ -173,11 +178,11 @@ def _can_evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dic
 
 def _evaluate(
     nodes: Sequence[NodeProto], constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
-) -> list[Array]:
-    """What each node makes."""
+) -> dict[str, Array]:
+    """What the nodes make, by name."""
     from onnx.reference import ReferenceEvaluator  # dear to import, and few models need it
 
-    names = [node.output[0] for node in nodes]
+    names = [name for node in nodes for name in node.output if name]
     feeds: dict[str, Array] = {}
     for n in {n: None for node in nodes for n in node.input if n}:
         if n in constants:
@@ -194,4 +199,4 @@ def _evaluate(
     )
     with np.errstate(all="ignore"):  # an exporter's masks hold log(0) on purpose
         outputs: Any = ReferenceEvaluator(small).run(None, feeds)
-    return [np.asarray(o) for o in outputs]
+    return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}

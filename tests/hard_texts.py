@@ -27,6 +27,20 @@ _TURNED = """qh = Reshape(q0, heads)
         y = MatMul(o, w4)
     }"""
 """Attention on q0 and k0, of which channels j and j + 4 of each head turn together, by cos and sin."""
+_PAIRED = """{0}1 = Slice({0}, zero, far, last, two)
+        {0}2 = Slice({0}, one, far, last, two)
+        {0}n = Neg({0}2)
+        {0}u = Unsqueeze({0}n, fourth)
+        {0}o = Unsqueeze({0}1, fourth)
+        {0}p = Concat<axis=4>({0}u, {0}o)
+        {0}r = Reshape({0}p, flat)"""
+_HALVED = """{0}1, {0}2 = Split<axis=3>({0})
+        {0}n = Neg({0}2)
+        {0}r = Concat<axis=3>({0}n, {0}1)"""
+_NEIGHBOURS = _TURNED.replace(_HALVED.format("q"), _PAIRED.format("q")).replace(
+    _HALVED.format("k"), _PAIRED.format("k")
+)
+"""The same of channels 2j and 2j + 1."""
 NORMALIZED = """(float[{n},6] x) => (float[{n},3] y) <float[8,6] w1, float[{c}] c, float[8] n_scale, float[8] n_shift,
     float[8] n_mean, float[8] n_var, float[3,8] w2, float[3] b2> {{
     h = Gemm<transB=1>(x, w1, c)
@@ -353,6 +367,14 @@ SHRINKS = {
         k0 = MatMul(x, w2)
         """
     + _TURNED,
+    "rotary attention, neighbours turn": """(float[N,5,6] x) => (float[N,2,5,6] y)
+        <float[6,16] w1, float[6,16] w2, float[6,8] w3, float[8,6] w4, float[1,1,5,8] cos, float[1,1,5,8] sin,
+         int64[4] heads = {0, 0, 2, 8}, int64[4] flat = {0, 0, 0, 8}, int64[1] zero = {0}, int64[1] one = {1},
+         int64[1] two = {2}, int64[1] last = {3}, int64[1] fourth = {4}, int64[1] far = {9223372036854775807}> {
+        q0 = MatMul(x, w1)
+        k0 = MatMul(x, w2)
+        """
+    + _NEIGHBOURS,
     "rotary attention, angles computed": """(float[N,5,6] x) => (float[N,2,5,6] y)
         <float[6,16] w1, float[6,16] w2, float[6,8] w3, float[8,6] w4, float[4] f_scale,
          int64 zero = {0}, int64 i1 = {1}, int64[4] heads = {0, 0, 2, 8}, int64[1] one = {1}, int64[1] last = {-1}> {
@@ -483,6 +505,86 @@ SHRINKS = {
         o = MatMul(a, w4)
         """
     + _PERCEPTRON,
+    "weights normalized in the graph": """(float[N,3,6,6] x) => (float[N,2,6,6] y)
+        <float[1,8,27] w1, float[8] n_scale, float[8] n_shift, float[8] n_mean, float[8] n_var, float[10,8,1,1] w2,
+         int64[4] s = {8,3,3,3}, int64[2] each = {2,8}> {
+        n, mean, var = BatchNormalization<training_mode=1, momentum=1.0>(w1, n_scale, n_shift, n_mean, n_var)
+        w = Reshape(n, s)
+        c = Conv<pads=[1,1,1,1]>(x, w)
+        r = Relu(c)
+        last, first = Split<axis=0>(w2, each)
+        k = Conv(r, first)
+        y = Conv(k, last)
+    }""",
+    "selective kernels": """(float[N,3,6,6] x) => (float[N,2,6,6] y)
+        <float[8,3,3,3] w1, float[8,3,1,1] w2, float[4,8,1,1] w3, float[16,4,1,1] w4, float[2,8,1,1] w5,
+         int64[5] s = {0,2,8,1,1}, int64[1] a = {1}> {
+        c = Conv<pads=[1,1,1,1]>(x, w1)
+        d = Conv(x, w2)
+        c1 = Unsqueeze(c, a)
+        d1 = Unsqueeze(d, a)
+        both = Concat<axis=1>(c1, d1)
+        sum = ReduceSum<keepdims=0>(both, a)
+        pooled = GlobalAveragePool(sum)
+        few = Conv(pooled, w3)
+        few1 = Relu(few)
+        many = Conv(few1, w4)
+        each = Reshape(many, s)
+        chosen = Softmax<axis=1>(each)
+        m = Mul(both, chosen)
+        z = ReduceSum<keepdims=0>(m, a)
+        y = Conv(z, w5)
+    }""",
+    "outer product": """(float[N,6] x) => (float[N,2] y)
+        <float[6,4] w1, float[6,5] w2, float[20,2] w3, int64[1] a1 = {2}, int64[1] a2 = {1}, int64[2] f = {-1,20}> {
+        h = MatMul(x, w1)
+        k = MatMul(x, w2)
+        p = Unsqueeze(h, a1)
+        q = Unsqueeze(k, a2)
+        m = Mul(p, q)
+        r = Reshape(m, f)
+        y = MatMul(r, w3)
+    }""",
+    "states of channels": """(float[N,6] x) => (float[N,3] y)
+        <float[6,8] w1, float[8,4] w2, float[8,4] w3, float[8,4] decay, float[8,3] w4,
+         int64[1] last = {2}, int64[1] first = {1}> {
+        h = MatMul(x, w1)
+        into = MatMul(h, w2)
+        out = MatMul(h, w3)
+        h1 = Unsqueeze(h, last)
+        into1 = Unsqueeze(into, first)
+        written = Mul(h1, into1)
+        state = Mul(written, decay)
+        out1 = Unsqueeze(out, last)
+        read = MatMul(state, out1)
+        s = Squeeze(read, last)
+        g = Mul(s, h)
+        y = MatMul(g, w4)
+    }""",
+    "attention over channels": """(float[N,3,4,5] x) => (float[N,2,4,5] y)
+        <float[24,3,1,1] w1, float[2,8,1,1] w2, int64[3] s = {0,8,20}, int64[4] t = {0,8,4,5}> {
+        c = Conv(x, w1)
+        q0, k0, v0 = Split<axis=1>(c)
+        q = Reshape(q0, s)
+        k = Reshape(k0, s)
+        v = Reshape(v0, s)
+        kt = Transpose<perm=[0,2,1]>(k)
+        a = MatMul(q, kt)
+        p = Softmax<axis=-1>(a)
+        o = MatMul(p, v)
+        r = Reshape(o, t)
+        y = Conv(r, w2)
+    }""",
+    "linear attention": """(float[N,5,6] x) => (float[N,5,3] y)
+        <float[6,8] w1, float[6,8] w2, float[6,8] w3, float[8,3] w4> {
+        q = MatMul(x, w1)
+        k = MatMul(x, w2)
+        v = MatMul(x, w3)
+        kt = Transpose<perm=[0,2,1]>(k)
+        m = MatMul(kt, v)
+        o = MatMul(q, m)
+        y = MatMul(o, w4)
+    }""",
 }
 """Graphs that have something to lose."""
 
@@ -573,15 +675,16 @@ SAFE = {
         a = Add(h, f)
         y = MatMul(a, w2)
     }""",
-    "outer product": """(float[N,6] x) => (float[N,2] y)
-        <float[6,4] w1, float[6,5] w2, float[20,2] w3, int64[1] a1 = {2}, int64[1] a2 = {1}, int64[2] f = {-1,20}> {
+    "steps over channels": """(float[N,6] x) => (float[N,3] y)
+        <float[6,8] w1, float[6,8] w2, float[3,3] w3, float[8,3] w4, int64[1] zero = {0}, int64[1] three = {3},
+         int64[1] one = {1}, int64[1] last = {-1}, int64[1] before = {-9}, int64[1] back = {-1}> {
         h = MatMul(x, w1)
+        thirds = Slice(h, zero, back, one, three)
+        a = MatMul(thirds, w3)
         k = MatMul(x, w2)
-        p = Unsqueeze(h, a1)
-        q = Unsqueeze(k, a2)
-        m = Mul(p, q)
-        r = Reshape(m, f)
-        y = MatMul(r, w3)
+        turned = Slice(k, last, before, one, back)
+        b = MatMul(turned, w4)
+        y = Add(a, b)
     }""",
     "channels picked and written by value": """(float[N,8] x, int64[N,3] i)
         => (float[N,3] y, float[N,2] z, float[N,4] v)

@@ -83,8 +83,22 @@ MATRICES = """(float[N,3,6,6] x) => (float[N,2,6,5] y) <float[8,3,1,1] w1, float
 
 @pytest.mark.parametrize(
     ("text", "before", "after"),
-    [(BATCHES, 16, 8), (KERNELS, 12, 6), (BEST, 8, 4)],
-    ids=["batches of weights", "several kernels for each input", "places of the best scores"],
+    [
+        (BATCHES, 16, 8),
+        (KERNELS, 12, 6),
+        (BEST, 8, 4),
+        (SHRINKS["weights normalized in the graph"], 16, 8),
+        (SHRINKS["selective kernels"], 12, 6),
+        (SHRINKS["states of channels"], 8, 4),
+    ],
+    ids=[
+        "batches of weights",
+        "several kernels for each input",
+        "places of the best scores",
+        "normalized",
+        "selective",
+        "states",
+    ],
 )
 def test_all_groups_shrink(text: str, before: int, after: int) -> None:
     model = from_text(text)
@@ -298,7 +312,7 @@ def test_depth_to_space_whose_result_nothing_reads(mode: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["intra-fusion", "fold"])
-@pytest.mark.parametrize("tables", ["tables in the file", "angles computed"])
+@pytest.mark.parametrize("tables", ["tables in the file", "neighbours turn", "angles computed"])
 def test_rotary_channels_are_selected_not_mixed(tables: str, method: str) -> None:
     """A mean of two channels that turn at different speeds turns at neither; others of the same graph are merged."""
     model = from_text(SHRINKS[f"rotary attention, {tables}"])
@@ -357,7 +371,7 @@ def test_a_conflict_that_no_lock_settles_is_an_error(monkeypatch: pytest.MonkeyP
         onnxfuse.fuse(build("mlp"), sparsity=0.5)
 
 
-DROPPING = """(float[N,6] x, bool training) => (float[N,2] y) <float[6,8] w1, float few = {{0.01}}, float[8,2] w2> {{
+DROPPING = """(float[N,6] x, bool training) => (float[N,2] y) <float[6,8] w1, float few = {{1e-7}}, float[8,2] w2> {{
     h = MatMul(x, w1)
     d = Dropout{seed}(h, few, training)
     n = RandomNormalLike{real}(x)

@@ -227,7 +227,8 @@ def of_activations(node: Node, t: Tracker, turned: Both = NEITHER, rows_first: B
     x, y = (_matrices(t, ids) for ids in (x, y))
     columns, rows = x.shape[-1] > 1, y.shape[-2] > 1
     if columns or rows:
-        t.unite(np.swapaxes(x.take([0], -2), -1, -2), y.take([0], -1))
+        summed = x.take([0], -2) if columns else t.fixed(rank)  # what has channels elsewhere only stays along K
+        t.unite(np.swapaxes(summed, -1, -2), y.take([0], -1) if rows else t.fixed(rank))
         t.unite(x, x.take([0], -2)) if columns else None
         t.unite(y, y.take([0], -1)) if rows else None
         t.pair(x, y)
@@ -235,9 +236,7 @@ def of_activations(node: Node, t: Tracker, turned: Both = NEITHER, rows_first: B
         for axis in varying(ids):
             if axis < rank - 2:
                 t.pin(ids, axis)
-    kept_x = t.fixed(rank) if columns else x
-    kept_y = t.fixed(rank) if rows else y
-    t.put(node, _outer(t, kept_x, kept_y))
+    t.put(node, _outer(node, t, t.fixed(rank) if columns else x, t.fixed(rank) if rows else y))
 
 
 def _matrices(t: Tracker, ids: Ids) -> Ids:
@@ -258,13 +257,27 @@ def _whole_blocks(t: Tracker, x: Ids, y: Ids, axes: list[int], batches: Sequence
     return x if x.any() else y
 
 
-def _outer(t: Tracker, x: Ids, y: Ids) -> Ids:
-    """The ids of a product whose rows come from `x` and columns from `y`; one of them must be FIXED."""
+def _outer(node: Node, t: Tracker, x: Ids, y: Ids) -> Ids:
+    """The ids of a product whose rows come from `x` and columns from `y`.
+
+    A position has one id, so of channels of both the fewer stay; of equally many those along a Softmax, or the rows.
+    """
     if x.any() and y.any():
-        t.lock(x, "MatMul of two activations that both keep channels")
-        t.lock(y, "MatMul of two activations that both keep channels")
-        return t.fixed(x.ndim)
+        rows, columns = t.out_shape(node)[-2:]
+        x_passes = rows > columns or (rows == columns and _scored(t, node.outputs[0].name))
+        t.lock(y if x_passes else x, "MatMul of two activations that both keep channels")
+        return x if x_passes else y
     return y if y.any() else x
+
+
+def _scored(t: Tracker, name: str) -> bool:
+    """Whether what reads a value is a Softmax over its last axis, which scales and masks may precede."""
+    while len(uses := t.graph.edges.get(name, [])) == 1 and uses[0].node >= 0:
+        node = t.graph.nodes[uses[0].node]
+        if node.op not in ("Add", "Div", "Mul"):
+            return node.op == "Softmax" and node.attrs.get("axis", -1) in (-1, len(t.in_shape(node)) - 1)
+        name = node.outputs[0].name
+    return False
 
 
 def gather_embedding(node: Node, t: Tracker) -> Ids | None:

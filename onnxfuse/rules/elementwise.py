@@ -54,7 +54,8 @@ def combine(node: Node, t: Tracker, inputs: range, role: Role) -> Ids:
 
     An operand of true size 1 along an axis on which another one's ids differ is stretched: it has no channels
     of its own there. If it has channels on all the other axes, they unite with every block of the whole operands;
-    else what channels it has are locked, and these axes pinned.
+    else what channels it has are locked, and these axes pinned. Of an outer product, where all are stretched, the
+    operand with most channels keeps them: a position has one id.
     """
     out = t.out_shape(node)
     data = [i for i in inputs if t.name(node, i) and not t.is_constant(node, i)]
@@ -63,6 +64,8 @@ def combine(node: Node, t: Tracker, inputs: range, role: Role) -> Ids:
     differ = [a for a in range(len(out)) if any(x.shape[a] > 1 for x in ids)]
     pinned: set[int] = set()
     stretched = [any(shape[a] == 1 < out[a] for a in differ) for shape in shapes]
+    if data and all(stretched):
+        stretched[max(range(len(ids)), key=lambda k: ids[k].size)] = False
     whole = [x for x, part in zip(ids, stretched, strict=True) if not part]
     result = _united(t, whole) if whole else t.fixed(len(out))
     for x, shape, part in zip(ids, shapes, stretched, strict=True):

@@ -61,7 +61,7 @@ def split(node: Node, t: Tracker) -> None:
 
 
 def slice_(node: Node, t: Tracker) -> None:
-    """Slice with known bounds; a step over channels locks them."""
+    """Slice with known bounds; a step over channels locks them, unless it takes one of each block of so many."""
     ids, shape = t.of(node), t.in_shape(node)
     starts, ends = t.operand(node, 1, "starts"), t.operand(node, 2, "ends")
     axes, steps = t.operand(node, 3, "axes"), t.read(node, 4) if t.name(node, 4) else None
@@ -73,12 +73,30 @@ def slice_(node: Node, t: Tracker) -> None:
     for k, axis in enumerate(chosen):
         if ids.shape[axis] == 1:
             continue
-        if t.name(node, 4) and (steps is None or steps[k].value != 1):
+        if not t.name(node, 4) or (steps is not None and steps[k].value == 1):
+            ids = _cut(t, ids, shape, axis, starts[k], ends[k])
+            continue
+        strided = None if steps is None else _one_of_each(t, ids, shape[axis], axis, (starts[k], ends[k], steps[k]))
+        if strided is None:
             t.lock(ids, "Slice with a step over the channels")
             ids = t.fixed(ids.ndim)
             break
-        ids = _cut(t, ids, shape, axis, starts[k], ends[k])
+        ids = strided
     t.put(node, ids)
+
+
+def _one_of_each(t: Tracker, ids: Ids, size: int, axis: int, bounds: tuple[Number, Number, Number]) -> Ids | None:
+    """Every second position, say, whose pairs then go together, as where neighbours are turned (rotary embedding).
+
+    A small value has more blocks than the end needs: it counts from the end, or lies in or behind the last block.
+    """
+    start, end, step = (int(n.value) for n in bounds)
+    taken = range(*slice(start, end, step).indices(size)) if step else range(0)
+    if not 0 <= start < step or size % step or len(taken) != size // step or any(n.dims for n in bounds):
+        return None
+    blocks = np.moveaxis(ids, axis, -1).reshape(-1, step)
+    t.unite(blocks, blocks[:, :1])
+    return ids.take(taken, axis)
 
 
 def _cut(t: Tracker, ids: Ids, shape: Sequence[int], axis: int, start: Number, end: Number) -> Ids:
