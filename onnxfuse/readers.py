@@ -66,7 +66,7 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
     picked = behind_picks(graph.model.graph)
     for s in channels.slots:
         if s.role is Role.CONSUMES and s.data and not _hindrance(channels, s, picked):
-            node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids])
+            node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids], s.split)
             if any(p.search(proto_label(node)) for p in exclude):
                 continue
             dims, value = graph.constants[s.tensor].dims, node.input[s.data[0]]
@@ -93,7 +93,7 @@ def _hindrance(channels: Channels, slot: RawSlot, picked: set[str]) -> str:
         return "weights that are no floats"
     if slot.data is None:
         return "in a branch of If" if slot.edge.node >= graph.main else "no axis has just the channels that they read"
-    if len(_layout(channels.classes[slot.ids])) > WIDEST:
+    if len(_layout(channels.classes[slot.ids], slot.split)) > WIDEST:
         return f"more than {WIDEST} channels"
     value = graph.protos[slot.edge.node].input[slot.data[0]]
     if value in graph.constants:
@@ -124,13 +124,16 @@ def depthwise_readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) ->
     return found
 
 
-def _layout(classes: Classes) -> Ids:
-    """(n, q) the positions of each class, by its first; (d, 1) if not all of them have equally many."""
+def _layout(classes: Classes, split: int) -> Ids:
+    """(n, q) the positions of each class, by its first; (d, 1) if not all of them have equally many, or if one lies in
+    several of the `split` blocks of a grouped convolution, each of which reads its own."""
+    alone = np.arange(len(classes))[:, None]
     _, counts = np.unique(classes, return_counts=True)
     if (counts != counts[0]).any():
-        return np.arange(len(classes))[:, None]
+        return alone
     layout = np.argsort(classes, kind="stable").reshape(len(counts), -1)
-    return layout[np.argsort(layout[:, 0])]
+    block = layout // (len(classes) // split)
+    return layout[np.argsort(layout[:, 0])] if (block == block[:, :1]).all() else alone
 
 
 def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:

@@ -33,7 +33,7 @@ from onnxfuse.shrinkage import oas, shrunk
 from onnxfuse.surgeon import Source
 from onnxfuse.verify import verify
 
-from .graphs import MODELS, Array, build, dims, from_text, inputs, run, weights
+from .graphs import MODELS, Array, build, dims, from_text, inputs, random_weight, run, weights
 from .hard_texts import RECURRENT
 from .texts import TEXTS
 
@@ -692,3 +692,33 @@ def test_weights_near_the_largest_number_end_in_one_line() -> None:
     """Sums of what they make are beyond all numbers, and NumPy's warnings are errors here."""
     with pytest.raises(VerificationFailed, match="is NaN or infinite on the input that is tried"):
         onnxfuse.fuse(from_text(TEXTS["residual"], {"w1": np.full((8, 3, 3, 3), 1e38)}), sparsity=0.5)
+
+
+TWICE = """(float[N,3,8,8] x) => (float[N,2,8,8] y)
+    <float[6,3,3,3] w1, float[6] b1, float[8,{each},3,3] w2, float[8] b2, float[2,8,1,1] w3> {{
+    c = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    r = Relu(c)
+    twice = Concat<axis=1>(r, r)
+    g = Conv<pads=[1,1,1,1], group={groups}>(twice, w2, b2)
+    y = Conv(g, w3)
+}}"""
+
+
+@pytest.mark.parametrize("method", ["auto", "fold"])
+def test_a_channel_that_several_blocks_of_a_grouped_convolution_read(method: str) -> None:
+    """Channels j and j + 3 are the same, so half of them lose nothing, though each block reads all of them."""
+    half = {name: random_weight(name, shape) for name, shape in (("w1", (3, 3, 3, 3)), ("b1", (3,)))}
+    twice = {name: np.concatenate([values, values]) for name, values in half.items()}
+    model = from_text(TWICE.format(groups=2, each=6), twice)
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, keep=["^g$"], repair=True)
+    assert dims(result.model)["w1"] == (3, 3, 3, 3)
+    assert result.report.comparison.outputs[0].relative < 0.02  # the ridge's share
+
+
+def test_no_whole_number_of_channels_for_each_block_of_a_grouped_convolution() -> None:
+    """Six channels, each of them in two of four blocks."""
+    model = from_text(TWICE.format(groups=4, each=3))
+    result = onnxfuse.fuse(model, sparsity=0.5, repair=True)
+    assert dims(result.model)["w1"] == (2, 3, 3, 3)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    assert result.plan.repairs
