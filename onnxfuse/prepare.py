@@ -3,6 +3,7 @@
     functions            inlined
     FusedConv, FusedGemm → Conv, Gemm, Add, activation (unfuse.py)
     names in branches of If               → of their own
+    nodes before those that make what they read   → behind them (order.py)
     If with a constant condition                     → the branch that runs
     sparse initializers  → dense ones
     Constant value_float(s), value_int(s), sparse_value     → value
@@ -28,6 +29,7 @@ from onnx import ModelProto
 from .branches import choose_branches, name_apart
 from .constants import densify, fold_constants
 from .folding import Folded, fold_batch_norms
+from .order import sort_nodes
 from .settled import borne_out, settled_sizes
 from .shuffles import fold_shuffles
 from .sizes import Sizes, asks_for_sizes, fold_sizes, known_sizes
@@ -37,11 +39,12 @@ from .unused import drop_unused, idle_names
 
 
 def inline(model: ModelProto) -> ModelProto:
-    """The model with its local functions inlined, what is fused taken apart, and no name made twice; the same object if
-    it has no functions."""
+    """The model with its local functions inlined, what is fused taken apart, no name made twice and all nodes in order;
+    the same object if it has no functions."""
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     unfuse(model)
     name_apart(model)
+    sort_nodes(model)
     return model
 
 

@@ -191,6 +191,14 @@ def sparse(model: ModelProto) -> ModelProto:
     return model
 
 
+def backwards(model: ModelProto) -> ModelProto:
+    """The last node first; onnxruntime sorts them."""
+    turned = _copy(model)
+    del turned.graph.node[:]
+    turned.graph.node.extend(reversed(model.graph.node))
+    return turned
+
+
 def external(model: ModelProto, folder: Path) -> Path:
     """A file with its weights in another file, in a folder of its own."""
     (folder / "beside").mkdir()
@@ -211,4 +219,5 @@ FORMATS: Mapping[str, Callable[[ModelProto], ModelProto]] = {
     "function": in_a_function,
     "shared": sharing,
     "sparse": sparse,
+    "nodes in another order": backwards,
 }
