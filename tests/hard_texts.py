@@ -486,25 +486,6 @@ SHRINKS = {
         d = Mul(a, c)
         y = MatMul(d, w3)
     }""",
-    "fused perceptron": """(float[N,6] x) => (float[N,3] y)
-        <float[8,6] w1, float[8] b1, float[8,10] w2, float[10] b2, float[10,3] w3> {
-        h = com.microsoft.FusedGemm<transB=1, activation="Relu">(x, w1, b1)
-        k = com.microsoft.FusedGemm<activation="LeakyRelu", activation_alpha=0.1, alpha=0.5>(h, w2, b2)
-        y = Gemm(k, w3)
-    }""",
-    "attention with its projection": """(float[2,5,32] x) => (float[2,5,32] y)
-        <float[32,48] w0, float[48,96] w1, float[96] b1, float[32,32] w4> {
-        h = MatMul(x, w0)
-        a = com.microsoft.Attention<num_heads=2, unidirectional=1>(h, w1, b1)
-        y = MatMul(a, w4)
-    }""",
-    "attention with its projection, and keys of earlier calls": """(float[2,5,32] x, float[2,2,2,N,16] past)
-        => (float[2,5,32] y, float[2,2,2,M,16] present)
-        <float[32,96] w1, float[96] b1, float[32,32] w4, float[32,24] w5, float[32,24] w6, float[24,32] w7> {
-        a, present = com.microsoft.Attention<num_heads=2, unidirectional=1>(x, w1, b1, , past)
-        o = MatMul(a, w4)
-        """
-    + _PERCEPTRON,
     "weights normalized in the graph": """(float[N,3,6,6] x) => (float[N,2,6,6] y)
         <float[1,8,27] w1, float[8] n_scale, float[8] n_shift, float[8] n_mean, float[8] n_var, float[10,8,1,1] w2,
          int64[4] s = {8,3,3,3}, int64[2] each = {2,8}> {
@@ -585,6 +566,25 @@ SHRINKS = {
         o = MatMul(q, m)
         y = MatMul(o, w4)
     }""",
+    "fused perceptron": """(float[N,6] x) => (float[N,3] y)
+        <float[8,6] w1, float[8] b1, float[8,10] w2, float[10] b2, float[10,3] w3> {
+        h = com.microsoft.FusedGemm<transB=1, activation="Relu">(x, w1, b1)
+        k = com.microsoft.FusedGemm<activation="LeakyRelu", activation_alpha=0.1, alpha=0.5>(h, w2, b2)
+        y = Gemm(k, w3)
+    }""",
+    "attention with its projection": """(float[2,5,32] x) => (float[2,5,32] y)
+        <float[32,48] w0, float[48,96] w1, float[96] b1, float[32,32] w4> {
+        h = MatMul(x, w0)
+        a = com.microsoft.Attention<num_heads=2, unidirectional=1>(h, w1, b1)
+        y = MatMul(a, w4)
+    }""",
+    "attention with its projection, and keys of earlier calls": """(float[2,5,32] x, float[2,2,2,N,16] past)
+        => (float[2,5,32] y, float[2,2,2,M,16] present)
+        <float[32,96] w1, float[96] b1, float[32,32] w4, float[32,24] w5, float[32,24] w6, float[24,32] w7> {
+        a, present = com.microsoft.Attention<num_heads=2, unidirectional=1>(x, w1, b1, , past)
+        o = MatMul(a, w4)
+        """
+    + _PERCEPTRON,
 }
 """Graphs that have something to lose."""
 
@@ -828,6 +828,28 @@ HEADS = {
         ot = Transpose<perm=[0,2,1,3]>(o)
         om = Reshape(ot, merged)
         y = MatMul(om, w2)
+    }""",
+    "normalized heads": """(float[N,5,8] x) => (float[N,5,8] y)
+        <float[8,32] w1, float[8,32] w2, float[8,32] w3, float[8] q_scale, float[8] q_shift, float[8] k_scale,
+         float[32,8] w4, int64[4] heads = {0, 5, 4, 8}, int64[3] merged = {0, 5, 32}> {
+        q = MatMul(x, w1)
+        k = MatMul(x, w2)
+        v = MatMul(x, w3)
+        qh = Reshape(q, heads)
+        kh = Reshape(k, heads)
+        vh = Reshape(v, heads)
+        qn = LayerNormalization(qh, q_scale, q_shift)
+        kl = LpNormalization(kh)
+        kn = Mul(kl, k_scale)
+        qt = Transpose<perm=[0,2,1,3]>(qn)
+        kt = Transpose<perm=[0,2,3,1]>(kn)
+        vt = Transpose<perm=[0,2,1,3]>(vh)
+        a = MatMul(qt, kt)
+        p = Softmax<axis=-1>(a)
+        o = MatMul(p, vt)
+        ot = Transpose<perm=[0,2,1,3]>(o)
+        om = Reshape(ot, merged)
+        y = MatMul(om, w4)
     }""",
 }
 """Attention whose heads may go as a whole."""

@@ -49,6 +49,18 @@ def test_whole_heads(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_normalized_heads_go_as_a_whole(method: str) -> None:
+    """What a norm runs over within a head stays as it is in the heads that stay."""
+    model = from_text(HEADS["normalized heads"])
+    result = onnxfuse.fuse(model, sparsity=0.5, method=method, prune_heads=True)
+    assert oracle_error(model, result, inputs(model)) < 1e-5
+    small = weights(result.model)
+    assert shapes(small)["w1"] == (8, 16)
+    assert shapes(small)["q_scale"] == (8,)
+    assert small["heads"].tolist() == [0, 5, 2, 8]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_whole_fused_heads(method: str) -> None:
     """The operator counts its heads, and its scale would follow their size: the small graph spells both out."""
     model = from_text(HEADS["fused heads"])

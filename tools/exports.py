@@ -3,10 +3,9 @@
 python tools/exports.py FOLDER [--only REGEX] [--seconds 150]
 python tools/coverage.py FOLDER --method drop --option round-to=1
 
-It needs PyTorch, which must be of the torchvision that timm wants: pip install torch torchvision timm transformers
-onnxscript. One network of each of timm's modules is exported, a small one, by the TorchScript exporter; transformers'
-in sizes of two layers, by both exporters. What is there already is not exported again; what an exporter refuses is
-told and left out.
+It needs PyTorch: pip install torch torchvision timm transformers onnxscript. One network of each of timm's modules is
+exported, a small one, by the TorchScript exporter; transformers' in sizes of two layers, by both exporters. What is
+there already is not exported again; what an exporter refuses is told and left out.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ KINDS: tuple[tuple[str, Sizes, tuple[int, ...]], ...] = (
     ("distilbert", {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 500}, TOKENS),
     ("mamba", {**ENCODER, "state_size": 8}, TOKENS),
     (
-        """vit deit beit dinov2 vit_msn data2vec-vision dinov2_with_registers dinov3_vit yolos ijepa
-        siglip_vision_model clip_vision_model siglip2_vision_model""",
+        """vit deit beit dinov2 vit_msn data2vec-vision dinov2_with_registers dinov3_vit ijepa
+        siglip_vision_model clip_vision_model""",
         IMAGE,
         PIXELS,
     ),
@@ -75,7 +74,7 @@ KINDS: tuple[tuple[str, Sizes, tuple[int, ...]], ...] = (
     ("resnet regnet", {**STAGES, "embedding_size": 16, "groups_width": 16}, PIXELS),
     (
         """mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 efficientnet levit poolformer pvt pvt_v2 segformer bit cvt
-        glpn van focalnet swiftformer hiera textnet hgnet_v2""",
+        glpn focalnet swiftformer hiera textnet hgnet_v2""",
         {},
         PHOTO,
     ),

@@ -61,7 +61,7 @@ def over_channels(node: Node, t: Tracker) -> None:
 
 def _over(node: Node, t: Tracker, axes: Sequence[int]) -> None:
     """A normalization along `axes`, which locks channels that lie there."""
-    ids = t.of(node)
+    ids = whole(t, t.of(node), axes)
     if any(a in axes for a in varying(ids)):
         t.lock(ids, f"{node.op} over the channels")
     for i in range(len(node.outputs)):
@@ -81,10 +81,11 @@ def mean_variance_normalization(node: Node, t: Tracker) -> None:
 def layer_normalization(node: Node, t: Tracker) -> None:
     """LayerNormalization, RMSNormalization: removing channels they normalise over changes the statistics.
 
-    If that is permitted, γ and β are tied to the channels that are left.
+    If that is permitted, γ and β are tied to the channels that are left. Heads that are normalised may go as a whole.
     """
     ids = t.of(node)
     axis = int(node.attrs.get("axis", -1)) % max(ids.ndim, 1)
+    ids = whole(t, ids, range(axis, ids.ndim))
     differ = [a for a in varying(ids) if a >= axis]
     known = all(t.is_constant(node, i) for i in (1, 2) if t.name(node, i))
     if differ and t.permit.norms and known:
@@ -96,6 +97,17 @@ def layer_normalization(node: Node, t: Tracker) -> None:
         t.lock(ids, over_reason(node) if known else f"{node.op} with computed parameters")
     for i in range(len(node.outputs)):
         t.put(node, ids if i == 0 else t.fixed(len(t.out_shape(node, i))), i)
+
+
+def whole(t: Tracker, ids: Ids, axes: Sequence[int]) -> Ids:
+    """Ids that are the same along `axes`, if what lies along them may stay or go as a whole.
+
+    Whole heads may, if that is permitted; and what is made several times, such as the branches of selective kernels and
+    split attention: there `axes` come before those of the channels, which go from all of the branches.
+    """
+    others, own = ([a for a in varying(ids) if (a in axes) == inside] for inside in (False, True))
+    branches = bool(others) and bool(own) and max(own) < min(others)
+    return t.collapse(ids, others) if others and (t.permit.heads or branches) else ids
 
 
 def over_reason(node: Node) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..findings import Norm
 from ..graph import Node
 from ..ids import Ids, varying
 from ..tracker import Tracker
-from .normalization import over_reason
+from .normalization import over_reason, whole
 
 POOLS = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
@@ -31,7 +31,7 @@ def pool(node: Node, t: Tracker) -> None:
 def reduce(node: Node, t: Tracker) -> None:
     """Reductions over axes where ids are constant; over channels they lock, since the result would change.
 
-    Means over channels may be permitted; see `_whole` for what is no obstacle.
+    Means over channels may be permitted; see `whole` for what is no obstacle.
     """
     rank, ids = len(t.in_shape(node)), t.of(node)
     axes = _axes(node, t, rank)
@@ -39,22 +39,11 @@ def reduce(node: Node, t: Tracker) -> None:
         t.lock(ids, f"{node.op} over the channels")
         t.put(node, t.fixed(len(t.out_shape(node))))
         return
-    ids = _whole(t, ids, axes)
+    ids = whole(t, ids, axes)
     if any(ids.shape[a] > 1 for a in axes):
         _over_channels(node, t, ids, axes)
         ids = t.fixed(rank)
     t.put(node, _without(ids, axes, bool(node.attrs.get("keepdims", 1))))
-
-
-def _whole(t: Tracker, ids: Ids, axes: Sequence[int]) -> Ids:
-    """Ids that are the same along `axes`, if what lies along them may stay or go as a whole.
-
-    Whole heads may, if that is permitted; and what is made several times, such as the branches of selective kernels and
-    split attention: there `axes` come before those of the channels, which go from all of the branches.
-    """
-    others, own = ([a for a in varying(ids) if (a in axes) == inside] for inside in (False, True))
-    branches = bool(others) and bool(own) and max(own) < min(others)
-    return t.collapse(ids, others) if others and (t.permit.heads or branches) else ids
 
 
 def _over_channels(node: Node, t: Tracker, ids: Ids, axes: list[int]) -> None:
@@ -101,7 +90,7 @@ def softmax(node: Node, t: Tracker) -> None:
     new = t.graph.opset >= 13
     axis = int(node.attrs.get("axis", -1 if new else 1)) % rank
     axes = [axis] if new else list(range(axis, rank))
-    ids = _whole(t, ids, axes)
+    ids = whole(t, ids, axes)
     if any(a in axes for a in varying(ids)):
         t.lock(ids, f"{node.op} over the channels")
     t.put(node, ids)
