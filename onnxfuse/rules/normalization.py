@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..findings import Norm, Role
 from ..graph import Node
-from ..ids import Ids, expand, varying
+from ..ids import Ids, compact, expand, varying
 from ..symbols import Place, constant
 from ..tracker import Tracker
 from .elementwise import tie
@@ -106,8 +106,10 @@ def whole(t: Tracker, ids: Ids, axes: Sequence[int]) -> Ids:
     split attention: there `axes` come before those of the channels, which go from all of the branches.
     """
     others, own = ([a for a in varying(ids) if (a in axes) == inside] for inside in (False, True))
-    branches = bool(others) and bool(own) and max(own) < min(others)
-    return t.collapse(ids, others) if others and (t.permit.heads or branches) else ids
+    if not others or not (t.permit.heads or (own and max(own) < min(others))):
+        return ids
+    apart = any(a in others for a in varying(compact(ids)))  # else all would be one
+    return t.collapse(ids, others) if apart else ids
 
 
 def over_reason(node: Node) -> str:
