@@ -21,7 +21,6 @@ from .fidelity import comparable
 from .files import too_large
 from .picking import in_order_of
 from .probe import Probe
-from .protos import graphs
 from .runs import Runs, many_weights, own_agreement, run, run_both, with_given_picks
 from .standin import in_float32
 from .tensors import Array
@@ -38,9 +37,6 @@ FAR = 10.0
 """And there, how far outputs may be from the original's, where zeros would be 1: some random weights explode."""
 SLACK = 10.0
 """Or this many times what the original's own outputs differ by, for models that are that sensitive."""
-STEPS = 0.05
-"""And where activations are rounded to integers: a step of eight bits is a few percent of a typical value, and whether
-a value lies above or below the middle of one is a matter of the last bit. Quantized networks differ by up to 0.03."""
 
 
 def verify(
@@ -83,10 +79,8 @@ def verify(
     if _doubtful(runs, agreement) or floor_missed(compare(runs.original, runs.plain), min_cosine, max_error):
         runs = with_given_picks(opened, reference, providers) or runs
     if not runs.agreement <= agreement:
-        source = original()
-        own = own_agreement(reference, providers, _source(source, reference))
-        allowed = max(own * SLACK, STEPS if _rounds(source) else 0)
-        _refuse_apart(runs, own, allowed, -math.inf if wary else agreement)
+        own = own_agreement(reference, providers, _source(original(), reference))
+        _refuse_apart(runs, own, -math.inf if wary else agreement)
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
     if wary:
         _refuse_exploded(result, runs)
@@ -151,15 +145,9 @@ def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
     return tuple(e for e in errors if e.name in reference.outputs) or errors
 
 
-def _rounds(model: ModelProto) -> bool:
-    """Whether it quantizes what it computes."""
-    nodes = (node for graph in graphs(model) for node in graph.node)
-    return any("Quantize" in n.op_type or n.op_type.startswith("QLinear") for n in nodes)
-
-
-def _refuse_apart(runs: Runs, own: float, allowed: float, drift: float) -> None:
-    """With optimizations off and on the result is another by more than is `allowed`, and not by `drift` only."""
-    if not (runs.agreement <= allowed or runs.drift <= drift):
+def _refuse_apart(runs: Runs, own: float, drift: float) -> None:
+    """With optimizations off and on the result is another, more than the original's `own`, and not by `drift` only."""
+    if not (runs.agreement <= own * SLACK or runs.drift <= drift):
         raise Unsound(
             f"outputs with optimizations off and on differ by {runs.agreement:.2g} (the original's by {own:.2g})"
         )

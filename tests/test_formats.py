@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxfuse
-from onnxfuse import runs as runs_of
-from onnxfuse.errors import Unsound
 from onnxfuse.oracle import oracle_error
-from onnxfuse.probe import probe
-from onnxfuse.providers import provider_list
 from onnxfuse.standin import in_float32, needs_stand_in
-from onnxfuse.verify import verify
 
 from .formats import FORMATS, STEP, external, sparse, with_integer_products
 from .graphs import Array, case_id, from_text, gap, inputs, load, run, runs, zoo
@@ -174,17 +168,6 @@ def test_quantized_graphs(name: str, method: str) -> None:
     result = onnxfuse.fuse(model, sparsity=0.5, method=method)
     assert [(g.before, g.after) for g in result.report.groups] == [(8, 4)]
     assert oracle_error(model, result, inputs(model)) < 1e-5
-
-
-@pytest.mark.parametrize(("kind", "refused"), [("int8", False), ("float16", True)])
-def test_a_step_of_a_quantized_network_is_no_fault(kind: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime's integer kernels and a plain run round differently, though the original's did not here."""
-    model = in_format(from_text(TEXTS["mlp"]), kind)
-    reference = probe(model, provider_list("cpu"), seed=0)
-    apart = [reference.outputs, {n: a * np.asarray(1.03, a.dtype) for n, a in reference.outputs.items()}]
-    monkeypatch.setattr(runs_of, "_plain_and_fast", lambda *_: apart)
-    with pytest.raises(Unsound, match=r"differ by 0\.03") if refused else contextlib.nullcontext():
-        verify(model, reference, provider_list("cpu"), None, None, lambda: model)
 
 
 @pytest.mark.parametrize("kind", [k for k in FORMATS if not k.startswith("int8")])
