@@ -63,6 +63,7 @@ def _open(model: ModelProto, providers: Sequence[str], trusting: bool) -> _Opene
         ModelError: onnxruntime refuses the model, whatever its inputs are.
     """
     options = session_options(optimized=False)
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape at once: all would be kept for it else
     skeleton, weights = without_weights(model)
     mapped = _as_inputs(model, skeleton, weights)
     options.add_external_initializers(list(weights), list(weights.values()))

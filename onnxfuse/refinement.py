@@ -51,13 +51,14 @@ class _Refiner:
     def __init__(self, labels: Classes) -> None:
         self.labels = labels
         self.next = 2
-        self.seen: set[bytes] = set()
+        self.seen: set[tuple[bytes, bytes]] = set()
 
     def __call__(self, row: Classes) -> None:
-        if (content := row.tobytes()) in self.seen:
+        present, counts = counted(row)
+        counts //= max(1, int(np.gcd.reduce(counts)))
+        if (content := (present.tobytes(), counts.tobytes())) in self.seen:
             return  # a bias's channels are those of its weight: they split nothing more
         self.seen.add(content)
-        present, counts = counted(row)
         pairs = self.labels[present] * (len(row) + 1) + counts  # as one number, which sorts faster than two
         _, inverse = np.unique(pairs, return_inverse=True)
         new = inverse.reshape(-1) + self.next

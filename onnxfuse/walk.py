@@ -98,6 +98,7 @@ class Walk:
         part = helper.make_graph(nodes, "part", values, results)
         options = session_options(optimized=True)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_mem_reuse, options.enable_cpu_mem_arena = True, False  # few nodes, many runs of many samples
         external = self._constants(part, names)
         options.add_external_initializers(list(external), list(external.values()))
         model = ModelProto(ir_version=max(self.model.ir_version, 4), graph=part)

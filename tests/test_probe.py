@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
@@ -81,6 +87,23 @@ def test_recorded_shapes_prove_nothing() -> None:
     model.graph.value_info.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, [1, 16, 99, 99]))
     model.graph.output[0].type.tensor_type.shape.dim[3].dim_param = "any"
     assert probe(model, CPU).shapes["r"] == (1, 16, 6, 6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells there what a process needed")
+def test_no_activation_is_kept_until_its_size_was_asked_for(tmp_path: Path) -> None:
+    names = ["x", *(f"c{i}" for i in range(30)), "y"]
+    lines = "\n".join(f"{after} = Conv({before}, w)" for before, after in pairwise(names))
+    model = from_text(f"(float[1,8,512,512] x) => (float[1,8,512,512] y) <float[8,8,1,1] w> {{ {lines} }}")
+    model.graph.ClearField("value_info")
+    onnx.save(model, tmp_path / "deep.onnx")
+    code = """import sys, onnx, onnxfuse.probe, resource
+model = onnx.load(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+onnxfuse.probe.probe(model, ["CPUExecutionProvider"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
+    command = [sys.executable, "-c", code, str(tmp_path / "deep.onnx")]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < 12 * 8192  # KiB; each of the 31 activations takes 8,192
 
 
 def test_a_size_below_one_is_an_open_one() -> None:
