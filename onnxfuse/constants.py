@@ -118,7 +118,7 @@ def put_back(model: ModelProto, nodes: Sequence[NodeProto], changed: Set[str]) -
     for node in nodes:
         name = node.output[0]
         apart = name in changed or name not in constants or not all(n in constants and uses[n] for n in node.input)
-        if not apart and np.array_equal(_evaluate([node], constants, {}, model)[name], values_of(constants[name])):
+        if not apart and np.array_equal(evaluate([node], constants, {}, model)[name], values_of(constants[name])):
             model.graph.initializer.remove(constants[name])
             back.append(node)
     others = list(model.graph.node)
@@ -132,7 +132,7 @@ def _fold_constants_of(
     """Take out of a graph the nodes that compute constants, which join `constants`; returns them."""
     outputs, found, tried = {o.name for o in graph.output}, list[int](), set[int]()
     while batch := _evaluable(graph, constants, types, outputs, tried):
-        results = _evaluate([graph.node[i] for i in batch], constants, types, model)
+        results = evaluate([graph.node[i] for i in batch], constants, types, model)
         for i in batch:
             node = graph.node[i]
             given = sum(values_of(constants[n]).nbytes for n in node.input if n in constants)
@@ -176,7 +176,7 @@ def _can_evaluate(node: NodeProto, constants: dict[str, TensorProto], types: dic
     return typed and all(n in constants and constants[n].data_type != TensorProto.STRING for n in data if n)
 
 
-def _evaluate(
+def evaluate(
     nodes: Sequence[NodeProto], constants: dict[str, TensorProto], types: dict[str, int], model: ModelProto
 ) -> dict[str, Array]:
     """What the nodes make, by name."""

@@ -16,6 +16,8 @@ BLOCK = 1 << 16
 """Elements of targets that a pass works on, and `BATCH` sources at a time: together they fit a core's L2 cache, and
 one NumPy call is long against the cost of the call and of taking turns with another thread."""
 BATCH = 16
+FEW = 1 << 20
+"""Numbers to compare up to which one pass in memory takes less than what prepares the blocks."""
 LONG_LOOP = 4096
 """NumPy broadcasts a row against a matrix a third faster when the row is longer than this."""
 
@@ -34,6 +36,18 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     if not sources.shape[1]:
         return np.zeros((len(sources), len(targets)))
     larger = np.empty((len(sources), len(targets)), np.float64)
+    if larger.size * sources.shape[1] <= FEW:
+        pairs = np.maximum(sources[:, None], targets).reshape(-1, sources.shape[1])
+        larger[:] = np.einsum("rd->r", pairs).reshape(larger.shape)
+    else:
+        _in_blocks(sources, targets, larger)
+    larger *= 2
+    larger -= np.einsum("sd->s", sources)[:, None] + np.einsum("td->t", targets)
+    return np.maximum(larger, 0, out=larger)
+
+
+def _in_blocks(sources: NDArray[np.floating], targets: NDArray[np.floating], larger: Matrix) -> None:
+    """larger[i, j] = Σ_d max(sources[i, d], targets[j, d]), by several threads if that is long."""
     repeats = LONG_LOOP // sources.shape[1] + 1
     copies = np.concatenate([sources] * repeats, axis=1) if repeats > 1 else sources
     parts = WORKERS if larger.size * sources.shape[1] > BLOCK * BATCH else 1
@@ -43,9 +57,6 @@ def ground_cost(sources: NDArray[np.floating], targets: NDArray[np.floating], p:
     else:
         with ThreadPoolExecutor(parts) as pool:
             list(pool.map(lambda rows: _sum_of_larger(copies, targets, rows, larger), map(range, cuts, cuts[1:])))
-    larger *= 2
-    larger -= np.einsum("sd->s", sources)[:, None] + np.einsum("td->t", targets)
-    return np.maximum(larger, 0, out=larger)
 
 
 def _sum_of_larger(copies: NDArray[np.floating], targets: NDArray[np.floating], rows: range, result: Matrix) -> None:

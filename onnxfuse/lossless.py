@@ -78,12 +78,14 @@ def find_free(channels: Channels, reference: Probe, providers: Sequence[str]) ->
     able = {g: c for g, c in conducts(channels.groups, judged).items() if c is not Conduct.OTHER}
     rows = {g: {s: gather(graph.array(s.tensor), s).astype(np.float64) for s in g.slots} for g in able}
     found = {g: _Found() for g in able}
-    shown = rows if graph.runs else {}  # what is read shows in a run only
+    exact = {g for g in able if not any(s.tensor in graph.held for s in g.slots if s.role is Role.CONSUMES)}
+    shown = {g: rows[g] for g in exact} if graph.runs else {}  # what is read shows in a run only
     for group, channel, kind, taken in constants(channels, shown, judged, reference, providers):
         found[group].kinds[channel], found[group].shifts[channel] = kind, taken
     for group, conduct in able.items():
         alive = others(np.array(list(found[group].kinds), np.int64), group.channels)
-        found[group].into = duplicates(rows[group], alive, conduct is Conduct.HOMOGENEOUS)
+        if group in exact:  # sums of integers' columns would be rounded
+            found[group].into = duplicates(rows[group], alive, conduct is Conduct.HOMOGENEOUS)
         found[group].kinds |= dict.fromkeys(found[group].into, "duplicate")
     gone = _chosen(channels.groups, found)
     shifts: dict[str, Array] = {}

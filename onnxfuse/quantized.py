@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from onnx import ModelProto
 
+from .dynamic import lower_dynamic
 from .graph import Graph
 from .qdq import lower_dequantized
 from .qoperators import lower_operators
@@ -18,6 +19,7 @@ def lower(model: ModelProto) -> Lowered:
     """Replace quantized weights by real numbers and integer operators by their counterparts, in place."""
     found = Lowered()
     lower_dequantized(model, found)
+    lower_dynamic(model, found)
     lower_operators(model, found)
     return found
 

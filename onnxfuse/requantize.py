@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from .dynamic import restore_dynamic
 from .graph import Graph
 from .protos import add_initializer, constant_tensors, consumers, free_name, input_name
 from .qoperators import OPERATORS
@@ -63,6 +64,7 @@ def restore(graph: Graph, lowered: Lowered, scales: Mapping[str, Scales], exact:
     for node in model.graph.node:
         if node.output and node.output[0] in lowered.operators:
             _restore_operator(node, lowered.operators[node.output[0]], writer.names)
+    restore_dynamic(model, lowered, writer.names)
 
 
 def held(graph: Graph, lowered: Lowered) -> dict[str, Scheme]:

@@ -79,6 +79,27 @@ def in_steps(values: Array, scales: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(values, scales, out=np.zeros(values.shape), where=scales != 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The nodes of a dynamically quantized layer.
+
+    Attributes:
+        scaled_by: the weight's scale.
+        quantize: makes integers, their scale and zero point of what is read.
+        integer: multiplies them by a weight.
+        cast: makes real numbers of the result.
+        scale: multiplies both scales.
+        product: multiplies the two before.
+    """
+
+    scaled_by: str
+    quantize: NodeProto
+    integer: NodeProto
+    cast: NodeProto
+    scale: NodeProto
+    product: NodeProto
+
+
 @dataclass
 class Lowered:
     """What `lower` changed.
@@ -86,10 +107,12 @@ class Lowered:
     Attributes:
         schemes: constant of real numbers → how the file holds it.
         operators: output of a replaced node → the node as it was.
+        layers: output of a node that stands for a whole layer → the layer.
     """
 
     schemes: dict[str, Scheme] = field(default_factory=dict)
     operators: dict[str, NodeProto] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
 
     def element_bytes(self) -> dict[str, int]:
         """Constant of real numbers → bytes that one of its elements takes in the file."""

@@ -141,6 +141,60 @@ def with_integer_products(model: ModelProto) -> ModelProto:
     return model
 
 
+def dynamic(model: ModelProto) -> ModelProto:
+    """The weights of all layers in int8, what they read quantized as it comes, as `quantize_dynamic` does it."""
+    model = _copy(model)
+    made = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        is_layer = node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in made
+        nodes += _dynamic_layer(node, made) if is_layer else [node]
+    read = {n for node in nodes for n in node.input}
+    nodes = [_node_of(n) for n in nodes]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in made.items() if n in read)
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _node_of(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _dynamic_layer(node: NodeProto, made: dict[str, Array]) -> list[NodeProto]:
+    """Integers of what a layer reads, their product with its weight in int8, and what makes real numbers of it."""
+    y, weight, is_conv = node.output[0], made[node.input[1]], node.op_type == "Conv"
+    if any(a.name == "transB" and a.i for a in node.attribute):
+        weight = weight.T
+    name, step = f"{node.input[1]}_{y}", np.float32(np.abs(weight).max() / 127)
+    own = {f"{name}_q": np.rint(weight / step).astype(np.int8), f"{name}_s": step, f"{name}_z": np.zeros((), np.int8)}
+    made |= {n: np.asarray(a) for n, a in own.items()}
+    data = [f"{y}_in_q", f"{y}_in_s", f"{y}_in_z"]
+    product = helper.make_node(
+        "ConvInteger" if is_conv else "MatMulInteger",
+        [data[0], f"{name}_q", data[2], f"{name}_z"],
+        [f"{y}_i"],
+        node.name,
+    )
+    product.attribute.extend(node.attribute if is_conv else [])
+    has_bias = len(node.input) > 2
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", [node.input[0]], data),
+        helper.make_node("Mul", [data[1], f"{name}_s"], [f"{y}_unit"]),
+        product,
+        helper.make_node("Cast", [f"{y}_i"], [f"{y}_c"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{y}_c", f"{y}_unit"], [f"{y}_m" if has_bias else y]),
+    ]
+    if has_bias:
+        made[f"{name}_b"] = (
+            made[node.input[2]].reshape(-1, *[1] * (weight.ndim - 2)) if is_conv else made[node.input[2]]
+        )
+        nodes.append(helper.make_node("Add", [f"{y}_m", f"{name}_b"], [y]))
+    return nodes
+
+
 def with_constant_nodes(model: ModelProto) -> ModelProto:
     """Every initializer as a Constant node."""
     model = _copy(model)
@@ -215,6 +269,7 @@ FORMATS: Mapping[str, Callable[[ModelProto], ModelProto]] = {
     "mixed": mixed,
     "int8": quantized(per_channel=False),
     "int8 per channel": quantized(per_channel=True),
+    "dynamic": dynamic,
     "constants": with_constant_nodes,
     "function": in_a_function,
     "shared": sharing,

@@ -19,7 +19,8 @@ from .test_properties import with_duplicates
 from .texts import TEXTS
 
 SIZES = {"mlp": [(8, 4), (10, 5)], "residual": [(8, 4), (6, 3), (12, 6)], "depthwise": [(8, 4)]}
-ROUNDING = {"float16": 2e-3, "bfloat16": 2e-2, "mixed": 2e-3, "int8": 3e-2, "int8 per channel": 3e-2}
+ROUNDING = {"float16": 2e-3, "bfloat16": 2e-2, "mixed": 2e-3, "int8": 3e-2, "int8 per channel": 3e-2,
+            "dynamic": 3e-2}  # fmt: skip
 """Relative error that a format's own rounding makes; 1e-5 for the others."""
 
 
@@ -158,6 +159,37 @@ INTEGER_OPERATORS = {
         m = Mul(a, s)
         y = Mul(c, m)
     }""",
+    "a weight that every run quantizes": """(float[N,6] x) => (float[N,3] y) <float[6,8] w1, float[8,3] w2> {
+        h = MatMul(x, w1)
+        v, s, u = DynamicQuantizeLinear(w2)
+        q, a, z = DynamicQuantizeLinear(h)
+        i = MatMulInteger(q, v, z, u)
+        c = Cast<to=1>(i)
+        m = Mul(a, s)
+        y = Mul(c, m)
+    }""",
+    "a scale for each column, and two that read the same integers": """(float[N,4] x) => (float[N,3] y)
+        <int8[4,8] w1 = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5},
+         int8[8] zeros = {0,0,0,0,0,0,0,0},
+         float[8] s1 = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8}, float s2 = {0.02}, float s3 = {0.03},
+         int8[8,3] w2 = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6},
+         int8[8,3] w3 = {3,2,1,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6}> {
+        p, b, n = DynamicQuantizeLinear(x)
+        j = MatMulInteger(p, w1, n, zeros)
+        e = Cast<to=1>(j)
+        f = Mul(b, s1)
+        h = Mul(f, e)
+        q, a, z = DynamicQuantizeLinear(h)
+        i = MatMulInteger(q, w2, z)
+        c = Cast<to=1>(i)
+        m = Mul(a, s2)
+        k = Mul(c, m)
+        i3 = MatMulInteger(q, w3, z)
+        c3 = Cast<to=1>(i3)
+        m3 = Mul(a, s3)
+        k3 = Mul(c3, m3)
+        y = Add(k, k3)
+    }""",
 }
 
 
@@ -170,7 +202,7 @@ def test_quantized_graphs(name: str, method: str) -> None:
     assert oracle_error(model, result, inputs(model)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", [k for k in FORMATS if not k.startswith("int8")])
+@pytest.mark.parametrize("kind", [k for k in FORMATS if not k.startswith(("int8", "dynamic"))])
 def test_lossless_in_every_format(kind: str) -> None:
     """A duplicate goes; between quantized layers nothing is known to be equal."""
     model = in_format(with_duplicates("mlp"), kind)
@@ -186,6 +218,12 @@ def test_activations_in_every_format(kind: str) -> None:
     samples = {"x": np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)}
     result = onnxfuse.fuse(model, sparsity=0.5, importance="energy", calib=samples)
     assert [(g.before, g.after) for g in result.report.groups] == SIZES["mlp"]
+
+
+def test_nothing_is_lossless_before_dynamically_quantized_layers() -> None:
+    """The columns of duplicates add up to what other integers stand for."""
+    with pytest.raises(onnxfuse.NothingToMerge):
+        onnxfuse.fuse(FORMATS["dynamic"](with_duplicates("mlp")), lossless=True)
 
 
 def test_weights_quantized_in_blocks_are_left_alone_with_the_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from onnxfuse.shrinkage import oas, shrunk
 from onnxfuse.surgeon import Source
 from onnxfuse.verify import verify
 
+from .formats import FORMATS
 from .graphs import MODELS, Array, build, dims, from_text, inputs, random_weight, run, weights
 from .hard_texts import RECURRENT
 from .texts import TEXTS
@@ -67,6 +69,17 @@ def test_without_data_auto_keeps_what_the_paper_loses() -> None:
 
 def test_samples_of_the_users_own_keep_more_yet() -> None:
     assert accuracy(small(sparsity=0.5, calib=images(64))) > 0.8
+
+
+def test_dynamically_quantized_layers_are_refitted() -> None:
+    """At half the channels 30 % remain without; what shifts a convolution before its BatchNormalization is an Add."""
+    model = FORMATS["dynamic"](onnx.load(MODELS / "resnet20_fmnist.onnx"))
+    result = onnxfuse.fuse(model, sparsity=0.5, calib=images(64))
+    assert accuracy(result.model) > 0.8
+    assert oracle_error(model, result, images(2)) < 1e-4
+    count = Counter(n.op_type for n in result.model.graph.node)
+    assert (count["ConvInteger"], count["MatMulInteger"], count["BatchNormalization"]) == (21, 1, 21)
+    assert count["Add"] > Counter(n.op_type for n in model.graph.node)["Add"]
 
 
 def test_a_repaired_merge_is_closer_than_the_merge_alone() -> None:

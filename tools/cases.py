@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,17 @@ def cases(models: Path, assets: Path | None, subset: int | None) -> list[Case]:
     if not found:
         raise ToolError(f"{models}: no models; make them with tools/make_models.py")
     return found
+
+
+def quantized(case: Case) -> Case:
+    """The model as onnxruntime's `quantize_dynamic` writes it: 8-bit weights, activations quantized as they come."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+        path.write_bytes(case.model)
+        quantize_dynamic(path, out)
+        return replace(case, model=out.read_bytes())
 
 
 def spread(n: int, subset: int | None) -> NDArray[np.int64]:
