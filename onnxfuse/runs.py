@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from .tensors import Array
 log = logging.getLogger("onnxfuse")
 BUSY = 1 << 25
 """Bytes of a model from which on one run keeps the cores busy, so that two at once are no faster."""
+ELSEWHERE = 7
+"""Inputs beside the probe's on which the original is tried, if on that it is less sensitive than the result."""
 LARGE = 1 << 30
 """Bytes of a model from which on onnxruntime must not copy its weights into another layout for one run."""
 
@@ -130,9 +132,30 @@ def with_given_picks(model: Path | ModelProto, reference: Probe, providers: Sequ
     return Runs({name: a for name, a in before.items() if name in plain}, plain, fast)
 
 
-def own_agreement(reference: Probe, providers: Sequence[str], original: ModelProto) -> float:
-    """What optimizations change in the original's outputs; if it picks, in what it makes of the same picks."""
+def own_agreements(reference: Probe, providers: Sequence[str], original: ModelProto) -> Iterator[float]:
+    """What optimizations change in the original's outputs; if it picks, in what it makes of the same picks.
+
+    On the probe's input, and then on inputs with the same numbers in other places: where activations are quantized, it
+    is chance whether a rounding makes a number another integer on one input or not.
+    """
     runs = with_given_picks(original, reference, providers)
     if runs is not None:
-        return runs.agreement
-    return furthest_apart(reference.outputs, run(original, reference.inputs, providers, optimized=True))
+        yield runs.agreement
+        return
+    yield furthest_apart(reference.outputs, run(original, reference.inputs, providers, optimized=True))
+    if many_weights(original):
+        return
+    pair, rng = [session(original, providers, optimized) for optimized in (False, True)], np.random.default_rng(0)
+    names = [o.name for o in pair[0].get_outputs()]
+    for _ in range(ELSEWHERE):
+        feeds = {n: rng.permuted(a, axis=-1) if _is_shuffled(a) else a for n, a in reference.inputs.items()}
+        try:
+            plain, fast = (dict(zip(names, s.run(names, feeds), strict=True)) for s in pair)
+        except Exception as error:  # onnxruntime has no base class for what it raises
+            log.debug("the original does not run with its numbers in other places: %s", one_line(error))
+            return
+        yield furthest_apart(plain, fast)
+
+
+def _is_shuffled(values: Array) -> bool:
+    return values.ndim > 1 and values.dtype.kind in "fiub"

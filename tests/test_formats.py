@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxfuse
 from onnxfuse.oracle import oracle_error
+from onnxfuse.probe import probe
+from onnxfuse.providers import provider_list
+from onnxfuse.runs import Runs, own_agreements, run_both
 from onnxfuse.standin import in_float32, needs_stand_in
 
 from .formats import FORMATS, STEP, external, sparse, with_integer_products
@@ -224,6 +229,29 @@ def test_nothing_is_lossless_before_dynamically_quantized_layers() -> None:
     """The columns of duplicates add up to what other integers stand for."""
     with pytest.raises(onnxfuse.NothingToMerge):
         onnxfuse.fuse(FORMATS["dynamic"](with_duplicates("mlp")), lossless=True)
+
+
+def test_roundings_count_as_they_do_in_the_original_on_any_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one input the original may be the same by chance, where a rounding makes no number another integer."""
+    model = FORMATS["dynamic"](from_text(TEXTS["mlp"]))
+
+    def apart(*arguments: Any) -> Runs:
+        found = run_both(*arguments)
+        return replace(found, fast={name: 1.005 * a for name, a in found.plain.items()})
+
+    monkeypatch.setattr("onnxfuse.verify.run_both", apart)
+    monkeypatch.setattr("onnxfuse.verify.own_agreements", lambda *_: iter([0.0, 0.004]))
+    assert onnxfuse.fuse(model, sparsity=0.5, method="drop").report.comparison.agreement > 0.004
+    monkeypatch.setattr("onnxfuse.verify.own_agreements", lambda *_: iter([0.0, 0.0004]))
+    with pytest.raises(onnxfuse.OnnxFuseError, match=r"differ by 0.005 \(the original's by 0.0004\)"):
+        onnxfuse.fuse(model, sparsity=0.5, method="drop")
+
+
+def test_what_optimizations_change_is_measured_on_eight_inputs() -> None:
+    model = FORMATS["dynamic"](from_text(TEXTS["mlp"]))
+    found = list(own_agreements(probe(model, provider_list("cpu")), provider_list("cpu"), model))
+    assert len(found) == 8
+    assert max(found) < 0.01
 
 
 def test_weights_quantized_in_blocks_are_left_alone_with_the_reason() -> None:
