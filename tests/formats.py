@@ -169,7 +169,9 @@ def _dynamic_layer(node: NodeProto, made: dict[str, Array]) -> list[NodeProto]:
     if any(a.name == "transB" and a.i for a in node.attribute):
         weight = weight.T
     name, step = f"{node.input[1]}_{y}", np.float32(np.abs(weight).max() / 127)
-    own = {f"{name}_q": np.rint(weight / step).astype(np.int8), f"{name}_s": step, f"{name}_z": np.zeros((), np.int8)}
+    dtype, zero = (np.uint8, 128) if is_conv else (np.int8, 0)  # older onnxruntimes convolve no int8
+    integers = (np.rint(weight / step) + zero).astype(dtype)
+    own = {f"{name}_q": integers, f"{name}_s": step, f"{name}_z": np.array(zero, dtype)}
     made |= {n: np.asarray(a) for n, a in own.items()}
     data = [f"{y}_in_q", f"{y}_in_s", f"{y}_in_z"]
     product = helper.make_node(
