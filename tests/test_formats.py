@@ -254,6 +254,14 @@ def test_what_optimizations_change_is_measured_on_eight_inputs() -> None:
     assert max(found) < 0.01
 
 
+def test_an_output_of_zeros_elsewhere_excuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to zeros every difference is infinite."""
+    model, cpu = FORMATS["dynamic"](from_text(TEXTS["mlp"])), provider_list("cpu")
+    reference, found = probe(model, cpu), iter([0.1, *[float("inf")] * 7])
+    monkeypatch.setattr("onnxfuse.runs.furthest_apart", lambda *_: next(found))
+    assert list(own_agreements(reference, cpu, model)) == [0.1]
+
+
 def test_weights_quantized_in_blocks_are_left_alone_with_the_reason() -> None:
     model = from_text(
         """(float[N,6] x) => (float[N,2] y)
