@@ -40,7 +40,7 @@ def lower_dynamic(model: ModelProto, found: Lowered) -> None:
             view.constants[scheme.tensor].CopyFrom(numpy_helper.from_array(scheme.real(), scheme.tensor))
     gone = {n.output[0] for layer in whole for n in (layer.scale, layer.cast, layer.product)}
     replaced = gone | {layer.integer.output[0] for layer in whole}
-    gone |= {layer.quantize.output[0] for layer in whole if view.made_by(layer.quantize) <= replaced}
+    gone |= {layer.quantize.output[0] for layer in whole if view.read_by(layer.quantize) <= replaced}
     real = {layer.integer.output[0]: view.real(layer) for layer in whole}
     found.layers |= {nodes[0].output[0]: layer for layer, nodes in zip(whole, real.values(), strict=True)}
     kept = [node for node in model.graph.node if not node.output or node.output[0] not in gone]
@@ -127,7 +127,7 @@ class _View:
         readers = [layers.get(self._output(edge)) for edge in self.uses[layer.integer.input[1]]]
         return all(r is not None and self.scheme(r).agrees(self.scheme(layer)) for r in readers)
 
-    def made_by(self, node: NodeProto) -> set[str]:
+    def read_by(self, node: NodeProto) -> set[str]:
         """First outputs of all that reads what a node makes."""
         return {self._output(edge) for name in node.output for edge in self.uses.get(name, [])}
 
