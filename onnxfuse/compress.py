@@ -116,7 +116,7 @@ def compress(
     options = absolute(options, uses)
     tied = tied_weights(model)
     folded = prepare(model, options.exclude, reference.shapes)
-    graph, lowered = lowered_graph(model)
+    graph, lowered, reference = lowered_graph(model, reference)
     prepared = Prepared(graph, before, folded, lowered, tied)
     if options.lossless:
         return _lossless(prepared, reference, options)
@@ -127,7 +127,7 @@ def compress(
             check_finite(channels)
             tell("measure", 0, 1)
             with blas_for_one_of_two():
-                studies[constants] = survey(channels, folded, options, batches, before, lowered)
+                studies[constants] = survey(channels, folded, options, batches, before)
         return studies[constants]
 
     channels, keep, measured = settle(graph, reference, options, room, look)

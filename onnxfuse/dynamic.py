@@ -16,7 +16,17 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .constants import evaluate
-from .protos import Edge, add_initializer, attribute, constant_tensors, consumers, copies, free_name, input_name
+from .protos import (
+    Edge,
+    add_initializer,
+    attribute,
+    constant_tensors,
+    consumers,
+    copies,
+    free_name,
+    input_name,
+    set_nodes,
+)
 from .scheme import Layer, Lowered, Scheme
 from .tensors import values_of
 from .unused import drop_unused, idle_names
@@ -44,14 +54,14 @@ def lower_dynamic(model: ModelProto, found: Lowered) -> None:
     real = {layer.integer.output[0]: view.real(layer) for layer in whole}
     found.layers |= {nodes[0].output[0]: layer for layer, nodes in zip(whole, real.values(), strict=True)}
     kept = [node for node in model.graph.node if not node.output or node.output[0] not in gone]
-    _set_nodes(model, [new for node in kept for new in real.get(node.output[0] if node.output else "", [node])])
+    set_nodes(model, [new for node in kept for new in real.get(node.output[0] if node.output else "", [node])])
 
 
 def restore_dynamic(model: ModelProto, lowered: Lowered, names: Mapping[str, tuple[str, str]]) -> None:
     """Put the integer layers back, in place; `names` has each weight's scale and zero point."""
     if lowered.layers:
         writer = _Writer(model, names)
-        _set_nodes(model, [new for node in model.graph.node for new in writer.nodes(node, lowered.layers)])
+        set_nodes(model, [new for node in model.graph.node for new in writer.nodes(node, lowered.layers)])
         for values in (model.graph.initializer, model.graph.input):
             for i in reversed([i for i, value in enumerate(values) if value.name in writer.idle]):
                 del values[i]
@@ -72,14 +82,8 @@ def _hold_weights(model: ModelProto) -> None:
         for name, values in evaluate(held, constants, {}, model).items():
             add_initializer(model, numpy_helper.from_array(values), name)
         gone = {node.output[0] for node in held}
-        _set_nodes(model, [n for n in nodes if not n.output or n.output[0] not in gone])
+        set_nodes(model, [n for n in nodes if not n.output or n.output[0] not in gone])
         drop_unused(model, idle)
-
-
-def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
-    new = copies(*nodes)
-    del model.graph.node[:]
-    model.graph.node.extend(new)
 
 
 class _View:

@@ -47,11 +47,10 @@ class Graph:
         edges: name → its uses.
         clones: name of a copy → the constant it copies.
         held: constant → bytes of an element in the file, where that is not its own type's.
-        runs: whether onnxruntime can run the model as it is now.
     """
 
-    def __init__(self, model: ModelProto, held: Mapping[str, int] | None = None, runs: bool = True) -> None:
-        self.model, self.held, self.runs = model, held or {}, runs
+    def __init__(self, model: ModelProto, held: Mapping[str, int] | None = None) -> None:
+        self.model, self.held = model, held or {}
         gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
         self.nodes: list[Node] = list(_with_branches(gs.import_onnx(model)))
         self.protos = [node for graph in graphs(model) for node in graph.node]

@@ -79,7 +79,7 @@ def find_free(channels: Channels, reference: Probe, providers: Sequence[str]) ->
     rows = {g: {s: gather(graph.array(s.tensor), s).astype(np.float64) for s in g.slots} for g in able}
     found = {g: _Found() for g in able}
     exact = {g for g in able if not any(s.tensor in graph.held for s in g.slots if s.role is Role.CONSUMES)}
-    shown = {g: rows[g] for g in exact} if graph.runs else {}  # what is read shows in a run only
+    shown = {g: rows[g] for g in exact}
     for group, channel, kind, taken in constants(channels, shown, judged, reference, providers):
         found[group].kinds[channel], found[group].shifts[channel] = kind, taken
     for group, conduct in able.items():

@@ -20,11 +20,11 @@ from .options import Options
 from .readers import Key
 from .repair import Repair
 from .samples import others_count, sample_count, synthetic, waveforms
-from .scheme import Lowered
 from .surgeon import Source
 from .tensors import FLOATS
 
-PASSING = "Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg".split()
+PASSING = """Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg QuantizeLinear
+DequantizeLinear""".split()
 """Operators through which an input stays what it is."""
 MATRICES = "Gemm MatMul FusedMatMul Einsum Attention".split()
 """Operators that multiply an input by a matrix."""
@@ -35,12 +35,8 @@ LARGE = 250_000_000
 """Parameters from which on a model is repaired only on demand: weights and moments are held twice for it."""
 
 
-def refusal(
-    channels: Channels, folded: Sequence[Folded], options: Options, size: tuple[int, int], lowered: Lowered
-) -> str | None:
+def refusal(channels: Channels, folded: Sequence[Folded], options: Options, size: tuple[int, int]) -> str | None:
     """Why nothing is measured although the method or the repair would need it; None if all is well."""
-    if lowered.operators:
-        return "integer operators cannot be refitted"
     if options.repair or options.calib is not None:
         return None
     if size[0] > LARGE:
@@ -73,7 +69,6 @@ def survey(
     options: Options,
     batches: Batches | None,
     size: tuple[int, int],
-    lowered: Lowered,
 ) -> Study | None:
     """Moments of what consumers read, if the method or the repair needs them.
 
@@ -83,11 +78,10 @@ def survey(
         options: of the run.
         batches: the user's samples; synthetic ones are made if there are none.
         size: parameters and multiply-accumulates.
-        lowered: how quantized parts were replaced.
     """
     if not (options.repairs or options.method in MEASURING):
         return None
-    if (reason := refusal(channels, folded, options, size, lowered)) is not None:
+    if (reason := refusal(channels, folded, options, size)) is not None:
         log.warning("not repaired: %s", reason)
         return None
     wanted = MEASURING.get(options.method, frozenset())

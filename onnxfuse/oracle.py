@@ -55,8 +55,8 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     model, options = inline(model), Options(**result.plan.options)
     reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
     prepare(model, options.exclude, reference.shapes)
-    graph, lowered = lowered_graph(model)
-    channels = _groups(graph, reference, options) if result.plan.merges else None  # clones shared constants, too
+    graph, lowered, extended = lowered_graph(model, reference)
+    channels = _groups(graph, extended, options) if result.plan.merges else None  # clones shared constants, too
     removals = [Removal(group, merge.kept) for group, merge in result.plan.merges]
     shrunk = ModelProto()
     shrunk.CopyFrom(result.model)

@@ -174,7 +174,8 @@ def analyze(
     prepare(graph, exclude, reference.shapes)
     half = Options(0.5, round_to=1, allow_norm=allow_norm, prune_heads=prune_heads)
     choose = functools.partial(kept_channels, options=half)
-    channels, _ = follow(lowered_graph(graph)[0], reference, exclude, choose, half.permit)
+    view, _, reference = lowered_graph(graph, reference)
+    channels, _ = follow(view, reference, exclude, choose, half.permit)
     return analysis(channels)
 
 

@@ -44,6 +44,10 @@ class Probe:
     noted: Mapping[str, Array]
     stand_in: bool = False
 
+    def with_shapes(self, like: Mapping[str, str]) -> Probe:
+        """The run with more values: name → the one that has its shape."""
+        return replace(self, shapes={**self.shapes, **{n: self.shapes[o] for n, o in like.items() if o in self.shapes}})
+
 
 @dataclass(frozen=True, eq=False)
 class _Opened:

@@ -165,6 +165,13 @@ def resize_inputs(model: ModelProto, sizes: Mapping[str, Sequence[int]]) -> None
             dims.add(dim_value=size)
 
 
+def set_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
+    """Give the main graph these nodes."""
+    new = copies(*nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(new)
+
+
 def free_name(stem: str, taken: Container[str]) -> str:
     """A name like `stem` that is not among `taken`."""
     return first_free((f"{stem}_fuse{i}" for i in itertools.count(1)), taken)

@@ -26,7 +26,7 @@ def lower_dequantized(model: ModelProto, found: Lowered) -> None:
     """Put initializers of real numbers in place of dequantized constants, and note in `found` how they were held."""
     graph, constants, uses = model.graph, constant_tensors(model.graph), consumers(model.graph)
     makers = {n.output[0]: n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants}
-    outputs, gone = {o.name for o in graph.output}, set()
+    outputs, gone, mine = {o.name for o in graph.output}, set(), dict[str, Scheme]()
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.output[0] not in outputs:
             scheme = _dequantized(node, makers.get(node.input[0]), constants)
@@ -34,13 +34,14 @@ def lower_dequantized(model: ModelProto, found: Lowered) -> None:
                 (reader, *others) = uses[node.output[0]] or [Edge(-1, 0)]
                 if not others and reader.node >= 0 and graph.node[reader.node].op_type == "Transpose":
                     scheme = scheme.transposed(graph.node[reader.node])
-                found.schemes[scheme.tensor] = scheme
+                mine[scheme.tensor] = scheme
                 gone |= {n.output[0] for n in scheme.nodes}
     for i in reversed(range(len(graph.node))):
         if graph.node[i].output and graph.node[i].output[0] in gone:
             del graph.node[i]
-    for scheme in found.schemes.values():
+    for scheme in mine.values():
         add_initializer(model, numpy_helper.from_array(scheme.real()), scheme.tensor)
+    found.schemes |= mine
     _follow_weights(model, found)
 
 

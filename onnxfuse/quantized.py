@@ -1,18 +1,27 @@
 """Quantized models as real-number ones, so that all later stages see one kind of weight.
 
-Until `requantize.py` undoes it the graph computes on real numbers, and onnxruntime cannot run it where an integer
-operator was replaced.
+Until `requantize.py` undoes it the weights are real numbers, and what reads them computes on such.
 """
 
 from __future__ import annotations
+
+from itertools import chain
 
 from onnx import ModelProto
 
 from .dynamic import lower_dynamic
 from .graph import Graph
+from .probe import Probe
+from .protos import graphs
 from .qdq import lower_dequantized
 from .qoperators import lower_operators
 from .scheme import Lowered
+
+
+def rounds(model: ModelProto) -> bool:
+    """Whether it rounds numbers to integers, so that the last bit of one may decide on another integer."""
+    nodes = chain((n for g in graphs(model) for n in g.node), (n for f in model.functions for n in f.node))
+    return any(node.op_type.startswith(("Quantize", "DynamicQuantize", "QLinear", "QGemm")) for node in nodes)
 
 
 def lower(model: ModelProto) -> Lowered:
@@ -24,7 +33,7 @@ def lower(model: ModelProto) -> Lowered:
     return found
 
 
-def lowered_graph(model: ModelProto) -> tuple[Graph, Lowered]:
-    """`lower` a model; the graph of what it is then, and what was changed."""
+def lowered_graph(model: ModelProto, reference: Probe) -> tuple[Graph, Lowered, Probe]:
+    """`lower` a model; the graph of what it is then, what was changed, and the run with what the graph has now."""
     lowered = lower(model)
-    return Graph(model, lowered.element_bytes(), runs=not lowered.operators), lowered
+    return Graph(model, lowered.element_bytes()), lowered, reference.with_shapes(lowered.like)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper
 
+from .errors import ModelError, one_line
 from .picking import compared, picked
 from .protos import outer_names, subgraphs
 from .sizes import forget, inferred_sizes
@@ -50,8 +51,14 @@ def ask(model: ModelProto, skeleton: ModelProto, trusting: bool) -> Questions:
         model: not changed.
         skeleton: a copy of it without weights.
         trusting: whether a shape that inference proves needs no question.
+
+    Raises:
+        ModelError: an operator is unknown or contradicts its types.
     """
-    inferred = onnx.shape_inference.infer_shapes(skeleton).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"onnx cannot infer the model's types: {one_line(error)}; repair the model first") from error
     types = {v.name: v.type for v in [*inferred.value_info, *inferred.output]}
     proved = _proved(skeleton, inferred) if trusting else {}
     questions = Questions(

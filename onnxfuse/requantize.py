@@ -17,8 +17,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from .dynamic import restore_dynamic
 from .graph import Graph
-from .protos import add_initializer, constant_tensors, consumers, free_name, input_name
-from .qoperators import OPERATORS
+from .protos import add_initializer, constant_tensors, consumers, free_name
+from .qoperators import restore_operators
 from .rewrite import Removal, kept_along
 from .scheme import Lowered, Scheme, in_steps
 from .tensors import Array, set_values, values_of
@@ -61,9 +61,7 @@ def restore(graph: Graph, lowered: Lowered, scales: Mapping[str, Scales], exact:
             done[name] = Scales(unit.scales * s.factor, old.zeros)
         writer.put(name, s, values, done[name])
     writer.finish()
-    for node in model.graph.node:
-        if node.output and node.output[0] in lowered.operators:
-            _restore_operator(node, lowered.operators[node.output[0]], writer.names)
+    restore_operators(model, lowered, writer.names)
     restore_dynamic(model, lowered, writer.names)
 
 
@@ -236,26 +234,6 @@ class _Writer:
 def _reads(model: ModelProto, lowered: Lowered) -> Iterator[str]:
     """Every use of a constant in the file: by what was taken out and by what is there."""
     for s in lowered.schemes.values():
-        yield from (s.zero, *([s.stored] if s.nodes else []), *([] if s.later else [s.scale]))
-    for node in lowered.operators.values():
-        rule = OPERATORS[node.op_type]
-        mine = {*rule.real_inputs(), *(rule.weight or ())}
-        yield from (name for i, name in enumerate(node.input) if i not in mine)
+        yield from (s.scale, s.zero, *([s.stored] if s.nodes else []))
     for name, edges in consumers(model.graph).items():
         yield from [name] * len(edges)
-
-
-def _restore_operator(node: NodeProto, old: NodeProto, names: Mapping[str, tuple[str, str]]) -> None:
-    """The integer operator with the data, weight and bias that its real counterpart has now."""
-    rule = OPERATORS[old.op_type]
-    inputs = list(old.input)
-    present = [i for i in rule.real_inputs() if input_name(old, i)]
-    for i, name in zip(present, node.input, strict=True):
-        inputs[i] = name
-    if rule.weight is not None:
-        for i, name in zip(rule.weight[1:], names[inputs[rule.weight[0]]], strict=True):
-            if input_name(old, i):
-                inputs[i] = name
-    del node.input[:]
-    node.input.extend(inputs)
-    node.op_type, node.domain = old.op_type, old.domain

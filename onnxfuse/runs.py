@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto
+from onnxruntime import InferenceSession
 
 from .comparison import Outputs, cleared, furthest_apart
 from .errors import Unsound, one_line
@@ -25,7 +26,7 @@ log = logging.getLogger("onnxfuse")
 BUSY = 1 << 25
 """Bytes of a model from which on one run keeps the cores busy, so that two at once are no faster."""
 ELSEWHERE = 7
-"""Inputs beside the probe's on which the original is tried, if on that it is less sensitive than the result."""
+"""Inputs beside the probe's on which a model is tried, if optimizations change what the result makes of that."""
 LARGE = 1 << 30
 """Bytes of a model from which on onnxruntime must not copy its weights into another layout for one run."""
 
@@ -70,11 +71,17 @@ def _drift(plain: Array, fast: Array, original: Array) -> float:
 
 def run(model: Path | ModelProto, feeds: Outputs, providers: Sequence[str], optimized: bool) -> dict[str, Array]:
     """All outputs of a model, by name."""
+    return _outputs(_opened(model, providers, optimized), feeds)
+
+
+def _opened(model: Path | ModelProto, providers: Sequence[str], optimized: bool) -> InferenceSession:
     if isinstance(model, ModelProto):
-        opened = session(model, providers, optimized)
-    else:
-        options = session_options(optimized, large=file_bytes(model) > LARGE)
-        opened = exact_session(str(model), options, providers)
+        return session(model, providers, optimized)
+    options = session_options(optimized, large=file_bytes(model) > LARGE)
+    return exact_session(str(model), options, providers)
+
+
+def _outputs(opened: InferenceSession, feeds: Outputs) -> dict[str, Array]:
     names = [o.name for o in opened.get_outputs()]
     return dict(zip(names, opened.run(names, dict(feeds)), strict=True))
 
@@ -133,29 +140,35 @@ def with_given_picks(model: Path | ModelProto, reference: Probe, providers: Sequ
 
 
 def own_agreements(reference: Probe, providers: Sequence[str], original: ModelProto) -> Iterator[float]:
-    """What optimizations change in the original's outputs; if it picks, in what it makes of the same picks.
+    """What optimizations change in the original's outputs, on the probe's input and then elsewhere.
 
-    On the probe's input, and then on inputs with the same numbers in other places: where activations are quantized, it
-    is chance whether a rounding makes a number another integer on one input or not.
+    If it picks by value, in what it makes of the same picks.
     """
     runs = with_given_picks(original, reference, providers)
     if runs is not None:
         yield runs.agreement
         return
     yield furthest_apart(reference.outputs, run(original, reference.inputs, providers, optimized=True))
-    if many_weights(original):
+    apart = agreements_elsewhere(original, reference, providers)
+    yield from (a for a in apart if math.isfinite(a))  # what is zero or undefined there excuses nothing
+
+
+def agreements_elsewhere(model: Path | ModelProto, reference: Probe, providers: Sequence[str]) -> Iterator[float]:
+    """What optimizations change in a model's outputs on inputs with the probe's numbers in other places.
+
+    Where activations are quantized, it is chance whether a rounding makes a number another integer on one input or not.
+    """
+    if many_weights(model):
         return
-    pair, rng = [session(original, providers, optimized) for optimized in (False, True)], np.random.default_rng(0)
-    names = [o.name for o in pair[0].get_outputs()]
+    pair, rng = [_opened(model, providers, optimized) for optimized in (False, True)], np.random.default_rng(0)
     for _ in range(ELSEWHERE):
         feeds = {n: rng.permuted(a, axis=-1) if _is_shuffled(a) else a for n, a in reference.inputs.items()}
         try:
-            plain, fast = (dict(zip(names, s.run(names, feeds), strict=True)) for s in pair)
+            plain, fast = (_outputs(opened, feeds) for opened in pair)
         except Exception as error:  # onnxruntime has no base class for what it raises
-            log.debug("the original does not run with its numbers in other places: %s", one_line(error))
+            log.debug("it does not run with the probe's numbers in other places: %s", one_line(error))
             return
-        if math.isfinite(apart := furthest_apart(plain, fast)):  # what is zero or undefined there excuses nothing
-            yield apart
+        yield furthest_apart(plain, fast)
 
 
 def _is_shuffled(values: Array) -> bool:

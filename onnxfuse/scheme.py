@@ -24,7 +24,6 @@ class Scheme:
         nodes: the nodes that make real numbers of it, taken out of the graph; none if an operator reads integers.
         follows: the weight in whose scale, times `factor`, it counts; '' if it has a scale of its own.
         order: of the axes in the file, if the last of the nodes transposes them.
-        later: whether a node of the graph, further on, multiplies by the scale.
         floats: whether the file holds real numbers that its nodes quantize.
     """
 
@@ -40,7 +39,6 @@ class Scheme:
     follows: str = ""
     factor: Array | None = None
     order: tuple[int, ...] = ()
-    later: bool = False
     floats: bool = False
 
     def agrees(self, other: Scheme | None) -> bool:
@@ -106,12 +104,14 @@ class Lowered:
 
     Attributes:
         schemes: constant of real numbers → how the file holds it.
-        operators: output of a replaced node → the node as it was.
+        operators: output of the node in its place → an integer operator as it was.
+        like: value that there was not → the one whose shape it has.
         layers: output of a node that stands for a whole layer → the layer.
     """
 
     schemes: dict[str, Scheme] = field(default_factory=dict)
     operators: dict[str, NodeProto] = field(default_factory=dict)
+    like: dict[str, str] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
 
     def element_bytes(self) -> dict[str, int]:

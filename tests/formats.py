@@ -123,22 +123,46 @@ def quantized(per_channel: bool) -> Callable[[ModelProto], ModelProto]:
     return convert
 
 
-def with_integer_products(model: ModelProto) -> ModelProto:
-    """Every MatMul as a QLinearMatMul, between QuantizeLinear and DequantizeLinear."""
+def integer_operators(model: ModelProto) -> ModelProto:
+    """QLinearConv, QGemm, QLinearMatMul, QLinearAdd and QLinearConcat, between QuantizeLinear and DequantizeLinear."""
     model, work = _copy(model), _Quantizer(model, per_channel=False)
-    for node in model.graph.node:
-        work.weigh(node)
-        weight, steps, name = node.input[1].removesuffix("_real"), ["x_step", "x_zero"], node.output[0]
-        held = [f"{weight}_{part}" for part in "qsz"]
-        work.nodes[-1:] = [
-            helper.make_node("QuantizeLinear", [node.input[0], *steps], [f"{name}_in"]),
-            helper.make_node("QLinearMatMul", [f"{name}_in", *steps, *held, *steps], [f"{name}_out"], name),
-            helper.make_node("DequantizeLinear", [f"{name}_out", *steps], [name]),
-        ]
+    for node in _copy(model).graph.node:
+        known = [n in work.inits for n in node.input]
+        weighed = node.op_type in ("Conv", "Gemm", "MatMul") and known[1:2] == [True]
+        summed = node.op_type in ("Add", "Concat") and not any(known)
+        work.nodes += _integer_operator(node, work, weighed) if weighed or summed else [node]
+    read = {n for node in work.nodes for n in node.input}
+    constants = {n: a for n, a in {**work.inits, **work.made}.items() if n in read}
     del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in work.made.items())
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in constants.items())
     model.graph.node.extend(work.nodes)
+    if not any(entry.domain == "com.microsoft" for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return model
+
+
+def _integer_operator(node: NodeProto, work: _Quantizer, weighed: bool) -> list[NodeProto]:
+    """An operator in integers, and what makes them of all that it reads, and real numbers of what it makes."""
+    steps, name, before = ["x_step", "x_zero"], node.output[0], len(work.nodes)
+    if weighed:
+        work.weigh(node)
+        del work.nodes[before:]
+    held = {n: n.removesuffix("_real") for n in node.input if n.endswith("_real")}
+    data = [n for n in node.input if n not in held]
+    nodes = [helper.make_node("QuantizeLinear", [n, *steps], [f"{n}_in_{name}"]) for n in data]
+    triples = [[f"{n}_in_{name}", *steps] for n in data] + [[f"{w}_{part}" for part in "qsz"] for w in held.values()]
+    bias = [f"{triples.pop()[0]}"] if len(held) > 1 else []
+    flat = [n for triple in triples for n in triple]
+    forms = {
+        "Conv": ("QLinearConv", [*flat, *steps, *bias]),
+        "Gemm": ("QGemm", [*flat, *(bias or [""]), *steps]),
+        "Concat": ("QLinearConcat", [*steps, *flat]),
+    }
+    op, inputs = forms.get(node.op_type, (f"QLinear{node.op_type}", [*flat, *steps]))
+    made = helper.make_node(op, inputs, [f"{name}_out"], node.name)
+    made.domain = "" if op in ("QLinearConv", "QLinearMatMul") else "com.microsoft"
+    made.attribute.extend(a for a in node.attribute if a.name != "beta")
+    return [*nodes, made, helper.make_node("DequantizeLinear", [f"{name}_out", *steps], [name])]
 
 
 def dynamic(model: ModelProto) -> ModelProto:
@@ -271,6 +295,7 @@ FORMATS: Mapping[str, Callable[[ModelProto], ModelProto]] = {
     "mixed": mixed,
     "int8": quantized(per_channel=False),
     "int8 per channel": quantized(per_channel=True),
+    "integer operators": integer_operators,
     "dynamic": dynamic,
     "constants": with_constant_nodes,
     "function": in_a_function,

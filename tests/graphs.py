@@ -39,7 +39,9 @@ def from_text(text: str, weights: Mapping[str, Array] | None = None, opset: int 
         graph.value_info.remove(value)
         shape = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
         given = weights[value.name] if weights and value.name in weights else random_weight(value.name, shape)
-        graph.initializer.append(numpy_helper.from_array(given.astype(np.float32), value.name))
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        given = given if kind == np.float32 else random_integers(value.name, shape)
+        graph.initializer.append(numpy_helper.from_array(given.astype(kind), value.name))
     for node in graph.node:
         node.name = node.output[0]
     onnx.checker.check_model(model, full_check=True)
@@ -55,6 +57,11 @@ def random_weight(name: str, shape: tuple[int, ...]) -> Array:
         return rng.uniform(0.5, 1.5, shape)
     size = float(np.sqrt(np.prod(shape[1:])))
     return np.asarray(rng.standard_normal(shape) / size * (2 if len(shape) > 1 else 0.5))
+
+
+def random_integers(name: str, shape: tuple[int, ...]) -> Array:
+    """What int8 can hold."""
+    return np.random.default_rng(zlib.crc32(name.encode())).integers(-100, 100, shape)
 
 
 def runs(model: ModelProto, feeds: Mapping[str, Array]) -> bool:

@@ -18,12 +18,12 @@ from onnxfuse.allocate import cheapest, uniform, uniform_within, use_up
 from onnxfuse.budget import COUNTS, UNITS, amount, choose
 from onnxfuse.curves import GroupWeights, Squares, measured
 from onnxfuse.families import Families, Limit
+from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.options import Options
 from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
-from onnxfuse.quantized import lowered_graph
 from onnxfuse.resources import RESOURCES, Layout, Resource
 from onnxfuse.surgeon import Source, View
 from onnxfuse.wishes import families
@@ -260,7 +260,7 @@ READ_ONCE = """(float[1,2,8,8] x) => (float[1,4] y)
 def test_time_counts_weights_that_are_read_once() -> None:
     """Multiply-accumulates, but 12 for each weight of the Gemm that no cache holds; also at half its channels."""
     model = from_text(READ_ONCE)
-    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
     places = {f: i for i, f in enumerate(sorted({g.family for g in channels.groups}))}
     widths = np.zeros(len(places), np.int64)
     for group in channels.groups:
@@ -305,7 +305,7 @@ def test_time_is_saved_by_whole_blocks() -> None:
 def test_latency_is_saved_by_whole_blocks(share: float) -> None:
     """With as much room a model for a latency has fewer blocks of 16 to compute than one for a floor."""
     model = onnx.load(MODELS / "resnet20_fmnist.onnx")
-    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
     free = families(channels, Options(round_to=1))
     coarse = tuple(np.unique(np.append(np.arange(4, u + 1, 4), u)) for u in free.units.tolist())
     billed = tuple(-(-np.arange(u + 1) // 16) * 16 for u in free.units.tolist())
@@ -376,7 +376,7 @@ def test_weights_have_a_say_where_nothing_anchors_what_is_measured(source: Sourc
         h = Gemm <transB=1> (x, w1)
         y = Gemm <transB=1> (h, w2)
     }""")
-    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
     view = View(np.ones((2, 2)), np.ones((2, 2)))
     weights = GroupWeights(channels.tracker.graph, channels.groups[0], Squares(channels.tracker.graph), [view])
     found = measured(replace(weights, source=source))

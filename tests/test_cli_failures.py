@@ -110,6 +110,12 @@ def empty_graph() -> ModelProto:
     return helper.make_model(helper.make_graph([], "g", [value], [value]))
 
 
+def without_operator_set() -> ModelProto:
+    model = from_text("(float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }")
+    del model.opset_import[1]
+    return model
+
+
 def foreign_operator() -> ModelProto:
     model = from_text("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     model.graph.node[0].op_type, model.graph.node[0].domain = "Mystery", "org.example"
@@ -155,6 +161,7 @@ INPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "weights stripped": (saved(stripped()), "holds 0 of its 192 bytes"),
     "a number missing": (saved(too_few_numbers(False)), "holds 47 of its 48 numbers"),
     "a number missing in a node": (saved(too_few_numbers(True)), "holds 47 of its 48 numbers"),
+    "operators of no set": (saved(without_operator_set()), "No opset import for domain com.microsoft"),
     "unknown operator": (saved(foreign_operator()), "registered function/op; repair the model first"),
     "shapes do not fit": (saved(from_text(WRONG_SHAPE)), "onnxruntime cannot run the model"),
     "strings": (saved(with_text_input()), "is not a numeric tensor"),

@@ -11,12 +11,12 @@ import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 import onnxfuse
+from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.joins import joins
 from onnxfuse.patches import patches, places, window
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
-from onnxfuse.quantized import lowered_graph
 from onnxfuse.readers import readers
 
 from .graphs import Array, from_text, run
@@ -299,7 +299,7 @@ def test_a_sum_whose_other_operand_still_changes_is_left() -> None:
 
 def joins_of(model: ModelProto) -> dict[str, str]:
     """What a convolution makes → what that is added to, of all sums that are repaired."""
-    graph = lowered_graph(model)[0]
+    graph = Graph(model)
     channels = find_channels(graph, probe(model, provider_list("cpu")))
     order = sorted(readers(channels, []), key=lambda r: r.slot.edge.node)
     return {reader.made: join.other for reader, join in joins(channels, order).items()}

@@ -12,13 +12,13 @@ import pytest
 from onnxfuse import fuse
 from onnxfuse.bytestreams import PADDING, SIZES
 from onnxfuse.calibdata import Batches
+from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.levels import levelled
 from onnxfuse.picking import with_outputs
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
-from onnxfuse.quantized import lowered_graph
 from onnxfuse.samples import sample_count, synthetic, waveforms
 from onnxfuse.tensors import Array
 
@@ -160,7 +160,7 @@ def test_without_a_normalization_sound_is_as_loud_as_recordings_are() -> None:
 
 def found_level(model: onnx.ModelProto, batches: Batches) -> float:
     folded = prepare(model)
-    channels = find_channels(lowered_graph(model)[0], probe(model, provider_list("cpu")))
+    channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
     found = levelled(channels, folded, batches, waveforms(model))
     return float(found[0]["x"].std() / batches[0]["x"].std())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,51 @@ def cases(models: Path, assets: Path | None, subset: int | None) -> list[Case]:
     return found
 
 
-def quantized(case: Case) -> Case:
-    """The model as onnxruntime's `quantize_dynamic` writes it: 8-bit weights, activations quantized as they come."""
-    from onnxruntime.quantization import quantize_dynamic
-
+def quantized(case: Case, kind: str) -> Case:
+    """The model as onnxruntime's quantizer writes it: 8-bit weights, and activations by one of `QUANTIZERS`."""
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
         path.write_bytes(case.model)
-        quantize_dynamic(path, out)
+        QUANTIZERS[kind](case, path, out)
         return replace(case, model=out.read_bytes())
+
+
+def _dynamically(case: Case, path: Path, out: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(path, out)
+
+
+def _statically(form: str, case: Case, path: Path, out: Path) -> None:
+    """With BatchNormalization folded and ranges of `RANGES` calibration samples, as onnxruntime's manual has it."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(path, ready := path.with_name("ready.onnx"), skip_symbolic_shape=True)
+    feeds = [{n: a[i : i + 1] for n, a in case.calibration(RANGES).items()} for i in range(RANGES)]
+    how = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(ready, out, _Reader(feeds), QuantFormat[form], **how)
+
+
+class _Reader:
+    """What onnxruntime's quantizer takes samples from."""
+
+    def __init__(self, feeds: Sequence[dict[str, Array]]) -> None:
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next sample, or None."""
+        return next(self.feeds, None)
+
+
+RANGES = 64
+"""Samples that tell a static quantizer the range of each activation."""
+QUANTIZERS: Mapping[str, Callable[[Case, Path, Path], None]] = {
+    "dynamic": _dynamically,
+    "qdq": functools.partial(_statically, "QDQ"),
+    "qoperator": functools.partial(_statically, "QOperator"),
+}
+"""By the activations: quantized as they come, or by fixed scales, between nodes or in integer operators."""
 
 
 def spread(n: int, subset: int | None) -> NDArray[np.int64]:
