@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from .protos import Edge, add_initializer, every_constant, free_name, graphs, opset_of, outer_names, redirect, subgraphs
 from .tensors import Array, values_of
+
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
 
 class Tensor(Protocol):
@@ -84,13 +87,21 @@ class Graph:
         tensor = self.constants.get(name)
         return name if tensor is not None and len(tensor.dims) == 1 and len(self.edges[name]) == 1 else None
 
-    def added(self, value: str) -> tuple[str, str] | None:
-        """(other, sum) of the Add that alone reads a value of the main graph; None if something else does."""
+    def added(self, value: str, rounded: bool = False) -> tuple[str, str] | None:
+        """(other, sum) of the Add that alone reads a value of the main graph; None if something else does.
+
+        Or that reads what the value is `rounded` to, by QuantizeLinear and DequantizeLinear with one scale.
+        """
         uses = self.edges.get(value, [])
-        if len(uses) != 1 or uses[0].node < 0 or self.protos[uses[0].node].op_type != "Add":
+        if len(uses) != 1 or uses[0].node < 0:
             return None
         node = self.protos[uses[0].node]
-        return node.input[1 - uses[0].slot], node.output[0]
+        if rounded and node.op_type in ROUNDING and self._is_one(node.input[1]):
+            return self.added(node.output[0], rounded)
+        return (node.input[1 - uses[0].slot], node.output[0]) if node.op_type == "Add" else None
+
+    def _is_one(self, name: str) -> bool:
+        return name in self.constants and math.prod(self.constants[name].dims) == 1
 
     def clone(self, name: str, edges: list[Edge]) -> str:
         """Give `edges` their own copy of the constant `name`; returns the copy's name."""

@@ -5,6 +5,7 @@ Until `requantize.py` undoes it the weights are real numbers, and what reads the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from onnx import ModelProto
@@ -14,8 +15,15 @@ from .graph import Graph
 from .probe import Probe
 from .protos import graphs
 from .qdq import lower_dequantized
-from .qoperators import lower_operators
+from .qoperators import OPERATORS, lower_operators
 from .scheme import Lowered
+
+FORMS: Sequence[tuple[frozenset[str], Callable[[ModelProto, Lowered], None]]] = (
+    (frozenset({"DequantizeLinear"}), lower_dequantized),
+    (frozenset({"DynamicQuantizeLinear"}), lower_dynamic),
+    (frozenset(OPERATORS), lower_operators),
+)
+"""Operators that a file in some quantized form has, and what replaces that form in place and notes how it was."""
 
 
 def rounds(model: ModelProto) -> bool:
@@ -26,10 +34,10 @@ def rounds(model: ModelProto) -> bool:
 
 def lower(model: ModelProto) -> Lowered:
     """Replace quantized weights by real numbers and integer operators by their counterparts, in place."""
-    found = Lowered()
-    lower_dequantized(model, found)
-    lower_dynamic(model, found)
-    lower_operators(model, found)
+    found, present = Lowered(), {node.op_type for node in model.graph.node}
+    for marks, lower_form in FORMS:
+        if present & marks:
+            lower_form(model, found)
     return found
 
 

@@ -145,7 +145,7 @@ def own_bias(graph: Graph, node: NodeProto) -> tuple[str | None, str]:
         return None if is_scaled(node) else _vector_of(graph, node), made
     if node.op_type == "Einsum" and not is_matmul(node):
         return None, ""
-    added = graph.added(made)
+    added = graph.added(made, rounded=True)
     weight = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
     if weight is not None and added is not None:
         shapes = {"Conv": [*weight.dims[:1], *[1] * (len(weight.dims) - 2)]}

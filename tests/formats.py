@@ -149,7 +149,7 @@ def _integer_operator(node: NodeProto, work: _Quantizer, weighed: bool) -> list[
         del work.nodes[before:]
     held = {n: n.removesuffix("_real") for n in node.input if n.endswith("_real")}
     data = [n for n in node.input if n not in held]
-    nodes = [helper.make_node("QuantizeLinear", [n, *steps], [f"{n}_in_{name}"]) for n in data]
+    nodes = [helper.make_node("QuantizeLinear", [n, *steps], [f"{n}_in_{name}"]) for n in dict.fromkeys(data)]
     triples = [[f"{n}_in_{name}", *steps] for n in data] + [[f"{w}_{part}" for part in "qsz"] for w in held.values()]
     bias = [f"{triples.pop()[0]}"] if len(held) > 1 else []
     flat = [n for triple in triples for n in triple]

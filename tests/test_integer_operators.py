@@ -9,10 +9,13 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import onnxfuse
+from onnxfuse.grouping import find_channels
+from onnxfuse.joins import joins
 from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.quantized import lower, lowered_graph
+from onnxfuse.readers import readers
 from onnxfuse.requantize import restore
 
 from .graphs import from_text, gap, inputs, run
@@ -118,6 +121,31 @@ def test_what_cannot_be_followed_stays(change: tuple[str, str], reason: str) -> 
     }}""".replace(*change)
     with pytest.raises(onnxfuse.NothingToMerge, match=reason):
         onnxfuse.fuse(from_text(text), sparsity=0.5)
+
+
+def test_what_is_rounded_before_it_is_added_has_a_bias_and_a_sum() -> None:
+    """Which the refit shifts, and which a convolution makes up for."""
+    model = from_text(f"""{ROWS}, uint8[3] c> {{
+        p = QuantizeLinear(x, s, z)
+        h = QLinearMatMul(p, s, z, w1, f, o, s, z)
+        q = QLinearMatMul(h, s, z, w2, f, o, s, z)
+        a = com.microsoft.QLinearAdd(q, s, z, c, s, z, s, z)
+        y = DequantizeLinear(a, s, z)
+    }}""")
+    graph, _, reference = lowered_graph(model, probe(model, provider_list("cpu")))
+    assert [r.bias for r in readers(find_channels(graph, reference), [])] == ["c"]
+    model = from_text(f"""{IMAGE}, int8[8,8,1,1] v, int32[8] b> {{
+        p = QuantizeLinear(x, s, z)
+        h = QLinearConv(p, s, z, w1, f, o, s, z)
+        k = QLinearConv(h, s, z, v, f, o, s, z, b)
+        t = com.microsoft.QLinearAdd(k, s, z, h, s, z, s, z)
+        q = QLinearConv(t, s, z, w2, f, o, s, z)
+        y = DequantizeLinear(q, s, z)
+    }}""")
+    graph, lowered, reference = lowered_graph(model, probe(model, provider_list("cpu")))
+    channels = find_channels(graph, reference)
+    (join,) = joins(channels, readers(channels, [])).values()
+    assert (lowered.like[join.other], lowered.like[join.total]) == ("h", "t")
 
 
 def test_weights_of_a_lowered_model_are_its_own() -> None:
