@@ -12,10 +12,10 @@ from .schedule import WORKERS
 
 Matrix = NDArray[np.float64]
 Ids = NDArray[np.int64]
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 """Elements of targets that a pass works on, and `BATCH` sources at a time: together they fit a core's L2 cache, and
 one NumPy call is long against the cost of the call and of taking turns with another thread."""
-BATCH = 16
+BATCH = 8
 FEW = 1 << 20
 """Numbers to compare up to which one pass in memory takes less than what prepares the blocks."""
 LONG_LOOP = 4096
