@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, Protocol
 
 import onnx_graphsurgeon as gs
@@ -50,10 +50,13 @@ class Graph:
         edges: name → its uses.
         clones: name of a copy → the constant it copies.
         held: constant → bytes of an element in the file, where that is not its own type's.
+        dynamic: what nodes make that stand for a layer which quantizes what it reads as it comes.
     """
 
-    def __init__(self, model: ModelProto, held: Mapping[str, int] | None = None) -> None:
-        self.model, self.held = model, held or {}
+    def __init__(
+        self, model: ModelProto, held: Mapping[str, int] | None = None, dynamic: Container[str] = frozenset()
+    ) -> None:
+        self.model, self.held, self.dynamic = model, held or {}, dynamic
         gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
         self.nodes: list[Node] = list(_with_branches(gs.import_onnx(model)))
         self.protos = [node for graph in graphs(model) for node in graph.node]

@@ -2,7 +2,8 @@
 
 So it is refitted to bring the sum, not what it made itself, to what it was: its t (see `refit`) is the sum in the
 original network less what the shortcut brings in the small one. Errors of a residual stream then do not add up from
-block to block.
+block to block. Not where what it makes is rounded before it is added: its scale has no room for what others have lost
+(PP-OCR in QDQ format at 40% less: 74.5% where it keeps 86.1).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def joins(channels: Channels, order: Sequence[Reader]) -> dict[Reader, Join]:
     changing, found = {r.slot.edge.node for r in order}, dict[Reader, Join]()
     makers = {name: i for i, node in enumerate(graph.protos[: graph.main]) for name in node.output}
     for reader in order:
-        added, node = graph.added(reader.made, rounded=True), graph.protos[reader.slot.edge.node]
+        added, node = graph.added(reader.made), graph.protos[reader.slot.edge.node]
         if added is None or node.op_type != "Conv" or not reader.bias or added[0] in graph.constants:
             continue
         same = shapes.get(added[0]) == shapes.get(reader.made)

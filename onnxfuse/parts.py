@@ -20,9 +20,7 @@ class Parts:
     """Variances of what readers make and of the sums that alone read it, taken while a walk goes on."""
 
     def __init__(self, graph: Graph, readers: Sequence[Reader]) -> None:
-        self.sums = {
-            r.made: added[1] for r in readers if r.made and (added := graph.added(r.made, rounded=True)) is not None
-        }
+        self.sums = {r.made: added[1] for r in readers if r.made and (added := graph.added(r.made)) is not None}
         axes = {r.made: made_axis(graph.model.graph.node[r.slot.edge.node]) for r in readers if r.made in self.sums}
         self.axes = axes | {self.sums[name]: axis for name, axis in axes.items()}
         self.varies: dict[str, float] = {}

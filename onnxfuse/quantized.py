@@ -44,4 +44,4 @@ def lower(model: ModelProto) -> Lowered:
 def lowered_graph(model: ModelProto, reference: Probe) -> tuple[Graph, Lowered, Probe]:
     """`lower` a model; the graph of what it is then, what was changed, and the run with what the graph has now."""
     lowered = lower(model)
-    return Graph(model, lowered.element_bytes()), lowered, reference.with_shapes(lowered.like)
+    return Graph(model, lowered.element_bytes(), lowered.layers.keys()), lowered, reference.with_shapes(lowered.like)

@@ -34,6 +34,7 @@ class Blocks:
         padded: multiples of it are padded to whole blocks; other numbers are left to a kernel that can take
             several times as long, so that a smaller model is slower than its original.
         few: below this number no blocks are needed.
+        least: below this number they take longer.
         places: that each of a group's channels has where the kernel counts them, as behind a Reshape.
         block: what the kernel takes at a time, whatever is asked of the channels.
         pooled: parts of a block are put back in their order first, for an operator of `WHOLE`.
@@ -42,6 +43,7 @@ class Blocks:
     whole: int
     padded: int
     few: int = 1
+    least: int = 1
     places: int = 1
     block: int = 1
     pooled: bool = False
@@ -64,7 +66,7 @@ class Blocks:
         return self._multiple(channels * self.places, self.padded)
 
     def _multiple(self, count: Widths, of: int) -> NDArray[np.bool_]:
-        fits: NDArray[np.bool_] = (count % of == 0) | (count < self.few)
+        fits: NDArray[np.bool_] = ((count % of == 0) | (count < self.few)) & (count >= self.least)
         return fits
 
 
@@ -79,6 +81,12 @@ FREE = Blocks(1, 1)
 TENSOR_CORES = Blocks(8, 4, few=4)
 """What accelerators' matrix units take at a time. On an H200 convolutions of 121 to 127 channels take up to 1.6 times
 as long as of 128, multiples of 4 up to 1.3 times, multiples of 8 about as long as they should."""
+INTEGERS = Blocks(16, 4, least=16)
+"""What convolutions of 8-bit integers by fixed scales take. On a CPU with AVX-512 and VNNI those of 4 to 12 channels
+took up to 1.5 times as long as of 16, other numbers up to 1.6 times as long as the next multiple of 4, and a part of a
+block nearly as long as all of it. Those that quantize as they go take as many channels as there are."""
+DEPTHWISE = Blocks(16, 16)
+"""The same of depthwise ones: between 49 and 63 channels took 1.4 to 2 times as long as 64."""
 
 
 def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
@@ -88,8 +96,8 @@ def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
         return {g: Blocks(asked, asked) if g.channels > asked else FREE for g in channels.groups}
     if not on_cpu(options):
         return {g: _enough(g.channels, TENSOR_CORES) for g in channels.groups}
-    kernel, nodes, whole = convolution_blocks(), _convolutions(channels), _taken_whole(channels)
-    found = {g: _blocked([s for s in g.slots if s.node in nodes], g.channels, kernel) for g in channels.groups}
+    kernels, whole = _kernels(channels), _taken_whole(channels)
+    found = {g: _blocked([s for s in g.slots if s.node in kernels], g.channels, kernels) for g in channels.groups}
     return {g: replace(b, pooled=bool(whole[g.classes].any())) for g, b in found.items()}
 
 
@@ -106,24 +114,39 @@ def _enough(count: int, kernel: Blocks) -> Blocks:
     return kernel if count >= FEW_BLOCKS * kernel.whole else replace(kernel, whole=kernel.padded)
 
 
-def _blocked(slots: Sequence[Slot], count: int, kernel: Blocks) -> Blocks:
-    """What `kernel` wants of the channels that have these slots in convolutions.
+def _blocked(slots: Sequence[Slot], count: int, kernels: Mapping[str, Blocks]) -> Blocks:
+    """What kernels want of the channels that have these slots in convolutions: the one that wants most.
 
     Of a grouped convolution onnxruntime pads nothing, so a part of a group's blocks is no gain over the other kernel,
     unless it is half of them.
     """
     if not slots:
         return FREE
+    kernel = max((kernels[s.node] for s in slots), key=lambda k: (k.padded, k.least))
     if any(s.split > 1 for s in slots):
         return replace(kernel, padded=kernel.whole, few=count // 2 + 1) if count % kernel.whole == 0 else FREE
     places = math.gcd(*(s.positions.shape[1] for s in slots))
     return replace(_enough(count * places, kernel), places=places)
 
 
-def _convolutions(channels: Channels) -> set[str]:
-    """Two-dimensional ones: onnxruntime blocks no others."""
-    t = channels.tracker
-    return {label(n) for n in t.graph.nodes if n.op == "Conv" and len(t.probe.shapes.get(n.outputs[0].name, ())) == 4}
+def _kernels(channels: Channels) -> dict[str, Blocks]:
+    """For each convolution what it takes; none for those that onnxruntime does not block.
+
+    Of real numbers it blocks two-dimensional ones, of integers by fixed scales those without groups.
+    """
+    t, of_reals = channels.tracker, convolution_blocks()
+    rounded = {o.name for n in t.graph.nodes if n.op == "DequantizeLinear" for o in n.outputs}
+    found: dict[str, Blocks] = {}
+    for node in (n for n in t.graph.nodes if n.op == "Conv" and t.is_constant(n, 1)):
+        dims, groups = t.in_shape(node, 1), int(node.attrs.get("group", 1))
+        if node.outputs[0].name in t.graph.dynamic:
+            continue
+        if t.name(node, 1) in t.graph.held and t.name(node, 0) in rounded:
+            if groups == 1 or dims[1] == 1:
+                found[label(node)] = INTEGERS if groups == 1 else DEPTHWISE
+        elif len(t.out_shape(node)) == 4:
+            found[label(node)] = of_reals
+    return found
 
 
 def _taken_whole(channels: Channels) -> NDArray[np.bool_]:
@@ -172,8 +195,9 @@ def _optimized(channels: Sequence[int]) -> onnx.GraphProto:
 
 def rounding_notes(channels: Channels, kept: Mapping[ChannelGroup, int], options: Options) -> tuple[str, ...]:
     """What rounding did, for the report; nothing if nothing was to be rounded."""
-    sizes = {g: b for g, b in blocks(channels, options).items() if b.whole > 1 and kept[g] < g.channels}
-    shrunk = {g: b for g, b in sizes.items() if kept[g] * b.places >= b.few}  # fewer need no blocks
+    sizes = {g: b for g, b in blocks(channels, options).items() if b.whole > 1}
+    smaller = {g: b for g, b in sizes.items() if kept[g] < g.channels}
+    shrunk = {g: b for g, b in smaller.items() if kept[g] * b.places >= b.few}  # fewer need no blocks
     told: list[str] = []
     for block in sorted({b.whole for b in shrunk.values()}, reverse=True):
         filled = [kept[g] * b.places % block == 0 for g, b in shrunk.items() if b.whole == block]
@@ -181,7 +205,15 @@ def rounding_notes(channels: Channels, kept: Mapping[ChannelGroup, int], options
     kernels = "this CPU's convolutions" if on_cpu(options) else "accelerators' matrix units"
     why = f"what {kernels} take at a time" if options.round_to == "auto" else "as asked"
     notes = (f"widths are multiples {', '.join(told)} ({why})",) if told else ()
-    return notes + (() if options.round_to == "auto" else _too_small(kept, int(options.round_to)))
+    return notes + (_whole(sizes, kept) if options.round_to == "auto" else _too_small(kept, int(options.round_to)))
+
+
+def _whole(sizes: Mapping[ChannelGroup, Blocks], kept: Mapping[ChannelGroup, int]) -> tuple[str, ...]:
+    """That groups keep all of the few channels that they have."""
+    few = [g for g, b in sizes.items() if kept[g] == g.channels and g.channels * b.places <= b.least]
+    groups = "1 group" if len(few) == 1 else f"{len(few)} groups"
+    why = "convolutions of integers take longer with fewer; --round-to 1 makes them smaller all the same"
+    return (f"{groups} of {few[0].channels} channels stay whole: {why}",) if few else ()
 
 
 def _too_small(kept: Mapping[ChannelGroup, int], asked: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .allocate import kept_count
 from .budget import choose, unmeasured
 from .calibrate import Study
 from .channels import Channels, held
@@ -118,9 +119,11 @@ def _nothing(channels: Channels, options: Options) -> str:
     listed = held(channels.locked)
     if channels.groups:
         largest = max(g.unit for g in channels.groups)
-        few = f"at this sparsity no group of at most {largest} channels loses one; raise --sparsity"
-        few = few if largest > 1 else "of no group's channels can a part go: they stay together"
         wishes = options.sparsity is None or options.wishes
+        rounded = not wishes and any(kept_count(g.unit, options.sparsity or 0) < g.unit for g in channels.groups)
+        few = f"at this sparsity no group of at most {largest} channels loses "
+        few += "what kernels take at a time; raise --sparsity, or --round-to 1" if rounded else "one; raise --sparsity"
+        few = few if largest > 1 else "of no group's channels can a part go: they stay together"
         asked = "what is asked for takes no channel from any group" if wishes else few
         listed = f"{asked}; {listed}" if listed else asked
     return f"nothing to merge: {listed or 'no Conv, ConvTranspose, Gemm, MatMul or embedding with constant weights'}"

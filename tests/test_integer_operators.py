@@ -123,8 +123,8 @@ def test_what_cannot_be_followed_stays(change: tuple[str, str], reason: str) -> 
         onnxfuse.fuse(from_text(text), sparsity=0.5)
 
 
-def test_what_is_rounded_before_it_is_added_has_a_bias_and_a_sum() -> None:
-    """Which the refit shifts, and which a convolution makes up for."""
+def test_what_is_rounded_before_it_is_added_has_a_bias_but_makes_up_for_nothing() -> None:
+    """The refit shifts a bias; a convolution's scale has no room for what a shortcut has lost."""
     model = from_text(f"""{ROWS}, uint8[3] c> {{
         p = QuantizeLinear(x, s, z)
         h = QLinearMatMul(p, s, z, w1, f, o, s, z)
@@ -142,10 +142,69 @@ def test_what_is_rounded_before_it_is_added_has_a_bias_and_a_sum() -> None:
         q = QLinearConv(t, s, z, w2, f, o, s, z)
         y = DequantizeLinear(q, s, z)
     }}""")
-    graph, lowered, reference = lowered_graph(model, probe(model, provider_list("cpu")))
+    graph, _, reference = lowered_graph(model, probe(model, provider_list("cpu")))
     channels = find_channels(graph, reference)
-    (join,) = joins(channels, readers(channels, [])).values()
-    assert (lowered.like[join.other], lowered.like[join.total]) == ("h", "t")
+    assert not joins(channels, readers(channels, []))
+
+
+WIDTHS = {
+    "dense": "h = QLinearConv(p, s, z, w1, f, o, s, z)\n a = QLinearConv(h, s, z, w2, f, o, s, z)",
+    "depthwise": """h = QLinearConv(p, s, z, w1, f, o, s, z)
+        k = QLinearConv<group={n}, pads=[1,1,1,1]>(h, s, z, v, f, o, s, z)
+        a = QLinearConv(k, s, z, w2, f, o, s, z)""",
+    "dynamic": """u, v0, v1 = DynamicQuantizeLinear(x)
+        i0 = ConvInteger(u, w1, v1, o)
+        e0 = Cast<to=1>(i0)
+        m0 = Mul(v0, s)
+        r = Mul(e0, m0)
+        q, b, c = DynamicQuantizeLinear(r)
+        i = ConvInteger(q, w2, c, o)
+        e = Cast<to=1>(i)
+        m = Mul(b, s)
+        t = Mul(e, m)
+        a = QuantizeLinear(t, s, z)""",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "sparsity", "kept"),
+    [
+        ("dense", 16, 0.3, None),
+        ("dense", 24, 0.3, {16}),
+        ("dense", 64, 0.2, {48}),
+        ("dense", 12, 0.5, {6}),
+        ("depthwise", 32, 0.4, {16}),
+        ("depthwise", 48, 0.3, {32}),
+        ("dynamic", 33, 0.3, {23}),
+    ],
+)
+def test_widths_that_kernels_of_integers_take(kind: str, n: int, sparsity: float, kept: set[int] | None) -> None:
+    """Of fewer than 16 channels or parts of blocks they take longer; those that quantize as they go do not care."""
+    weights = f"int8[{n},6,1,1] w1, int8[3,{n},1,1] w2, int8[{n},1,3,3] v"
+    text = f"""(float[N,6,5,5] x) => (float[N,3,5,5] y) <{HELD}, {weights}> {{
+        p = QuantizeLinear(x, s, z)
+        {WIDTHS[kind].replace("{n}", str(n))}
+        y = DequantizeLinear(a, s, z)
+    }}"""
+    if kept is None:
+        with pytest.raises(onnxfuse.NothingToMerge, match="no group of at most 16 channels loses what kernels take"):
+            onnxfuse.fuse(from_text(text), sparsity=sparsity, method="drop")
+        return
+    report = onnxfuse.fuse(from_text(text), sparsity=sparsity, method="drop").report
+    assert {g.after for g in report.groups} <= kept
+
+
+def test_groups_that_stay_whole_are_told() -> None:
+    text = f"""{IMAGE}, int8[16,6,1,1] v1, int8[32,16,1,1] v2, int8[3,32,1,1] v3> {{
+        p = QuantizeLinear(x, s, z)
+        h = QLinearConv(p, s, z, v1, f, o, s, z)
+        k = QLinearConv(h, s, z, v2, f, o, s, z)
+        q = QLinearConv(k, s, z, v3, f, o, s, z)
+        y = DequantizeLinear(q, s, z)
+    }}"""
+    report = onnxfuse.fuse(from_text(text), sparsity=0.5, method="drop").report
+    assert [(g.before, g.after) for g in report.groups] == [(16, 16), (32, 16)]
+    assert any(note.startswith("1 group of 16 channels stay whole") for note in report.notes)
 
 
 def test_weights_of_a_lowered_model_are_its_own() -> None:

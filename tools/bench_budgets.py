@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from cases import cases
+from cases import QUANTIZERS, cases, quantized
 from common import ASSETS, MODELS, RESULTS, ZOO, ToolError, entry, markdown, module, write_csv
 from onnx import ModelProto
 
-from onnxfuse import OnnxFuseError, fuse
+from onnxfuse import FuseResult, OnnxFuseError, UsageError, fuse
 from onnxfuse.latency import in_turns
 from onnxfuse.probe import probe
 from onnxfuse.providers import PROVIDERS
@@ -90,16 +90,32 @@ def speed(args: argparse.Namespace) -> Iterator[Row]:
 
     All models of a rounding, and the original, are timed in turns: only so can one be said to be slower than another.
     """
-    for name, model in models(args.models or SPEED_GRAPHS):
+    found = integers(args.models, args.quantized) if args.quantized else models(args.models or SPEED_GRAPHS)
+    for name, model in found:
         feeds = probe(model, [CPU]).inputs
         for round_to in ("auto", 1):
-            asked: dict[str, Any] = {"scope": "local", "method": "drop", "round_to": round_to}
-            made = [fuse(model, target_macs=share, **asked) for share in SHARES]
-            (before, *after), _ = in_turns([model, *(m.model for m in made)], feeds, [CPU], threads=1)
-            for share, result, ms in zip(SHARES, made, after, strict=True):
+            made = dict(within_reach(model, {"scope": "local", "method": "drop", "round_to": round_to}))
+            (before, *after), _ = in_turns([model, *(m.model for m in made.values())], feeds, [CPU], threads=1)
+            for (share, result), ms in zip(made.items(), after, strict=True):
                 up, possible = before / ms, result.report.before.macs / result.report.after.macs
                 sizes = (round(before, 2), round(ms, 2), round(up, 3), round(possible, 3), round(up / possible, 3))
                 yield [name, share, round_to, *sizes]
+
+
+def within_reach(model: ModelProto, asked: Mapping[str, Any]) -> Iterator[tuple[float, FuseResult]]:
+    """Share of the multiply-accumulates → what is made for it, of those that can be had."""
+    for share in SHARES:
+        try:
+            yield share, fuse(model, target_macs=share, **asked)
+        except UsageError as error:
+            print(f"{share}: {error}", file=sys.stderr)
+
+
+def integers(names: Sequence[str], kind: str) -> Iterator[tuple[str, ModelProto]]:
+    """The labelled assets of these names as onnxruntime's quantizer writes them."""
+    for case in cases(MODELS, ASSETS, None):
+        if case.name in names:
+            yield f"{case.name}, {kind}", onnx.load_from_string(quantized(case, kind).model)
 
 
 def scope(args: argparse.Namespace) -> Iterator[Row]:
@@ -191,6 +207,7 @@ def main() -> None:
         "--methods", nargs="+", metavar="NAME", choices=METHODS, default=list(METHODS), help="only these"
     )
     parser.add_argument("--assets", action="store_true", help="the models of ../shared/assets in place of models/")
+    parser.add_argument("--quantized", choices=QUANTIZERS, help="speed: the assets of --models quantized so")
     parser.add_argument("--subset", type=int, help="samples to measure accuracy on")
     parser.add_argument("--out", type=Path, help="CSV file")
     args = parser.parse_args()
