@@ -196,7 +196,7 @@ def _limits(layout: Layout, families: Families, options: Options) -> list[Limit]
             raise UsageError(
                 f"--target-{name} {budget.value:.0f} is out of reach: the smallest possible here is "
                 f"{math.ceil(least)}, {_rounded_up(least / most)} of the original's{_limited_by(options)}"
-                f"{but_held(layout.channels.locked)}"
+                f"{_less_in_exact_widths(limit, families, least - apart, options)}{but_held(layout.channels.locked)}"
             )
         limits.append(limit)
     return limits
@@ -206,6 +206,14 @@ def _rounded_up(share: float) -> str:
     """To three digits, so that asking for what is written is within reach."""
     unit = 10.0 ** (math.floor(math.log10(share)) - 2)
     return f"{math.ceil(share / unit - ROUNDING) * unit:.3g}"
+
+
+def _less_in_exact_widths(limit: Limit, families: Families, least: float, options: Options) -> str:
+    """What is possible where widths need not be what kernels like, if that is less."""
+    exact = limit.resource(families.least)
+    if options.round_to != "auto" or not exact < least:
+        return ""
+    return f" ({_rounded_up(exact / limit.resource(families.units))} with --round-to 1)"
 
 
 def _limited_by(options: Options) -> str:

@@ -25,6 +25,7 @@ class Families:
         allowed: for each family the widths it may have, ascending.
         finer: those, and more to choose from where they are too coarse for a budget.
         billed: for each family the widths that take as long as its widths 0 … unit: a part of a block as a whole one.
+        least: (families,) the smallest widths that the user's wishes leave, whatever kernels like.
     """
 
     places: dict[int, int]
@@ -32,6 +33,7 @@ class Families:
     allowed: tuple[Widths, ...]
     finer: tuple[Widths, ...]
     billed: tuple[Widths, ...]
+    least: Widths
 
     @property
     def widest(self) -> Widths:

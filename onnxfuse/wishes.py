@@ -43,9 +43,11 @@ def families(channels: Channels, options: Options) -> Families:
         allowed[place] = _those(block.fill, allowed[place], share)
         finer[place] = _those(block.suit, finer[place], share)
         billed[place] = np.maximum(billed[place], _billed(block, units[place], share))
+    least = np.ones(len(places), np.int64)
     for place, wish in _wishes(groups, places, units, options):
         allowed[place] = finer[place] = np.array([wish], np.int64)
-    return Families(places, units, tuple(allowed), tuple(finer), tuple(billed))
+        least[place] = wish
+    return Families(places, units, tuple(allowed), tuple(finer), tuple(billed), least)
 
 
 def _billed(block: Blocks, unit: int, share: int) -> Widths:

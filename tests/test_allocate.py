@@ -48,7 +48,11 @@ def problems(draw: st.DrawFn) -> Problem:
     slope = np.concatenate([np.zeros((1, n)), np.diag(rng.integers(1, 5, n))])
     count = Resource(3.0, rng.integers(1, 9, len(index)).astype(float), index, np.eye(1, n + 1)[0], slope)
     billed = tuple(-(-w // block) * block * np.where(w % block, part, 1) for w in (np.arange(u + 1) for u in units))
-    return Families({i: i for i in range(n)}, np.array(units), tuple(allowed), tuple(allowed), billed), costs, count
+    return (
+        Families({i: i for i in range(n)}, np.array(units), tuple(allowed), tuple(allowed), billed, np.ones(n, int)),
+        costs,
+        count,
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -276,7 +280,7 @@ def test_time_counts_weights_that_are_read_once() -> None:
 def test_what_takes_long_goes_first() -> None:
     """Both resources shrink with either family; the second saves more of the time that is to be saved."""
     every = tuple(np.arange(1, 9) for _ in range(2))
-    families = Families({0: 0, 1: 1}, np.array([8, 8]), every, every, (np.arange(9), np.arange(9)))
+    families = Families({0: 0, 1: 1}, np.array([8, 8]), every, every, (np.arange(9), np.arange(9)), np.ones(2, int))
     costs = [np.arange(8.0, -1, -1)] * 2
 
     def linear(*slope: float) -> Resource:
@@ -293,7 +297,9 @@ def test_time_is_saved_by_whole_blocks() -> None:
     in part."""
     every, rows = np.arange(1, 9), np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     billed = np.repeat([0, 4, 8], [1, 4, 4])
-    families = Families({0: 0, 1: 1}, np.array([8, 8]), (every, every), (every, every), (billed, np.arange(9)))
+    families = Families(
+        {0: 0, 1: 1}, np.array([8, 8]), (every, every), (every, every), (billed, np.arange(9)), np.ones(2, int)
+    )
     count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
     down = np.arange(8.0, -1, -1)
     assert cheapest(families, [0.8 * down, down], [Limit(count, 14, count)]).tolist() == [6, 8]
@@ -322,7 +328,9 @@ def test_a_part_of_a_block_that_must_be_put_in_order_is_passed_over() -> None:
     """5 to 7 channels take longer than 8 do."""
     every, rows = np.arange(1, 9), np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     billed = np.array([0, 4, 4, 4, 4, 12, 12, 12, 8])
-    families = Families({0: 0, 1: 1}, np.array([8, 8]), (every, every), (every, every), (billed, np.arange(9)))
+    families = Families(
+        {0: 0, 1: 1}, np.array([8, 8]), (every, every), (every, every), (billed, np.arange(9)), np.ones(2, int)
+    )
     count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
     down = np.arange(8.0, -1, -1)
     assert cheapest(families, [0.8 * down, down], [Limit(count, 12, count, 0.75)]).tolist() == [4, 8]
@@ -336,7 +344,9 @@ def test_what_is_left_of_a_budget_goes_where_it_saves_a_block() -> None:
     """Of 12 channels in blocks of 4, 6 and 6 cost least but take as long as 8 and 8; with 4 and 8 a block is gone."""
     blocks, every = np.array([4, 8]), np.arange(1, 9)
     billed = np.repeat([0, 4, 8], [1, 4, 4])
-    families = Families({0: 0, 1: 1}, np.array([8, 8]), (blocks, blocks), (every, every), (billed, billed))
+    families = Families(
+        {0: 0, 1: 1}, np.array([8, 8]), (blocks, blocks), (every, every), (billed, billed), np.ones(2, int)
+    )
     costs = [np.arange(8.0, -1, -1) ** 2, 1.1 * np.arange(8.0, -1, -1) ** 2]
     rows = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     count = Resource(0.0, np.ones(2), np.array([[1], [2]]), np.array([1.0, 0.0, 0.0]), rows)
