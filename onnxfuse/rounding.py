@@ -211,9 +211,9 @@ def rounding_notes(channels: Channels, kept: Mapping[ChannelGroup, int], options
 def _whole(sizes: Mapping[ChannelGroup, Blocks], kept: Mapping[ChannelGroup, int]) -> tuple[str, ...]:
     """That groups keep all of the few channels that they have."""
     few = [g for g, b in sizes.items() if kept[g] == g.channels and g.channels * b.places <= b.least]
-    groups = "1 group" if len(few) == 1 else f"{len(few)} groups"
-    why = "convolutions of integers take longer with fewer; --round-to 1 makes them smaller all the same"
-    return (f"{groups} of {few[0].channels} channels stay whole: {why}",) if few else ()
+    stay = "1 group stays" if len(few) == 1 else f"{len(few)} groups stay"
+    why = "with fewer channels convolutions of integers take longer; --round-to 1 makes them smaller all the same"
+    return (f"{stay} whole: {why}",) if few else ()
 
 
 def _too_small(kept: Mapping[ChannelGroup, int], asked: int) -> tuple[str, ...]:
