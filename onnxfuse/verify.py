@@ -82,9 +82,8 @@ def verify(
         runs = with_given_picks(opened, reference, providers) or runs
     if not runs.agreement <= agreement:
         source = _source(original(), reference)
-        own = own_agreements(reference, providers, source)
-        others = agreements_elsewhere(opened, reference, providers) if rounds(source) else iter(())
-        _refuse_apart(runs, own, others, agreement, -math.inf if wary else agreement)
+        others = agreements_elsewhere(opened, reference, providers) if rounds(source) else ()
+        _refuse_apart(runs, own_agreements(reference, providers, source), others, agreement, wary)
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
     if wary:
         _refuse_exploded(result, runs)
@@ -149,17 +148,17 @@ def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
     return tuple(e for e in errors if e.name in reference.outputs) or errors
 
 
-def _refuse_apart(runs: Runs, own: Iterable[float], others: Iterable[float], agreement: float, drift: float) -> None:
+def _refuse_apart(runs: Runs, own: Iterable[float], others: Iterable[float], agreement: float, wary: bool) -> None:
     """With optimizations off and on the result is another.
 
-    More than any of the original's `own`, which are asked for one after the other, and not by `drift` only; nor by
-    chance, on this input, while by its `others` it agrees on most.
+    More than by the original's `own` agreements, which are asked for one after the other; unless its `others`, on more
+    inputs, show that on this one it was chance, or, without a need to be wary, it drifts relative to itself only.
     """
-    if runs.drift <= drift:
+    if not wary and runs.drift <= agreement:
         return
     most = 0.0
-    for agreement in own:
-        most = max(most, agreement)
+    for apart in own:
+        most = max(most, apart)
         if runs.agreement <= most * SLACK:
             return
     if median([runs.agreement, *others]) <= agreement:

@@ -248,8 +248,19 @@ def test_roundings_count_as_they_do_in_the_original_on_any_input(monkeypatch: py
         onnxfuse.fuse(model, sparsity=0.5, method="drop")
 
 
-@pytest.mark.parametrize(("kind", "made"), [("dynamic", True), ("float32", False)])
-def test_a_rounding_on_one_input_of_many_is_chance(kind: str, made: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "others", "made"),
+    [
+        ("dynamic", [0.0] * 5 + [0.3] * 2, True),
+        ("dynamic", [0.0] * 3 + [0.3] * 4, False),
+        ("dynamic", [0.0009] * 7, True),
+        ("dynamic", [0.0011] * 7, False),
+        ("float32", [0.0] * 7, False),
+    ],
+)
+def test_a_rounding_on_one_input_of_many_is_chance(
+    kind: str, others: list[float], made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where numbers are rounded to integers; elsewhere optimizations that change a result are at fault."""
     model = FORMATS[kind](from_text(TEXTS["mlp"]))
 
@@ -259,7 +270,7 @@ def test_a_rounding_on_one_input_of_many_is_chance(kind: str, made: bool, monkey
 
     monkeypatch.setattr("onnxfuse.verify.run_both", apart)
     monkeypatch.setattr("onnxfuse.verify.own_agreements", lambda *_: iter([0.0] * 8))
-    monkeypatch.setattr("onnxfuse.verify.agreements_elsewhere", lambda *_: iter([0.0] * 5 + [0.3] * 2))
+    monkeypatch.setattr("onnxfuse.verify.agreements_elsewhere", lambda *_: iter(others))
     if made:
         assert onnxfuse.fuse(model, sparsity=0.5, method="drop").report.comparison.agreement > 0.004
         return
