@@ -29,7 +29,6 @@ from .protos import (
 )
 from .scheme import Lowered, Scheme
 from .tensors import values_of
-from .unused import drop_unused, idle_names
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,12 @@ def restore_operators(model: ModelProto, lowered: Lowered, names: Mapping[str, t
     """
     if not lowered.operators:
         return
-    idle, old = idle_names(model), lowered.operators
+    old = lowered.operators
     held = {n.output[0]: [input_name(n, i) for i in range(3)] for n in model.graph.node if n.op_type == REAL}
     held |= {name: [name, *scaled] for name, scaled in names.items()}
     made = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in old}
     nodes = [n for n in model.graph.node if not (n.op_type == "QuantizeLinear" and n.input[0] in old)]
     set_nodes(model, [_restored(n, old[n.output[0]], held, made) if old.keys() & n.output else n for n in nodes])
-    drop_unused(model, idle)
 
 
 def _restored(node: NodeProto, old: NodeProto, held: Mapping[str, list[str]], made: Mapping[str, str]) -> NodeProto:

@@ -17,6 +17,7 @@ from .protos import graphs
 from .qdq import lower_dequantized
 from .qoperators import OPERATORS, lower_operators
 from .scheme import Lowered
+from .unused import idle_names
 
 FORMS: Sequence[tuple[frozenset[str], Callable[[ModelProto, Lowered], None]]] = (
     (frozenset({"DequantizeLinear"}), lower_dequantized),
@@ -34,10 +35,11 @@ def rounds(model: ModelProto) -> bool:
 
 def lower(model: ModelProto) -> Lowered:
     """Replace quantized weights by real numbers and integer operators by their counterparts, in place."""
-    found, present = Lowered(), {node.op_type for node in model.graph.node}
-    for marks, lower_form in FORMS:
-        if present & marks:
-            lower_form(model, found)
+    present = {node.op_type for node in model.graph.node}
+    forms = [lower_form for marks, lower_form in FORMS if present & marks]
+    found = Lowered(idle=idle_names(model) if forms else set())
+    for lower_form in forms:
+        lower_form(model, found)
     return found
 
 

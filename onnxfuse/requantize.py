@@ -22,6 +22,7 @@ from .qoperators import restore_operators
 from .rewrite import Removal, kept_along
 from .scheme import Lowered, Scheme, in_steps
 from .tensors import Array, set_values, values_of
+from .unused import drop_unused
 
 EXACT = 1e-3
 """How far, in steps, a value may lie from what a scale represents to count as represented, besides its own rounding."""
@@ -63,6 +64,8 @@ def restore(graph: Graph, lowered: Lowered, scales: Mapping[str, Scales], exact:
     writer.finish()
     restore_operators(model, lowered, writer.names)
     restore_dynamic(model, lowered, writer.names)
+    if schemes or lowered.operators:
+        drop_unused(model, lowered.idle)
 
 
 def held(graph: Graph, lowered: Lowered) -> dict[str, Scheme]:

@@ -106,12 +106,14 @@ class Lowered:
         schemes: constant of real numbers → how the file holds it.
         operators: output of the node in its place → an integer operator as it was.
         like: value that there was not → the one whose shape it has.
+        idle: what nothing read before.
         layers: output of a node that stands for a whole layer → the layer.
     """
 
     schemes: dict[str, Scheme] = field(default_factory=dict)
     operators: dict[str, NodeProto] = field(default_factory=dict)
     like: dict[str, str] = field(default_factory=dict)
+    idle: set[str] = field(default_factory=set)
     layers: dict[str, Layer] = field(default_factory=dict)
 
     def element_bytes(self) -> dict[str, int]:

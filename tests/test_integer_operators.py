@@ -72,6 +72,9 @@ def test_groups_and_result(name: str, method: str) -> None:
     assert {(g.before, g.after) for g in result.report.groups} == {(8, 4)}
     assert oracle_error(model, result, inputs(model)) < 1e-5
     assert operators(result.model) == operators(model)
+    unread = {t.name for t in model.graph.initializer} - {n for node in model.graph.node for n in node.input}
+    read = {n for node in result.model.graph.node for n in node.input}
+    assert {t.name for t in result.model.graph.initializer} <= read | unread
 
 
 @pytest.mark.parametrize("name", GRAPHS)
