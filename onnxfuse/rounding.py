@@ -34,7 +34,7 @@ class Blocks:
         padded: multiples of it are padded to whole blocks; other numbers are left to a kernel that can take
             several times as long, so that a smaller model is slower than its original.
         few: below this number no blocks are needed.
-        least: below this number they take longer.
+        least: below this number they take longer, so that only a budget which needs it goes there.
         places: that each of a group's channels has where the kernel counts them, as behind a Reshape.
         block: what the kernel takes at a time, whatever is asked of the channels.
         pooled: parts of a block are put back in their order first, for an operator of `WHOLE`.
@@ -59,14 +59,14 @@ class Blocks:
 
     def fill(self, channels: Widths) -> NDArray[np.bool_]:
         """Which of these numbers of channels fill blocks."""
-        return self._multiple(channels * self.places, self.whole)
+        return self._multiple(channels * self.places, self.whole) & (channels * self.places >= self.least)
 
     def suit(self, channels: Widths) -> NDArray[np.bool_]:
         """Which of these numbers of channels the kernel takes."""
         return self._multiple(channels * self.places, self.padded)
 
     def _multiple(self, count: Widths, of: int) -> NDArray[np.bool_]:
-        fits: NDArray[np.bool_] = ((count % of == 0) | (count < self.few)) & (count >= self.least)
+        fits: NDArray[np.bool_] = (count % of == 0) | (count < self.few)
         return fits
 
 
@@ -85,8 +85,8 @@ INTEGERS = Blocks(16, 4, least=16)
 """What convolutions of 8-bit integers by fixed scales take. On a CPU with AVX-512 and VNNI those of 4 to 12 channels
 took up to 1.5 times as long as of 16, other numbers up to 1.6 times as long as the next multiple of 4, and a part of a
 block nearly as long as all of it. Those that quantize as they go take as many channels as there are."""
-DEPTHWISE = Blocks(16, 16)
-"""The same of depthwise ones: between 49 and 63 channels took 1.4 to 2 times as long as 64."""
+DEPTHWISE = Blocks(16, 8, least=16)
+"""The same of depthwise ones: 56 channels took 1.4 times as long as 64, 60 twice as long."""
 
 
 def blocks(channels: Channels, options: Options) -> dict[ChannelGroup, Blocks]:
