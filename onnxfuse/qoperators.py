@@ -74,7 +74,7 @@ OPERATORS: Mapping[str, Operator] = {
     **{f"QLinear{real}": Operator(real, ONE, 3) for real in _PASSING},
 }
 """Integer operators, of the standard domain and com.microsoft."""
-REAL = "DequantizeLinear"
+DEQUANTIZE = "DequantizeLinear"
 OWN = ("channels_last", "opset")
 """Attributes that their counterparts do not have."""
 BYTES = (TensorProto.INT8, TensorProto.UINT8)
@@ -95,7 +95,7 @@ def restore_operators(model: ModelProto, lowered: Lowered, names: Mapping[str, t
     if not lowered.operators:
         return
     old = lowered.operators
-    held = {n.output[0]: [input_name(n, i) for i in range(3)] for n in model.graph.node if n.op_type == REAL}
+    held = {n.output[0]: [input_name(n, i) for i in range(3)] for n in model.graph.node if n.op_type == DEQUANTIZE}
     held |= {name: [name, *scaled] for name, scaled in names.items()}
     made = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in old}
     nodes = [n for n in model.graph.node if not (n.op_type == "QuantizeLinear" and n.input[0] in old)]
@@ -207,7 +207,7 @@ class _Lowering:
                 return
             self.reals[key] = self._name(key[0])
             self.found.like[self.reals[key]] = key[0]
-            yield helper.make_node(REAL, [name for name in key[:3] if name], [self.reals[key]])
+            yield helper.make_node(DEQUANTIZE, [name for name in key[:3] if name], [self.reals[key]])
 
     def _held(self, key: Key) -> str:
         """A constant in real numbers; in a copy, if something else reads its integers."""

@@ -156,7 +156,8 @@ def own_agreements(reference: Probe, providers: Sequence[str], original: ModelPr
 def agreements_elsewhere(model: Path | ModelProto, reference: Probe, providers: Sequence[str]) -> Iterator[float]:
     """What optimizations change in a model's outputs on inputs with the probe's numbers in other places.
 
-    Where activations are quantized, it is chance whether a rounding makes a number another integer on one input or not.
+    Infinite where it does not run. Where activations are quantized, it is chance whether a rounding makes a number
+    another integer on one input or not.
     """
     if many_weights(model):
         return
@@ -167,8 +168,9 @@ def agreements_elsewhere(model: Path | ModelProto, reference: Probe, providers: 
             plain, fast = (_outputs(opened, feeds) for opened in pair)
         except Exception as error:  # onnxruntime has no base class for what it raises
             log.debug("it does not run with the probe's numbers in other places: %s", one_line(error))
-            return
-        yield furthest_apart(plain, fast)
+            yield math.inf
+        else:
+            yield furthest_apart(plain, fast)
 
 
 def _is_shuffled(values: Array) -> bool:

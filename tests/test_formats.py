@@ -15,7 +15,7 @@ import onnxfuse
 from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
-from onnxfuse.runs import Runs, own_agreements, run_both
+from onnxfuse.runs import Runs, agreements_elsewhere, own_agreements, run_both
 from onnxfuse.standin import in_float32, needs_stand_in
 
 from .formats import FORMATS, STEP, external, integer_operators, sparse
@@ -283,6 +283,18 @@ def test_what_optimizations_change_is_measured_on_eight_inputs() -> None:
     found = list(own_agreements(probe(model, provider_list("cpu")), provider_list("cpu"), model))
     assert len(found) == 8
     assert max(found) < 0.01
+
+
+def test_what_does_not_run_elsewhere_excuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the original's differences nor a result's agreement on the inputs that are left."""
+    model, cpu = FORMATS["dynamic"](from_text(TEXTS["mlp"])), provider_list("cpu")
+    reference = probe(model, cpu)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("onnxfuse.runs._outputs", fails)
+    assert list(agreements_elsewhere(model, reference, cpu)) == [float("inf")] * 7
 
 
 def test_an_output_of_zeros_elsewhere_excuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
