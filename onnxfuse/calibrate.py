@@ -22,6 +22,7 @@ from .folding import Folded
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
+from .samples import all_sound
 from .shrinkage import oas
 from .surgeon import Source, View
 from .tensors import Array
@@ -101,8 +102,7 @@ def study(
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
     norms = sum(1 for node in graph.model.graph.node if free_norm(graph, node)) if anchored else 0
-    synthetic = Source.ANCHORED if 2 * (len(anchors) + norms) >= len(found) else Source.SYNTHETIC
-    source = synthetic if anchored else Source.DATA
+    source = _drawn(channels, 2 * (len(anchors) + norms) >= len(found)) if anchored else Source.DATA
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
@@ -119,6 +119,14 @@ def study(
                 parts.see(walk, node)
     measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
     return Study(batches, twin, tuple(found), hindered(channels), tuple(depthwise), measured, shares, source)
+
+
+def _drawn(channels: Channels, pinned: bool) -> Source:
+    """What synthetic samples are worth: `pinned` if most layers have a normalization."""
+    graph, probe = channels.tracker.graph, channels.tracker.probe
+    if pinned:
+        return Source.ANCHORED
+    return Source.SOUND if all_sound(graph.model, probe) else Source.SYNTHETIC
 
 
 def _moderate(weights: Array) -> Array:

@@ -49,7 +49,7 @@ from .weights import Weights
 
 Matrix = NDArray[np.floating]
 Merges = Sequence[tuple[ChannelGroup, Merge]]
-RIDGE: Mapping[Source, float] = {Source.DATA: 1e-2, Source.ANCHORED: 1e-2, Source.SYNTHETIC: 3.0}
+RIDGE: Mapping[Source, float] = dict.fromkeys(Source, 1e-2) | {Source.SYNTHETIC: 3.0}
 """The least λ, by what was measured on: moments of synthetic inputs alone only correct a quarter of the merge."""
 GAIN = 3.0
 """No output is made larger or smaller by more than this factor."""

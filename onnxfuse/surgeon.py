@@ -28,6 +28,7 @@ class Source(Enum):
 
     DATA = "the user's data"
     ANCHORED = "synthetic inputs, most layers anchored to what their BatchNormalization has seen"
+    SOUND = "synthetic sound at the level of recordings"
     SYNTHETIC = "synthetic inputs"
 
 

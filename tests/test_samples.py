@@ -55,7 +55,19 @@ TEXTS = {
         y = BatchNormalization(r, scale, shift, mean, variance)
     }""",
     "signal": "(float[N,1,300] x) => (float[N,4,296] y) <float[4,1,5] w1> { y = Conv(x, w1) }",
+    "image": "(float[N,3,32,32] x) => (float[N,4,30,30] y) <float[4,3,3,3] w1> { y = Conv(x, w1) }",
+    "channels last": """(float[N,32,32,3] x) => (float[N,4,30,30] y) <float[4,3,3,3] w1> {
+        t = Transpose<perm=[0,3,1,2]>(x)
+        y = Conv(t, w1)
+    }""",
 }
+UNPINNED = """(float[N,CHANNELS,300] x) => (float[N,4,292] y)
+    <float[8,CHANNELS,5] w1, float[8] b1, float[4,8,5] w2, float[4] b2> {
+    c = Conv(x, w1, b1)
+    r = Relu(c)
+    y = Conv(r, w2, b2)
+}"""
+"""Two convolutions without a normalization."""
 
 
 def drawn(case: str, count: int = 32) -> dict[str, Array]:
@@ -128,6 +140,15 @@ def test_signals_have_deviation_one() -> None:
     assert np.allclose(x.std(axis=(1, 2)), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["image", "channels last"])
+def test_images_end_at_black_and_white(kind: str) -> None:
+    """In each batch: of a bell curve 32% lie beyond a deviation."""
+    x = drawn(kind, 16)["x"]
+    at_an_end = [np.isclose(x, end, atol=1e-5).mean() for end in (x.min(), x.max())]
+    assert 0.2 < sum(at_an_end) < 0.45
+    assert min(at_an_end) > 0.08
+
+
 def test_sound_is_no_flattened_image() -> None:
     """576 = 24², but a convolution along one axis reads it."""
     assert waveforms(from_text(TEXTS["sound"])) == {"x"}
@@ -156,6 +177,12 @@ def test_without_a_normalization_sound_is_as_loud_as_recordings_are() -> None:
     model = from_text(TEXTS["sound"].replace("BatchNormalization(r, scale, shift, mean, variance)", "Identity(r)"))
     batches = synthetic(model, probe(model, provider_list("cpu")), 4, seed=1)
     assert found_level(model, batches) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "method"), [(1, "surgeon"), (2, "fold-variance")])
+def test_where_nothing_pins_synthetic_samples_only_sound_decides_what_stays(channels: int, method: str) -> None:
+    result = fuse(from_text(UNPINNED.replace("CHANNELS", str(channels))), sparsity=0.5, round_to=1)
+    assert [merge.method for _, merge in result.plan.merges] == [method]
 
 
 def found_level(model: onnx.ModelProto, batches: Batches) -> float:
