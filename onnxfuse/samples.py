@@ -38,8 +38,8 @@ OTHERS, WATCHED = 32, 4e9
 """Samples that nothing is fitted to, for the result to be compared on, and multiply-accumulates that these may cost."""
 RANGE = 1.0
 """Deviations from the mean at which an image is black or white, as large parts of many are. On three seeds ResNet-20
-loses 5.1 points in place of 7.2 without an end, its folded file 16.9 in place of 17.7, VGG-11 and SVHN the same; at 0.5
-4.7 and 15.5, but with VGG-11 `--scope global` keeps 0.4 points less than uniform widths, at 1 0.1 more."""
+loses 5.1 points in place of 7.2 without an end, its folded file 16.9 in place of 17.7, VGG-11 folded and SVHN the same;
+at 0.5 4.7 and 15.5, but with VGG-11 `--scope global` keeps 0.4 points less than uniform widths, at 1 0.1 more."""
 SHAPES = (3, 60)
 """Leaves in an image, at least and at most."""
 HIGHEST, HARMONICS = 0.12, 60
