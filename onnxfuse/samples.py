@@ -2,7 +2,7 @@
 
 Covariances of activations depend on what images and signals look like: edges, plain areas and objects of all sizes
 matter more than the spectrum. Images are therefore *dead leaves* (Lee, Mumford and Huang, IJCV 2001): shapes that
-cover each other, whose statistics are close to those of photographs. As pixels do, they end at black and white.
+cover each other, whose statistics are close to those of photographs.
 """
 
 from __future__ import annotations
@@ -36,10 +36,6 @@ MORE = 3
 """Times so many where samples are files, which are of many kinds."""
 OTHERS, WATCHED = 32, 4e9
 """Samples that nothing is fitted to, for the result to be compared on, and multiply-accumulates that these may cost."""
-RANGE = 1.0
-"""Deviations from the mean at which an image is black or white, as large parts of many are. On three seeds ResNet-20
-loses 5.1 points in place of 7.2 without an end, its folded file 16.9 in place of 17.7, VGG-11 folded and SVHN the same;
-at 0.5 4.7 and 15.5, but with VGG-11 `--scope global` keeps 0.4 points less than uniform widths, at 1 0.1 more."""
 SHAPES = (3, 60)
 """Leaves in an image, at least and at most."""
 HIGHEST, HARMONICS = 0.12, 60
@@ -164,8 +160,7 @@ def _floats(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS:  # (N, H, W, C)
         return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng), 1, 3))
     if len(shape) == 4 and min(shape[2:]) > 1:
-        images = _standard(np.stack([leaves((shape[1], *shape[2:]), rng) for _ in range(shape[0])]))
-        return _standard(np.clip(images, -RANGE, RANGE))
+        return _standard(np.stack([leaves((shape[1], *shape[2:]), rng) for _ in range(shape[0])]))
     side = math.isqrt(shape[-1]) if shape else 0
     if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < LINE // 2:  # an image, flattened
         return _floats((shape[0], 1, side, side), rng).reshape(shape)
