@@ -166,4 +166,7 @@ def scaled_and_shifted(chunks: Chunks, scale: Array, shift: Array, axis: int = 1
     shape = [1] * chunks[0].ndim
     shape[axis] = -1
     a, b = (v.reshape(shape).astype(chunks[0].dtype) for v in (scale, shift))
-    return [np.asarray(c * a + b) for c in chunks]
+    made = [np.asarray(c * a) for c in chunks]
+    for c in made:
+        c += b
+    return made

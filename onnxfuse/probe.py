@@ -15,7 +15,8 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, one_line
 from .feeds import candidates, check_overrides, made_up, suggested
-from .protos import outer_names, proto_label, subgraphs
+from .picking import picks
+from .protos import every_constant, outer_names, proto_label, subgraphs
 from .questions import PREFIX, Questions, ask
 from .sessions import exact_session, native, session_options, without_weights
 from .standin import in_float32, needs_stand_in
@@ -95,11 +96,18 @@ def _run(opened: _Opened, feeds: Mapping[str, Array]) -> Probe:
 
 
 def _branch_runs(opened: _Opened, values: Mapping[str, Array]) -> Iterator[Probe]:
-    """Runs of the branches of every If, as models of their own, on what they take from outside: whichever was taken."""
+    """Runs of the branches of every If, as models of their own, on what they take from outside: whichever was taken.
+
+    Of one that picks by value and has no weights nothing could shrink: to suppress boxes once more may take as long as
+    all the rest.
+    """
     model = opened.model
     constants = {t.name: t for t in model.graph.initializer}
+    weights = {name for name, tensor in every_constant(model).items() if len(tensor.dims) > 1}
     for node in model.graph.node:
         for branch in subgraphs(node) if node.op_type == "If" else ():
+            if any(picks(inner) for inner in branch.node) and weights.isdisjoint(outer_names(branch)):
+                continue
             read = sorted(set(outer_names(branch)))
             feeds = {name: values[name] for name in read if name in values}
             feeds |= {name: values_of(constants[name]) for name in read if name in constants}

@@ -16,6 +16,9 @@ from typing import Any
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+HOLDING = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+"""Operators of the standard that hold graphs."""
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -63,13 +66,17 @@ def copies(*nodes: NodeProto) -> tuple[NodeProto, ...]:
     return tuple(new)
 
 
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+def subgraphs(node: NodeProto) -> Iterable[GraphProto]:
     """The graphs a control-flow node holds."""
-    for a in node.attribute:
-        if a.type == onnx.AttributeProto.GRAPH:
-            yield a.g
-        elif a.type == onnx.AttributeProto.GRAPHS:  # asking others for `graphs` takes as long as all the rest
-            yield from a.graphs
+    if node.op_type not in HOLDING and not node.domain:
+        return ()  # to look at the attributes of every node takes as long as all that is done with the rest of it
+    return [graph for a in node.attribute for graph in _graphs_in(a)]
+
+
+def _graphs_in(a: onnx.AttributeProto) -> Sequence[GraphProto]:
+    if a.type == onnx.AttributeProto.GRAPH:
+        return [a.g]
+    return a.graphs if a.type == onnx.AttributeProto.GRAPHS else ()
 
 
 def branches(graph: GraphProto) -> Iterator[GraphProto]:

@@ -8,6 +8,7 @@ from onnx import ModelProto, helper
 
 import onnxfuse
 from onnxfuse.oracle import oracle_error
+from onnxfuse.probe import probe
 from onnxfuse.protos import branches, graphs
 
 from .graphs import from_text, inputs
@@ -144,6 +145,32 @@ def test_norms_in_a_branch() -> None:
     result = onnxfuse.fuse(model, sparsity=0.5, allow_norm=True)
     assert [(g.before, g.after) for g in result.report.groups] == [(8, 4)]
     assert oracle_error(model, result, inputs(model)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("body", "groups"), [("t = Relu(n)", 1), ("m = MatMul(n, w3) o = Relu(m) t = MatMul(o, w4)", 2)]
+)
+def test_a_branch_that_picks_is_run_by_itself_only_for_its_weights(body: str, groups: int) -> None:
+    """To suppress the boxes of a detector once more may take as long as all the rest."""
+    text = f"""(float[N,6] x, bool up) => (float[N,6] y)
+        <float[6,8] w1, float[8,6] w2, float[6,4] w3, float[4,6] w4> {{
+        h = MatMul(x, w1)
+        r = Relu(h)
+        n = MatMul(r, w2)
+        y = If(up) <then_branch = yes () => (float[N,6] a) {{
+            p = NonZero(n)
+            c = Cast<to=1>(p)
+            s = ReduceMax(c)
+            {body}
+            a = Mul(t, s)
+        }}, else_branch = no () => (float[N,6] b) {{ b = Neg(n) }}>
+    }}"""
+    model = from_text(text)
+    known = probe(model, ["CPUExecutionProvider"]).shapes
+    assert ("t" in known, "b" in known) == (groups > 1, True)
+    result = onnxfuse.fuse(model, sparsity=0.5)
+    assert len(result.report.groups) == groups
+    assert oracle_error(model, result, inputs(model) | {"up": np.array(True)}) < 1e-5
 
 
 def test_inspect_names_what_is_in_a_branch() -> None:
