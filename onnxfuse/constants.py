@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ GROWTH = 1 << 16
 """Bytes by which a folded constant may be larger than what it was computed from."""
 
 Computed = tuple[str | bytes, ...]
-"""How a constant is computed: operator, names of what it is computed from, attributes."""
+"""How a constant is computed: operator, what it is computed from, attributes."""
 
 
 def densify(model: ModelProto) -> None:
@@ -87,7 +87,8 @@ def _keep(
     names: dict[str, str],
 ) -> None:
     """Make what a node computes initializers, or add to `names` those that hold the same weights."""
-    how = (node.op_type, *(names.get(n, n) for n in node.input), *(a.SerializeToString() for a in node.attribute))
+    operands = (_operand(names.get(n, n), constants) for n in node.input)
+    how = (node.op_type, *operands, *(a.SerializeToString() for a in node.attribute))
     for i, name in enumerate(node.output):
         if not name:
             continue
@@ -101,6 +102,14 @@ def _keep(
             constants[name] = add_initializer(model, constants[name], name)
         else:
             names[name] = same
+
+
+def _operand(name: str, constants: Mapping[str, TensorProto]) -> str | bytes:
+    """What stands for a constant where another is computed from it: weights are themselves, axes and sizes a value."""
+    if name not in constants or constants[name].data_type in FLOATS:
+        return name
+    value = values_of(constants[name])
+    return f"{value.dtype}{value.shape}".encode() + value.tobytes()
 
 
 def tied_weights(model: ModelProto) -> list[NodeProto]:

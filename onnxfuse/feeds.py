@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
@@ -34,12 +35,40 @@ def check_overrides(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequen
             raise UsageError(f"--input-shape {name}:{','.join(map(str, shape))} does not fit the model's [{sizes}]")
 
 
-def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, int]]:
-    """(batch, other size) pairs to try: two samples first, so that the batch cannot be mistaken for a channel."""
-    free = [v for v in inputs if v.name not in given and free_axes(v)]
-    sizes = SPATIAL_GUESSES if any(i > 0 for v in free for i in free_axes(v)) else SPATIAL_GUESSES[:1]
-    batches = (2, 1) if any(0 in free_axes(v) for v in free) else (1,)
-    return iter(itertools.product(batches, sizes))
+@dataclass(frozen=True)
+class Guess:
+    """Sizes for what neither the model nor the user has settled.
+
+    Attributes:
+        batch: of axes that lead an input.
+        size: of others.
+        behind: whether an axis that is alone open behind a settled one is the batch, as in a recurrent state.
+    """
+
+    batch: int = 1
+    size: int = SPATIAL_GUESSES[0]
+    behind: bool = False
+
+    def of(self, axes: Sequence[int], axis: int) -> int:
+        """The size of one of an input's open axes."""
+        return self.batch if axis == 0 or (self.behind and axes == [axis]) else self.size
+
+
+def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> list[Guess]:
+    """Guesses to try: two samples first, so that the batch cannot be mistaken for a channel."""
+    free = [axes for v in inputs if v.name not in given and (axes := free_axes(v))]
+    sizes = SPATIAL_GUESSES if any(i > 0 for axes in free for i in axes) else SPATIAL_GUESSES[:1]
+    batches = (2, 1) if any(0 in axes for axes in free) else (1,)
+    guesses = [Guess(batch, size) for batch, size in itertools.product(batches, sizes)]
+    if not _may_be_behind(free):
+        return guesses
+    some = [g for g in guesses if g.size > 1]  # a single step fits nearly everywhere, and tells little
+    return [*some, *(replace(g, behind=True) for g in some), *(g for g in guesses if g.size == 1)]
+
+
+def _may_be_behind(free: Sequence[Sequence[int]]) -> bool:
+    """Whether one input leads with the batch, and another has a single open axis that is not its first."""
+    return any(0 in axes for axes in free) and any(len(axes) == 1 and axes[0] > 0 for axes in free)
 
 
 def free_axes(value: ValueInfoProto) -> list[int]:
@@ -54,22 +83,21 @@ def _ranked(value: ValueInfoProto) -> bool:
 def suggested(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> str:
     """The options that settle all open sizes, with one sample and the first guess where nothing is known."""
     unknown = {v.name: IMAGE for v in inputs if not _ranked(v)}
-    feeds = made_up(
-        [v for v in inputs if free_axes(v) or v.name in unknown], {**unknown, **given}, 1, SPATIAL_GUESSES[0], 0
-    )
+    wanted = [v for v in inputs if free_axes(v) or v.name in unknown]
+    guess = Guess(behind=_may_be_behind([free_axes(v) for v in wanted]))
+    feeds = made_up(wanted, {**unknown, **given}, guess, 0)
     return " ".join(f"--input-shape {name}:{','.join(map(str, feed.shape))}" for name, feed in feeds.items())
 
 
 def made_up(
-    inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int, size: int, seed: int
+    inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], guess: Guess, seed: int
 ) -> dict[str, Array]:
-    """A feed for every input, with these sizes in dimensions that neither the model nor the user has settled."""
-    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, batch), {}
+    """A feed for every input, with guessed sizes in dimensions that neither the model nor the user has settled."""
+    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, guess.batch), {}
     for value in inputs:
-        dims = value.type.tensor_type.shape.dim
-        open_sizes = [named.get(d.dim_param, size if i else batch) for i, d in enumerate(dims)]
-        guess = [d.dim_value if d.dim_value > 0 else n for d, n in zip(dims, open_sizes, strict=True)]
-        feeds[value.name] = _make_input(value, tuple(given.get(value.name, guess)), rng)
+        dims, axes = value.type.tensor_type.shape.dim, free_axes(value)
+        shape = [named.get(d.dim_param, guess.of(axes, i)) if i in axes else d.dim_value for i, d in enumerate(dims)]
+        feeds[value.name] = _make_input(value, tuple(given.get(value.name, shape)), rng)
     return feeds
 
 

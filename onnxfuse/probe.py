@@ -187,9 +187,9 @@ def _first_that_runs(
 ) -> Probe:
     error: Exception = RuntimeError("no inputs could be made")
     opened = _open(model, providers, trusting=True)
-    for batch, size in candidates(inputs, overrides):
+    for guess in candidates(inputs, overrides):
         try:
-            feeds = made_up(inputs, overrides, batch, size, seed)
+            feeds = made_up(inputs, overrides, guess, seed)
             found = _run(opened, feeds)
             return found if _bears_out(found, opened.questions) else _run(_open(model, providers, False), feeds)
         except ModelError:

@@ -173,6 +173,35 @@ def test_a_branch_that_picks_is_run_by_itself_only_for_its_weights(body: str, gr
     assert oracle_error(model, result, inputs(model) | {"up": np.array(True)}) < 1e-5
 
 
+def test_weights_that_both_branches_compute_alike_stay_one() -> None:
+    """As PyTorch writes a recurrent layer whose state may be missing: with axes of other names in each branch."""
+    text = """(float[N,6] x, bool up) => (float[N,3] y)
+        <float[8,6] w1, float[16,3] w2, int64[1] from = {8}, int64[1] to = {16}, int64[1] begin = {8},
+         int64[1] end = {16}> {
+        y = If(up) <
+            then_branch = yes () => (float[N,3] a) {
+                s = Slice(w2, from, to)
+                t = Transpose(w1)
+                h = MatMul(x, t)
+                r = Relu(h)
+                a = MatMul(r, s)
+            },
+            else_branch = no () => (float[N,3] b) {
+                q = Slice(w2, begin, end)
+                u = Transpose(w1)
+                i = MatMul(x, u)
+                o = Tanh(i)
+                b = MatMul(o, q)
+            }>
+    }"""
+    model = from_text(text)
+    result = onnxfuse.fuse(model, sparsity=0.5, method="drop")
+    assert [(g.before, g.after) for g in result.report.groups] == [(8, 4)]
+    assert result.report.after.parameters == 6 * 4 + 4 * 3
+    for up in (True, False):
+        assert oracle_error(model, result, inputs(model) | {"up": np.array(up)}) < 1e-5
+
+
 def test_inspect_names_what_is_in_a_branch() -> None:
     found = onnxfuse.analyze(from_text(PERCEPTRONS))
     assert [g.name for g in found] == [name for name, _, _ in GROUPS[PERCEPTRONS]]

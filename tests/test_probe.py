@@ -121,6 +121,32 @@ def test_an_input_without_a_shape_gets_the_one_that_is_given() -> None:
     assert onnxfuse.fuse(model, sparsity=0.5, input_shapes={"x": (1, 5, 6)}).report.after.channels == 4
 
 
+def stateful() -> ModelProto:
+    """As Silero's VAD: no open dimension has a name, and the state's batch is behind its layers."""
+    model = from_text("""(float[N,L] x, float[1,M,4] state) => (float[L,1,N,4] y, float[1,N,4] next)
+        <float[1,8] w0, float[8,6] w1, float[1,16,6] w, float[1,16,4] r, int64[1] last = {2}> {
+        u = Unsqueeze(x, last)
+        h = MatMul(u, w0)
+        a = Relu(h)
+        m = MatMul(a, w1)
+        t = Transpose<perm=[1,0,2]>(m)
+        y, next = LSTM<hidden_size=4>(t, w, r, , , state)
+    }""")
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    return model
+
+
+def test_a_state_with_its_batch_behind_its_layers_gets_as_many_as_the_input() -> None:
+    result = onnxfuse.fuse(stateful(), sparsity=0.5)
+    assert [(g.before, g.after) for g in result.report.groups] == [(8, 4), (6, 3)]
+    shapes = {name: feed.shape for name, feed in probe(stateful(), CPU).inputs.items()}
+    assert shapes == {"x": (2, 224), "state": (1, 2, 4)}
+    with pytest.raises(onnxfuse.ModelError, match=r"as in --input-shape x:3,5 --input-shape state:1,1,4$"):
+        onnxfuse.fuse(stateful(), sparsity=0.5, input_shapes={"x": (3, 5)})
+
+
 def test_a_size_that_inference_gets_wrong_is_not_folded_so() -> None:
     small = onnxfuse.fuse(rounded("N"), sparsity=0.5, method="drop").model
     y = run(small, {"x": np.ones((3, 3, 7, 7), np.float32)}, CPU, optimized=True)["y"]
