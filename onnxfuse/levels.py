@@ -8,7 +8,7 @@ as the training data were, which nothing else would tell: the result is fitted t
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ def levelled(channels: Channels, folded: Sequence[Folded], batches: Batches, sou
     """Batches in which the inputs `sounds`, of deviation 1, have the level that the network was trained at."""
     if not sounds:
         return batches
-    first = _first_norm(channels, folded)
+    first = next(recorded(channels, folded), None)
     level = (
         USUAL if first is None else min(LEVELS, key=lambda x: _misfit(channels, _at(x, batches[:TRIED], sounds), first))
     )
@@ -61,15 +61,15 @@ def _at(level: float, batches: Batches, sounds: Collection[str]) -> Batches:
     return [{n: (v * level).astype(v.dtype) if n in sounds else v for n, v in batch.items()} for batch in batches]
 
 
-def _first_norm(channels: Channels, folded: Sequence[Folded]) -> Recorded | None:
+def recorded(channels: Channels, folded: Sequence[Folded]) -> Iterator[Recorded]:
+    """What every BatchNormalization holds, in graph order."""
     graph = channels.tracker.graph
     taken = {position: Recorded(f.output, f.mean, f.deviation) for position, f in anchors_of(graph, folded)}
     for position, node in enumerate(graph.model.graph.node):
         if position in taken:
-            return taken[position]
-        if free_norm(graph, node):
-            return Recorded(node.input[0], graph.array(node.input[3]), np.sqrt(graph.array(node.input[4])))
-    return None
+            yield taken[position]
+        elif free_norm(graph, node):
+            yield Recorded(node.input[0], graph.array(node.input[3]), np.sqrt(graph.array(node.input[4])))
 
 
 def _misfit(channels: Channels, batches: Batches, recorded: Recorded) -> float:
@@ -90,7 +90,7 @@ def _seen(channels: Channels, batches: Batches, recorded: Recorded) -> tuple[flo
 
 def look_at(channels: Channels, folded: Sequence[Folded], batches: Batches) -> None:
     """Warn if the user's samples are not what the network was trained on, by its first BatchNormalization."""
-    first = _first_norm(channels, folded)
+    first = next(recorded(channels, folded), None)
     if first is None:
         return
     factor, off = _seen(channels, a_few(batches, LOOKED_AT), first)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from .calibdata import Batches
 from .calibrate import Study, study
 from .channels import ChannelGroup, Channels
+from .ends import ended
 from .errors import Unsound
 from .findings import Role
 from .folding import Folded
@@ -19,7 +20,7 @@ from .merge import MEASURING
 from .options import Options
 from .readers import Key
 from .repair import Repair
-from .samples import others_count, sample_count, synthetic, waveforms
+from .samples import others_count, pictures, sample_count, synthetic, waveforms
 from .surgeon import Source
 from .tensors import FLOATS
 
@@ -97,6 +98,7 @@ def survey(
     more = synthetic(t.graph.model, t.probe, others, (options.seed, 1)) if others else []
     try:
         level = levelled(channels, folded, [*made, *more], waveforms(t.graph.model))
+        level = ended(channels, folded, level, pictures(t.graph.model, t.probe), macs)
         found = study(channels, folded, level[: len(made)], True, options.exclude, wanted)
         return replace(found, others=level[len(made) :])
     except Unsound as error:

@@ -110,6 +110,13 @@ def waveforms(model: ModelProto) -> set[str]:
     return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
 
 
+def pictures(model: ModelProto, probe: Probe) -> set[str]:
+    """Inputs that are drawn as images, but for flattened ones."""
+    others = waveforms(model)
+    planes = {n for n, p in probe.inputs.items() if p.ndim == 4 and p.dtype in FLOATING and min(p.shape[2:]) > 1}
+    return {n for n in planes if n not in others and not is_state(model, n)}
+
+
 def all_sound(model: ModelProto, probe: Probe) -> bool:
     """Whether every input of real numbers that is drawn is sound."""
     drawn = {n for n, p in probe.inputs.items() if p.dtype in FLOATING and not is_state(model, n)}

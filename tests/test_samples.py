@@ -12,6 +12,7 @@ import pytest
 from onnxfuse import fuse
 from onnxfuse.bytestreams import PADDING, SIZES
 from onnxfuse.calibdata import Batches
+from onnxfuse.ends import ended
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.levels import levelled
@@ -19,6 +20,7 @@ from onnxfuse.picking import with_outputs
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
+from onnxfuse.runs import run
 from onnxfuse.samples import sample_count, synthetic, waveforms
 from onnxfuse.tensors import Array
 
@@ -176,6 +178,41 @@ def found_level(model: onnx.ModelProto, batches: Batches) -> float:
     channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
     found = levelled(channels, folded, batches, waveforms(model))
     return float(found[0]["x"].std() / batches[0]["x"].std())
+
+
+@pytest.mark.parametrize("ends", [(-np.inf, np.inf), (-0.8, np.inf), (-np.inf, 0.4), (-1.0, 1.0)])
+def test_images_end_where_those_of_training_did(ends: tuple[float, float]) -> None:
+    """By what its BatchNormalizations hold."""
+    text = """(float[N,3,24,24] x) => (float[N,4,20,20] y)
+        <float[16,3,3,3] w1, float[16] g1, float[16] b1, float[16] m1, float[16] v1, float[4,16,3,3] w2,
+         float[4] g2, float[4] b2, float[4] m2, float[4] v2> {
+        c = Conv(x, w1)
+        n = BatchNormalization(c, g1, b1, m1, v1)
+        r = Relu(n)
+        e = Conv(r, w2)
+        y = BatchNormalization(e, g2, b2, m2, v2)
+    }"""
+    model = from_text(text)
+    drawn = synthetic(model, probe(model, provider_list("cpu")), 64, seed=1)
+    others = synthetic(model, probe(model, provider_list("cpu")), 64, seed=2)
+    record(model, [np.clip(batch["x"], *ends) for batch in others])
+    folded = prepare(model)
+    channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
+    cut = ended(channels, folded, drawn, {"x"}, 1000)
+    assert all(np.array_equal(a["x"], np.clip(b["x"], *ends)) for a, b in zip(cut, drawn, strict=True))
+    assert ended(channels, folded, drawn, {"x"}, 10**9) is drawn
+    assert ended(channels, folded, drawn, set(), 1000) is drawn
+
+
+def record(model: onnx.ModelProto, batches: list[Array]) -> None:
+    """Let normalizations have seen these."""
+    for value, names in (("c", ("m1", "v1")), ("e", ("m2", "v2"))):
+        part = with_outputs(model, [value])
+        made = np.concatenate([run(part, {"x": x}, provider_list("cpu"), optimized=False)[value] for x in batches])
+        for tensor in model.graph.initializer:
+            if tensor.name in names:
+                told = made.mean((0, 2, 3)) if tensor.name == names[0] else made.var((0, 2, 3))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(told.astype(np.float32), tensor.name))
 
 
 def test_runs_are_not_too_many_where_the_batch_is_fixed() -> None:
