@@ -8,6 +8,7 @@ import warnings
 from typing import NoReturn
 
 from .heap import collect_seldom, uncollected
+from .lazy import UNUSED, put_off
 from .streams import INTERRUPTED, end_on_signals, failed, open_streams, wants_json
 
 
@@ -28,6 +29,9 @@ def entry() -> NoReturn:
 def _run() -> int:
     try:
         with uncollected():  # nearly half a second, in which Ctrl-C may come
+            import numpy  # noqa: F401
+
+            put_off(UNUSED)
             from .cli import main
         collect_seldom()
         return main(alone=True)

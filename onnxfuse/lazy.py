@@ -12,6 +12,8 @@ from typing import Any
 
 _LOADING = Lock()
 _POT = {"ot": (), "ot.lp": (), "ot.utils": ("dist",)}
+UNUSED = dict.fromkeys(("numpy.f2py", "numpy.ma", "numpy.polynomial", "numpy.testing"), ())
+"""What SciPy takes from NumPy with all the rest of it, and nothing here needs: a tenth of a second."""
 
 
 def network_simplex() -> ModuleType:
@@ -30,13 +32,22 @@ def part_of(module: str, later: Mapping[str, Sequence[str]]) -> ModuleType:
         ModuleNotFoundError: not installed.
     """
     with _LOADING:
-        for name, functions in later.items():
-            if name not in sys.modules:
-                sys.modules[name] = _not_started(name, functions)
-                package, _, last = name.rpartition(".")
-                if package:  # a module is an attribute of its package
-                    setattr(sys.modules[package], last, sys.modules[name])
+        put_off(later)
         return importlib.import_module(module)
+
+
+def put_off(later: Mapping[str, Sequence[str]]) -> None:
+    """Let modules start when something of them is needed, as in `part_of`; their packages are imported.
+
+    Raises:
+        ModuleNotFoundError: not installed.
+    """
+    for name, functions in later.items():
+        if name not in sys.modules:
+            sys.modules[name] = _not_started(name, functions)
+            package, _, last = name.rpartition(".")
+            if package:  # a module is an attribute of its package
+                setattr(sys.modules[package], last, sys.modules[name])
 
 
 def _not_started(name: str, functions: Sequence[str]) -> ModuleType:

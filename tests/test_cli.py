@@ -17,6 +17,7 @@ from rich.console import Console
 import onnxfuse
 from onnxfuse.cli import main
 from onnxfuse.latency import Latency
+from onnxfuse.lazy import UNUSED
 from onnxfuse.report import result_line, slowness
 from onnxfuse.tables import print_report
 
@@ -100,6 +101,29 @@ def test_options_may_stand_between_the_files(
 def test_a_quiet_run_imports_nothing_for_tables(model: Path) -> None:
     code = 'import sys, onnxfuse.cli as c; sys.exit(c.main(sys.argv[1:]) or any(m[:4] == "rich" for m in sys.modules))'
     subprocess.run([sys.executable, "-c", code, str(model), "--sparsity", "0.5", "--dry-run", "--quiet"], check=True)
+
+
+def test_a_run_starts_nothing_of_numpy_that_it_does_not_need(model: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "onnxfuse", str(model), "--sparsity", "0.5", "--dry-run"]
+    log = subprocess.run([*command, "--method", "drop"], capture_output=True, text=True, check=True).stderr
+    started = {line.rpartition("|")[2].strip() for line in log.splitlines()}
+    assert "numpy.linalg._linalg" in started
+    assert not [name for name in started if name.startswith(tuple(f"{put_off}." for put_off in UNUSED))]
+
+
+def test_what_is_put_off_is_there_when_it_is_asked_for() -> None:
+    code = """if True:
+        import numpy, sys
+        from onnxfuse.lazy import UNUSED, put_off
+        put_off(UNUSED)
+        from numpy import *
+        assert "numpy.ma.core" not in sys.modules
+        from numpy.testing import assert_array_equal
+        assert_array_equal(ma.masked_array([1, 2], [False, True]).compressed(), [1])
+        assert numpy.polynomial.Polynomial([1, 2])(2) == 5 and numpy.f2py.get_include()
+        import numpy.ma.mrecords
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("before", ["gc.disable()", "gc.freeze()", "gc.enable()"])
