@@ -8,7 +8,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock, RLock
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
 
 _LOADING = Lock()
 _POT = {"ot": (), "ot.lp": (), "ot.utils": ("dist",)}
@@ -37,25 +41,21 @@ def part_of(module: str, later: Mapping[str, Sequence[str]]) -> ModuleType:
 
 
 def put_off(later: Mapping[str, Sequence[str]]) -> None:
-    """Let modules start when something of them is needed, as in `part_of`; their packages are imported.
+    """Let modules start when something of them is needed, as in `part_of`; those that are not installed are not there.
 
-    Raises:
-        ModuleNotFoundError: not installed.
+    Their packages are imported.
     """
     for name, functions in later.items():
-        if name not in sys.modules:
-            sys.modules[name] = _not_started(name, functions)
+        spec = None if name in sys.modules else importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            sys.modules[name] = _not_started(spec, spec.loader, functions)
             package, _, last = name.rpartition(".")
             if package:  # a module is an attribute of its package
                 setattr(sys.modules[package], last, sys.modules[name])
 
 
-def _not_started(name: str, functions: Sequence[str]) -> ModuleType:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    module, loader = importlib.util.module_from_spec(spec), spec.loader
-
+def _not_started(spec: ModuleSpec, loader: Loader, functions: Sequence[str]) -> ModuleType:
+    module, name = importlib.util.module_from_spec(spec), spec.name
     lock, begun = RLock(), False  # a second thread waits until the first has started it
 
     def attribute(wanted: str) -> Any:

@@ -115,7 +115,8 @@ def test_what_is_put_off_is_there_when_it_is_asked_for() -> None:
     code = """if True:
         import numpy, sys
         from onnxfuse.lazy import UNUSED, put_off
-        put_off(UNUSED)
+        put_off({**UNUSED, "numpy.nothing": ()})
+        assert "numpy.nothing" not in sys.modules
         from numpy import *
         assert "numpy.ma.core" not in sys.modules
         from numpy.testing import assert_array_equal
