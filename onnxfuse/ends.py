@@ -9,17 +9,22 @@ On Fashion-MNIST's own range drawn images are a fifteenth as far off as without 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from .calibdata import Batches
 from .channels import Channels
+from .errors import Unsound, one_line
 from .folding import Folded
 from .heldout import a_few
 from .levels import Recorded, recorded
 from .moments import statistics
-from .walk import Walk
+from .picking import with_outputs
+from .providers import provider_list
+from .sessions import session
+from .standin import in_float32
+from .walk import Chunks
 
 Ends = tuple[float, float]
 NONE: Ends = (-math.inf, math.inf)
@@ -46,12 +51,17 @@ def ended(
         batches: synthetic samples.
         images: inputs.
         macs: multiply-accumulates of one sample; a network that takes many is not tried.
+
+    Raises:
+        Unsound: onnxruntime cannot run the model on them.
     """
-    count, norms = int(WORK / (len(ENDS) + 1) / max(macs, 1)), list(recorded(channels, folded))
+    count = int(WORK / (len(ENDS) + 1) / max(macs, 1))
+    norms = [norm for norm in recorded(channels, folded) if norm.value not in batches[0]]
     if not images or not norms or count < LEAST:
         return batches
     few = a_few(batches, min(count, MOST))
-    off = {ends: _divergence(channels, norms, _cut(ends, few, images)) for ends in (NONE, *ENDS)}
+    divergence = _divergence(channels, norms)
+    off = {ends: divergence(_cut(ends, few, images)) for ends in (NONE, *ENDS)}
     best = min(off, key=off.__getitem__)
     return _cut(best, batches, images) if off[best] < CLEAR * off[NONE] else batches
 
@@ -60,14 +70,29 @@ def _cut(ends: Ends, batches: Batches, images: Collection[str]) -> Batches:
     return [{n: np.clip(v, *ends).astype(v.dtype) if n in images else v for n, v in batch.items()} for batch in batches]
 
 
-def _divergence(channels: Channels, norms: Sequence[Recorded], batches: Batches) -> float:
-    """Mean over channels, and over normalizations then."""
-    walk = Walk(channels.tracker.graph, channels.tracker.probe.stand_in, {}, batches)
-    return float(np.mean([_apart(walk, norm) for norm in norms]))
+def _divergence(channels: Channels, norms: Sequence[Recorded]) -> Callable[[Batches], float]:
+    """Of batches: mean over channels, and over normalizations then. All of these are outputs of one session.
+
+    Raises:
+        Unsound: onnxruntime cannot run the model on such.
+    """
+    names, t = list(dict.fromkeys(norm.value for norm in norms)), channels.tracker
+    part = with_outputs(in_float32(t.graph.model) if t.probe.stand_in else t.graph.model, names)
+    opened = session(part, provider_list("cpu"))
+
+    def of(batches: Batches) -> float:
+        try:
+            runs = [opened.run(names, batch) for batch in batches]
+        except Exception as error:  # onnxruntime has no base class for what it raises
+            raise Unsound(f"onnxruntime cannot run the model on synthetic samples: {one_line(error)}") from error
+        made = dict(zip(names, zip(*runs, strict=True), strict=True))
+        return float(np.mean([_apart(list(made[norm.value]), norm) for norm in norms]))
+
+    return of
 
 
-def _apart(walk: Walk, norm: Recorded) -> float:
-    mean, deviation = statistics(walk.value(norm.value))
+def _apart(chunks: Chunks, norm: Recorded) -> float:
+    mean, deviation = statistics(chunks)
     alive = norm.deviation > 0
     unit = norm.deviation[alive]
     ratio, off = np.maximum(deviation[alive] / unit, FAINT) ** 2, (mean[alive] - norm.mean[alive]) / unit

@@ -13,6 +13,7 @@ from onnxfuse import fuse
 from onnxfuse.bytestreams import PADDING, SIZES
 from onnxfuse.calibdata import Batches
 from onnxfuse.ends import ended
+from onnxfuse.errors import Unsound
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.levels import levelled
@@ -201,6 +202,8 @@ def test_images_end_where_those_of_training_did(ends: tuple[float, float]) -> No
     cut = ended(channels, folded, drawn, {"x"}, 1000)
     assert all(np.array_equal(a["x"], np.clip(b["x"], *ends)) for a, b in zip(cut, drawn, strict=True))
     assert ended(channels, folded, drawn, {"x"}, 10**9) is drawn
+    with pytest.raises(Unsound, match="cannot run the model on synthetic samples"):
+        ended(channels, folded, [{"x": b["x"][:, :2]} for b in drawn], {"x"}, 1000)
     assert ended(channels, folded, drawn, set(), 1000) is drawn
 
 
