@@ -29,8 +29,6 @@ def entry() -> NoReturn:
 def _run() -> int:
     try:
         with uncollected():  # nearly half a second, in which Ctrl-C may come
-            import numpy  # noqa: F401
-
             put_off(UNUSED)
             from .cli import main
         collect_seldom()

@@ -43,7 +43,7 @@ def part_of(module: str, later: Mapping[str, Sequence[str]]) -> ModuleType:
 def put_off(later: Mapping[str, Sequence[str]]) -> None:
     """Let modules start when something of them is needed, as in `part_of`; those that are not installed are not there.
 
-    Their packages are imported.
+    Their packages are imported, since `find_spec` does so.
     """
     for name, functions in later.items():
         spec = None if name in sys.modules else importlib.util.find_spec(name)
