@@ -15,7 +15,7 @@ from .weights import front
 
 def bias_of(graph: Graph, reader: RawSlot) -> str | None:
     """The constant vector that is added to what a reader makes, if it is added everywhere alike and only there."""
-    node = graph.model.graph.node[reader.edge.node]
+    node = graph.protos[reader.edge.node]
     if node.op_type == "Conv" and len(node.input) > 2 and _unpadded(node):
         return graph.own_vector(node.input[2])
     if node.op_type == "Gemm" and len(node.input) > 2:

@@ -89,7 +89,7 @@ def _values(channels: Channels, group: ChannelGroup, role: Role) -> dict[str, tu
     for slot in channels.slots:
         if (
             slot.role is role
-            and slot.edge.node < graph.main
+            and slot.edge.node not in graph.inner
             and np.isin(channels.classes[slot.ids], group.classes).any()
         ):
             node = graph.nodes[slot.edge.node]

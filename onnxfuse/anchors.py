@@ -19,9 +19,9 @@ TINY = 1e-6
 
 def anchors_of(graph: Graph, folded: Sequence[Folded]) -> Iterator[tuple[int, Folded]]:
     """(position, normalization) of the producers that took one over and whose weights are their own."""
-    position = {o: i for i, node in enumerate(graph.model.graph.node) for o in node.output}
+    position = {o: i for i, node in enumerate(graph.protos) for o in node.output}
     for f in folded:
-        node = graph.model.graph.node[position[f.output]]
+        node = graph.protos[position[f.output]]
         if all(len(graph.edges[name]) == 1 for name in node.input[1:3]):
             yield position[f.output], f
 

@@ -17,8 +17,10 @@ import numpy as np
 from .anchors import anchor_norm, anchor_producer, anchors_of, free_norm
 from .calibdata import Batches
 from .channels import Channels, Slot
+from .errors import Unsound
 from .findings import Role
 from .folding import Folded
+from .ids import Ids
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
@@ -28,6 +30,7 @@ from .surgeon import Source, View
 from .tensors import Array
 from .walk import Walk
 
+UNREACHED = "in a branch of If that cannot run on the samples"
 LEAST = 1e-6
 """Of the mean variance of a reader's outputs: below, an output counts as one of this variance."""
 
@@ -46,6 +49,7 @@ class Study:
         parts: what each reader makes, as a share of the variance of the sum it is added to; 1 if to none, and on
             synthetic samples, where variances are not what training data makes them.
         source: what they are measured on.
+        one_sided: If nodes of which all samples take one branch.
         others: synthetic inputs that nothing is measured on, for the result to be compared on.
     """
 
@@ -57,6 +61,7 @@ class Study:
     moments: tuple[Moments, ...]
     parts: tuple[float, ...]
     source: Source
+    one_sided: tuple[str, ...] = ()
     others: Batches = field(default_factory=list)
 
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
@@ -100,25 +105,56 @@ def study(
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
     found, depthwise = readers(channels, patterns), [] if anchored else depthwise_readers(channels, patterns)
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
+    free = (i for i, n in enumerate(graph.protos) if anchored and free_norm(graph, n) and i not in walk.whole)
+    norms = {i: graph.protos[i].input[0] for i in free}
+    missing = _missing(channels, {r.slot.edge.node: r.value for r in (*found, *depthwise)} | norms, batches)
+    left = {r.key: UNREACHED for r in found if r.value in missing}
+    found, depthwise = ([r for r in some if r.value not in missing] for some in (found, depthwise))
+    norms = {i: name for i, name in norms.items() if name not in missing}
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
-    norms = sum(1 for node in graph.model.graph.node if free_norm(graph, node)) if anchored else 0
-    source = _drawn(channels, 2 * (len(anchors) + norms) >= len(found)) if anchored else Source.DATA
+    source = _drawn(channels, 2 * (len(anchors) + len(norms)) >= len(found)) if anchored else Source.DATA
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
     with ThreadPoolExecutor(1) as pool:  # moments of one value are taken while the next one is computed
-        for position, node in enumerate(graph.model.graph.node):
+        for position, node in enumerate(graph.protos):
             for reader in at.get(position, []) if source in wanted else []:
                 moments.append(pool.submit(measure, reader, walk.value(reader.value), source))
                 wait(moments[-2:-1])  # no more than two values are held
             if position in anchors:
                 anchor_producer(graph, twin, walk, node, anchors[position])
-            elif anchored and free_norm(graph, node):
+            elif position in norms:
                 anchor_norm(graph, twin, walk, node)
             if source is Source.DATA and source in wanted:
                 parts.see(walk, node)
     measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
-    return Study(batches, twin, tuple(found), hindered(channels), tuple(depthwise), measured, shares, source)
+    left |= hindered(channels)
+    one_sided = tuple(walk.one_sided(i for i in range(len(graph.protos)) if i not in graph.inner))
+    return Study(batches, twin, tuple(found), left, tuple(depthwise), measured, shares, source, one_sided)
+
+
+def _missing(channels: Channels, values: Mapping[int, str], batches: Batches) -> set[str]:
+    """What nodes in branches of If read, of these nodes' values, that cannot be had: no sample takes the branch, and it
+    does not run on what would reach it, or makes other sizes of that than in the probing run."""
+    t, graph = channels.tracker, channels.tracker.graph
+    inside = [values[i] for i in sorted(values.keys() & graph.inner)]
+    if not inside:
+        return set()
+    walk, found = Walk(graph, t.probe.stand_in, {}, batches[:1]), set[str]()
+    for name in dict.fromkeys(inside):
+        try:
+            value = walk.value(name)[0]
+        except Unsound:
+            found.add(name)
+        else:
+            known = name not in t.ids or _fits(value, t.ids[name])
+            found |= set() if known else {name}
+    return found
+
+
+def _fits(value: Array, ids: Ids) -> bool:
+    """Whether a value has its channels where it had them in the probing run."""
+    return value.ndim == ids.ndim and all(n in (1, size) for n, size in zip(ids.shape, value.shape, strict=True))
 
 
 def _drawn(channels: Channels, pinned: bool) -> Source:

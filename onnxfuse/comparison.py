@@ -108,6 +108,11 @@ def furthest_apart(a: Outputs, b: Outputs) -> float:
     return max((e.relative for e in compare(a, b)), default=0.0)
 
 
+def shares(*arrays: Array) -> bool:
+    """Whether all values are from 0 to 1."""
+    return all(bool(((values >= 0) & (values <= 1)).all()) for values in arrays)
+
+
 def floor_missed(outputs: Sequence[OutputError], min_cosine: float | None, max_error: float | None) -> str | None:
     """By which output, and by how much, a sound result is worse than asked; None if it is not."""
     for output in sorted(outputs, key=lambda o: o.cosine):

@@ -201,7 +201,7 @@ def _finish(
     plan = Plan(settled.recorded(), tuple(prepared.folded), t.graph.clones, tuple(merges), repairs=tuple(repairs))
     notes = rounding_notes(channels, {g: after.get(g, g.channels) for g in channels.groups}, options)
     merged = [g for g, _ in merges]
-    notes += repair_notes(repairs, options, measured, merged) + _selection_notes(merged)
+    notes += repair_notes(model, repairs, options, measured, merged) + _selection_notes(merged)
     notes += _budget_notes(options, merges)
     others = measured.others if measured is not None else []
     return Small(model, *sizes, rows, channels.locked, plan, notes, others=others)

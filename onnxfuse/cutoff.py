@@ -35,8 +35,8 @@ NONE: Limits = (np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
 
 def limits(walk: Walk, value: str) -> Limits:
     """What all readers of a value cut off; infinite if there is one that does not, or if it leaves the graph."""
-    found = [CUTS.get(n.op_type, _nothing)(n, walk) for n in walk.nodes if value in n.input]
-    if not found or any(value == v.name for v in walk.model.graph.output):
+    found = [CUTS.get(n.op_type, _nothing)(n, walk) for n in walk.readers(value)]
+    if not found or value in walk.returned:
         return NONE
     lows, highs = zip(*found, strict=True)
     return np.array(min(lows), np.float32), np.array(max(highs), np.float32)

@@ -15,15 +15,11 @@ import numpy as np
 
 from .calibdata import Batches
 from .channels import Channels
-from .errors import Unsound, one_line
 from .folding import Folded
 from .heldout import a_few
 from .levels import Recorded, recorded
 from .moments import statistics
-from .picking import with_outputs
-from .providers import provider_list
-from .sessions import session
-from .standin import in_float32
+from .upto import up_to
 from .walk import Chunks
 
 Ends = tuple[float, float]
@@ -77,15 +73,10 @@ def _divergence(channels: Channels, norms: Sequence[Recorded]) -> Callable[[Batc
         Unsound: onnxruntime cannot run the model on such.
     """
     names, t = list(dict.fromkeys(norm.value for norm in norms)), channels.tracker
-    part = with_outputs(in_float32(t.graph.model) if t.probe.stand_in else t.graph.model, names)
-    opened = session(part, provider_list("cpu"))
+    run = up_to(t.graph.model, t.probe.stand_in, names)
 
     def of(batches: Batches) -> float:
-        try:
-            runs = [opened.run(names, batch) for batch in batches]
-        except Exception as error:  # onnxruntime has no base class for what it raises
-            raise Unsound(f"onnxruntime cannot run the model on synthetic samples: {one_line(error)}") from error
-        made = dict(zip(names, zip(*runs, strict=True), strict=True))
+        made = dict(zip(names, zip(*map(run, batches), strict=True), strict=True))
         return float(np.mean([_apart(list(made[norm.value]), norm) for norm in norms]))
 
     return of

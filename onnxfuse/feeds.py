@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
@@ -90,14 +91,20 @@ def suggested(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int
 
 
 def made_up(
-    inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], guess: Guess, seed: int
+    inputs: Sequence[ValueInfoProto],
+    given: Mapping[str, Sequence[int]],
+    guess: Guess,
+    seed: int,
+    chosen: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Array]:
-    """A feed for every input, with guessed sizes in dimensions that neither the model nor the user has settled."""
+    """A feed for every input, with guessed sizes in dimensions that neither the model nor the user has settled, and the
+    `chosen` numbers where an input is a single one."""
     rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, guess.batch), {}
     for value in inputs:
         dims, axes = value.type.tensor_type.shape.dim, free_axes(value)
         shape = [named.get(d.dim_param, guess.of(axes, i)) if i in axes else d.dim_value for i, d in enumerate(dims)]
-        feeds[value.name] = _make_input(value, tuple(given.get(value.name, shape)), rng)
+        made = _make_input(value, tuple(given.get(value.name, shape)), rng)
+        feeds[value.name] = np.full_like(made, chosen[value.name]) if made.size == 1 and value.name in chosen else made
     return feeds
 
 

@@ -33,7 +33,7 @@ class RawSlot:
         axes: axes of the constant viewed with its axis 0 split into (`split`, −1) when `split` > 1.
         ids: the ids of the positions, flattened over `axes`.
         data: (input, axis) of the same node on which a consuming slot's channels arrive, one for each position;
-            None if they cannot be told apart there, or the node is in a branch of If.
+            None if they cannot be told apart there.
     """
 
     edge: Edge

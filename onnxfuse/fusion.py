@@ -159,11 +159,11 @@ def _mixed(shares: Sequence[Share], name: str, twins: bool) -> Array:
 def _norm(shares: Sequence[Share], folded: Folded) -> Norm | None:
     """The average of the normalizations that the parents had at one place; None if one of them had none."""
     first = shares[0].parent
-    position = next(i for i, n in enumerate(first.graph.model.graph.node) if folded.output in n.output)
-    node = first.graph.model.graph.node[position]
+    position = next(i for i, n in enumerate(first.graph.protos) if folded.output in n.output)
+    node = first.graph.protos[position]
     mean, gamma, variance = (np.zeros(len(folded.mean)) for _ in range(3))
     for s in shares:
-        output = s.parent.graph.model.graph.node[position].output[0]
+        output = s.parent.graph.protos[position].output[0]
         own = next((f for f in s.parent.folded if f.output == output), None)
         if own is None or own.norm[3] not in s.parent.unfolded:
             return None

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
-from .protos import Edge, add_initializer, every_constant, free_name, graphs, opset_of, outer_names, redirect, subgraphs
+from .protos import (
+    Edge,
+    add_initializer,
+    every_constant,
+    free_name,
+    graphs,
+    nodes_of,
+    opset_of,
+    outer_names,
+    redirect,
+    subgraphs,
+)  # fmt: skip
 from .tensors import Array, values_of
 
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
@@ -43,9 +55,9 @@ class Graph:
 
     Attributes:
         model: the proto behind the view.
-        nodes: graphsurgeon's nodes, in the model's (topological) order, those of branches after the main graph's.
+        nodes: graphsurgeon's nodes, in the order in which they run: those of branches before the If that holds them.
         protos: the same nodes in `model`; edits go there.
-        main: how many of them are the main graph's.
+        inner: numbers of the nodes that are in branches.
         constants: name → TensorProto, initializers and Constant nodes alike.
         edges: name → its uses.
         clones: name of a copy → the constant it copies.
@@ -59,20 +71,22 @@ class Graph:
         self.model, self.held, self.dynamic = model, held or {}, dynamic
         gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
         self.nodes: list[Node] = list(_with_branches(gs.import_onnx(model)))
-        self.protos = [node for graph in graphs(model) for node in graph.node]
-        self.main = len(model.graph.node)
+        self.protos = list(nodes_of(model.graph))
+        homes = _homes(model.graph)
+        self.inner = frozenset(i for i, home in enumerate(homes) if home)
         self.constants = every_constant(model)
-        self.edges = self._uses()
+        self.edges = self._uses(homes)
         self.clones: dict[str, str] = {}
         self.opset = opset_of(model) or 1
 
-    def _uses(self) -> dict[str, list[Edge]]:
-        """Name → its uses. Of what the main graph computes those in a branch count as uses elsewhere."""
+    def _uses(self, homes: Sequence[int]) -> dict[str, list[Edge]]:
+        """Name → its uses. Of what one graph computes those in another one, a branch of it, count as uses elsewhere."""
         edges: dict[str, list[Edge]] = defaultdict(list)
+        made = {name: home for node, home in zip(self.protos, homes, strict=True) for name in node.output}
         for i, node in enumerate(self.protos):
             for k, name in enumerate(node.input):
                 if name:
-                    known = i < self.main or name in self.constants
+                    known = name in self.constants or made.get(name, 0) == homes[i]
                     edges[name].append(Edge(i, k) if known else Edge(-1, 0))
             for inner in subgraphs(node) if node.op_type != "If" else ():
                 for name in set(outer_names(inner)):
@@ -91,7 +105,7 @@ class Graph:
         return name if tensor is not None and len(tensor.dims) == 1 and len(self.edges[name]) == 1 else None
 
     def added(self, value: str, rounded: bool = False) -> tuple[str, str] | None:
-        """(other, sum) of the Add that alone reads a value of the main graph; None if something else does.
+        """(other, sum) of the Add that alone reads a value; None if something else does, or one in a branch.
 
         Or that reads what the value is `rounded` to, by QuantizeLinear and DequantizeLinear with one scale.
         """
@@ -139,13 +153,23 @@ class Graph:
 
 
 def _with_branches(graph: gs.Graph) -> Iterator[Node]:
-    """The nodes of a graph, and after them those of the branches of its If nodes, in the order of `graphs`."""
-    yield from graph.nodes
-    yield from _branch_nodes(graph)
-
-
-def _branch_nodes(graph: gs.Graph) -> Iterator[Node]:
+    """The nodes of a graph and of the branches of its If nodes, in the order of `nodes_of`."""
     for node in graph.nodes:
-        if node.op == "If":
-            for branch in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+        for branch in node.attrs.values() if node.op == "If" else ():
+            if isinstance(branch, gs.Graph):
                 yield from _with_branches(branch)
+        yield node
+
+
+def _homes(graph: GraphProto) -> list[int]:
+    """For each node of `nodes_of` the number of the graph that it is in: 0 for the main one, others for branches."""
+    found, numbers = list[int](), itertools.count(1)
+
+    def walk(graph: GraphProto, home: int) -> None:
+        for node in graph.node:
+            for branch in subgraphs(node) if node.op_type == "If" else ():
+                walk(branch, next(numbers))
+            found.append(home)
+
+    walk(graph, 0)
+    return found

@@ -38,7 +38,7 @@ def joins(channels: Channels, order: Sequence[Reader]) -> dict[Reader, Join]:
     """
     graph, shapes = channels.tracker.graph, channels.tracker.probe.shapes
     changing, found = {r.slot.edge.node for r in order}, dict[Reader, Join]()
-    makers = {name: i for i, node in enumerate(graph.protos[: graph.main]) for name in node.output}
+    makers = {name: i for i, node in enumerate(graph.protos) for name in node.output}
     for reader in order:
         added, node = graph.added(reader.made), graph.protos[reader.slot.edge.node]
         if added is None or node.op_type != "Conv" or not reader.bias or added[0] in graph.constants:

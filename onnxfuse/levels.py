@@ -62,13 +62,13 @@ def _at(level: float, batches: Batches, sounds: Collection[str]) -> Batches:
 
 
 def recorded(channels: Channels, folded: Sequence[Folded]) -> Iterator[Recorded]:
-    """What every BatchNormalization holds, in graph order."""
+    """What every BatchNormalization of the main graph holds, in graph order."""
     graph = channels.tracker.graph
     taken = {position: Recorded(f.output, f.mean, f.deviation) for position, f in anchors_of(graph, folded)}
-    for position, node in enumerate(graph.model.graph.node):
+    for position, node in enumerate(graph.protos):
         if position in taken:
             yield taken[position]
-        elif free_norm(graph, node):
+        elif position not in graph.inner and free_norm(graph, node):
             yield Recorded(node.input[0], graph.array(node.input[3]), np.sqrt(graph.array(node.input[4])))
 
 

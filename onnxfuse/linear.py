@@ -29,7 +29,7 @@ def linear(channels: Channels) -> set[ChannelGroup]:
     t = channels.tracker
     biases = {s.tensor for g in channels.groups for s in g.slots if s.role is Role.SHIFT}
     bent: set[int] = set()
-    for node in t.graph.model.graph.node:
+    for node in t.graph.protos:
         if not _is_linear(t.graph, node, biases):
             values = [t.ids[name] for name in (*node.input, *node.output) if name in t.ids]
             bent.update(c for ids in values for c in np.unique(channels.classes[ids]).tolist())

@@ -6,11 +6,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from onnx import ModelProto
+
 from .calibdata import Batches
 from .calibrate import Study, study
+from .carryover import carried_over
 from .channels import ChannelGroup, Channels
 from .ends import ended
 from .errors import Unsound
+from .feeds import free_axes
 from .findings import Role
 from .folding import Folded
 from .graph import Graph
@@ -21,8 +25,9 @@ from .options import Options
 from .readers import Key
 from .repair import Repair
 from .samples import others_count, pictures, sample_count, synthetic, waveforms
+from .states import is_state
 from .surgeon import Source
-from .tensors import FLOATS
+from .tensors import FLOATS, Array
 
 PASSING = """Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg QuantizeLinear
 DequantizeLinear""".split()
@@ -30,6 +35,10 @@ DequantizeLinear""".split()
 MATRICES = "Gemm MatMul FusedMatMul Einsum Attention".split()
 """Operators that multiply an input by a matrix."""
 log = logging.getLogger("onnxfuse")
+ONE_SIDED = (
+    "no sample takes the other branch of {}: its weights are refitted to what would reach it, what follows to what the "
+    "one that is taken makes"
+)
 NAMED = 3
 """Weights that a note names."""
 LARGE = 250_000_000
@@ -56,7 +65,7 @@ def dense_first(graph: Graph) -> bool:
     queue = [v.name for v in graph.model.graph.input if v.type.tensor_type.elem_type in FLOATS]
     while queue:
         for edge in graph.edges.get(queue.pop(), []):
-            node = graph.model.graph.node[edge.node] if edge.node >= 0 else None
+            node = graph.protos[edge.node] if edge.node >= 0 else None
             if node is not None and node.op_type in MATRICES:
                 return True
             if node is not None and node.op_type in PASSING:
@@ -92,13 +101,14 @@ def survey(
         look_at(channels, folded, batches)
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
-    macs = size[1] // samples_in(t.probe.inputs)
+    macs = size[1] // _samples_in(t.graph.model, [t.probe.inputs])
     made = synthetic(t.graph.model, t.probe, sample_count(macs), options.seed)
     others = others_count(macs)
     more = synthetic(t.graph.model, t.probe, others, (options.seed, 1)) if others else []
     try:
         level = levelled(channels, folded, [*made, *more], waveforms(t.graph.model))
         level = ended(channels, folded, level, pictures(t.graph.model, t.probe), macs)
+        level = carried_over(t.graph.model, t.probe, level)
         found = study(channels, folded, level[: len(made)], True, options.exclude, wanted)
         return replace(found, others=level[len(made) :])
     except Unsound as error:
@@ -109,18 +119,43 @@ def survey(
 
 
 def repair_notes(
-    repairs: Sequence[Repair], options: Options, measured: Study | None, merged: Sequence[ChannelGroup]
+    model: ModelProto,
+    repairs: Sequence[Repair],
+    options: Options,
+    measured: Study | None,
+    merged: Sequence[ChannelGroup],
 ) -> tuple[str, ...]:
     """What the report says of the repair: on what, and which weights that read the groups `merged` it left out."""
     if measured is None or not options.repairs:
         return ()
-    count = sum(map(samples_in, measured.batches))
+    count = _samples_in(model, measured.batches)
     kind = "synthetic" if options.calib is None else "given"
-    done = (f"repaired {len(repairs)} consumers, on {count} {kind} samples",) if repairs else ()
+    done: tuple[str, ...] = (f"repaired {len(repairs)} consumers, on {count} {kind} samples",) if repairs else ()
+    if repairs and options.calib is None and (sizes := _guessed(model, measured.batches[0], options)):
+        done += (f"sizes that the model leaves open were guessed: {sizes}; give those it is used with",)
+    if repairs and measured.one_sided:
+        done += (ONE_SIDED.format(", ".join(measured.one_sided)),)
     slots = [s for g in merged for s in g.slots if s.role is Role.CONSUMES]
     keys = dict.fromkeys((s.tensor, s.axes, s.split) for s in slots)
     left = {key: measured.hindered[key] for key in keys if key in measured.hindered}
     return done + _left_notes(left, len(repairs) + len(left))
+
+
+def _samples_in(model: ModelProto, batches: Sequence[Mapping[str, Array]]) -> int:
+    """How many samples runs have; of a state the first axis may count its layers."""
+    drawn = [name for name in batches[0] if not is_state(model, name)]
+    return sum(samples_in({name: batch[name] for name in drawn or batch}) for batch in batches)
+
+
+def _guessed(model: ModelProto, batch: Mapping[str, Array], options: Options) -> str:
+    """The sizes behind the batch that neither the model nor the user gave, as options; '' if there are none."""
+    found = []
+    for value in (v for v in model.graph.input if v.name in batch and v.name not in (options.input_shapes or {})):
+        axes = [i for i in free_axes(value) if i > 0]
+        if axes and value.type.tensor_type.elem_type in FLOATS and not is_state(model, value.name):
+            sizes = (1 if i == 0 else n for i, n in enumerate(batch[value.name].shape))
+            found.append(f"--input-shape {value.name}:{','.join(map(str, sizes))}")
+    return " ".join(found)
 
 
 def _left_notes(left: Mapping[Key, str], count: int) -> tuple[str, ...]:

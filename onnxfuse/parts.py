@@ -21,7 +21,7 @@ class Parts:
 
     def __init__(self, graph: Graph, readers: Sequence[Reader]) -> None:
         self.sums = {r.made: added[1] for r in readers if r.made and (added := graph.added(r.made)) is not None}
-        axes = {r.made: made_axis(graph.model.graph.node[r.slot.edge.node]) for r in readers if r.made in self.sums}
+        axes = {r.made: made_axis(graph.protos[r.slot.edge.node]) for r in readers if r.made in self.sums}
         self.axes = axes | {self.sums[name]: axis for name, axis in axes.items()}
         self.varies: dict[str, float] = {}
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from .protos import outer_names, subgraphs
+from .protos import nodes_of, outer_names, subgraphs
 from .tensors import Array
 
 PICKING = frozenset(("Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"))
@@ -37,7 +37,7 @@ def picks(node: NodeProto) -> bool:
 def behind_picks(graph: GraphProto) -> set[str]:
     """Values that depend on what such a node makes."""
     found: set[str] = set()
-    for node in graph.node:
+    for node in nodes_of(graph):
         if picks(node) or not found.isdisjoint(reads(node)):
             found.update(name for name in node.output if name)
     return found

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from . import files
 from .attempt import Finished, Setting, attempt
 from .calibdata import Samples, calibration
+from .carryover import carried_over
 from .chance import drawn
 from .checks import check_options
 from .compress import Progress, Studies
@@ -131,11 +132,13 @@ def fuse_with(
 def _samples(
     original: ModelProto, reference: Probe, providers: Sequence[str], options: Options, tell: Progress
 ) -> Samples | None:
-    """The user's samples as the model takes them, if there are any."""
+    """The user's samples as the model takes them, if there are any, from states that occur."""
     if options.calib is None:
         return None
     tell("read the calibration data", 0, 1)
-    return calibration(options.calib, options.calib_preprocess, original, reference, providers, hold_out=True)
+    found = calibration(options.calib, options.calib_preprocess, original, reference, providers, hold_out=True)
+    batches = carried_over(original, reference, [*found.fitted, *found.held])
+    return Samples(batches[: len(found.fitted)], batches[len(found.fitted) :])
 
 
 def _judge(

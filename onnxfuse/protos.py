@@ -94,6 +94,15 @@ def graphs(model: ModelProto) -> Iterator[GraphProto]:
     yield from branches(model.graph)
 
 
+def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph, and of the branches of its If nodes, in the order in which they run: a branch's before the
+    If that holds it."""
+    for node in graph.node:
+        for branch in subgraphs(node) if node.op_type == "If" else ():
+            yield from nodes_of(branch)
+        yield node
+
+
 def opset_of(model: ModelProto) -> int:
     """Of the standard's operators; 0 if the model imports none."""
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)

@@ -66,7 +66,7 @@ def readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) -> list[Read
     picked = behind_picks(graph.model.graph)
     for s in channels.slots:
         if s.role is Role.CONSUMES and s.data and not _hindrance(channels, s, picked):
-            node, layout = graph.model.graph.node[s.edge.node], _layout(channels.classes[s.ids], s.split)
+            node, layout = graph.protos[s.edge.node], _layout(channels.classes[s.ids], s.split)
             if any(p.search(proto_label(node)) for p in exclude):
                 continue
             dims, value = graph.constants[s.tensor].dims, node.input[s.data[0]]
@@ -92,7 +92,7 @@ def _hindrance(channels: Channels, slot: RawSlot, picked: set[str]) -> str:
     if graph.constants[slot.tensor].data_type not in FLOATS:
         return "weights that are no floats"
     if slot.data is None:
-        return "in a branch of If" if slot.edge.node >= graph.main else "no axis has just the channels that they read"
+        return "no axis has just the channels that they read"
     if len(_layout(channels.classes[slot.ids], slot.split)) > WIDEST:
         return f"more than {WIDEST} channels"
     value = graph.protos[slot.edge.node].input[slot.data[0]]
@@ -111,7 +111,7 @@ def depthwise_readers(channels: Channels, exclude: Sequence[re.Pattern[str]]) ->
     for slot in channels.slots:
         tensor, node = graph.constants[slot.tensor], graph.protos[slot.edge.node]
         own = len(graph.edges[slot.tensor]) == 1 and tensor.data_type in FLOATS
-        if not own or not 0 <= slot.edge.node < graph.main:  # nodes of branches are no part of a walk
+        if not own or slot.edge.node < 0:
             continue
         if slot.role is not Role.SCALE or node.op_type != "Conv" or node.input[1] != slot.tensor:
             continue

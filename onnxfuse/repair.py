@@ -266,7 +266,7 @@ def _is_restored(reader: Reader) -> bool:
 
 def _is_carried(value: str, walk: Walk) -> bool:
     """Whether all that reads a value passes small ones on like large ones, or nothing does."""
-    return all(node.op_type in CARRYING for node in walk.nodes if value in node.input)
+    return all(node.op_type in CARRYING for node in walk.readers(value))
 
 
 def _restore(

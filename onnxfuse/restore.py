@@ -52,7 +52,7 @@ class Maker:
 
 def makers(graph: Graph) -> Iterator[Maker]:
     """In graph order."""
-    for i, node in enumerate(graph.model.graph.node):
+    for i, node in ((i, node) for i, node in enumerate(graph.protos) if i not in graph.inner):
         if node.op_type in (*FOLDABLE, "BatchNormalization") and len(node.input) > 2:
             if not is_scaled(node) and _own(graph, node.input[1]) and _own_vector(graph, node.input[2]):
                 yield Maker(i, node.input[1], node.input[2], 1, False)
@@ -114,7 +114,7 @@ def restore(
     for maker in makers(first.graph):
         wanted = [_carried(s, w, maker) for s, w in zip(shares, walks, strict=True)]
         mean, deviation = (sum(s.weight * v[i] for s, v in zip(shares, wanted, strict=True)) for i in (0, 1))
-        node = first.graph.model.graph.node[maker.position]
+        node = first.graph.protos[maker.position]
         chunks = after.value(node.output[0])
         is_mean, is_deviation = statistics(chunks, maker.axis)
         alive = is_deviation > SILENT * deviation
@@ -129,7 +129,7 @@ def restore(
 
 def _carried(share: Share, walk: Walk, maker: Maker) -> tuple[Vector, Vector]:
     """Mean and deviation of what a parent makes there, in the first's order."""
-    output = share.parent.graph.model.graph.node[maker.position].output[0]
+    output = share.parent.graph.protos[maker.position].output[0]
     mean, deviation = statistics(walk.value(output), maker.axis)
     return share.carried(maker.bias, mean), share.carried(maker.bias, deviation)
 

@@ -223,12 +223,17 @@ def _renumber(channels: Channels, kept: Mask, pick: Pick) -> None:
 
 
 def _drop_stale_shapes(channels: Channels, kept: Mask) -> None:
-    """Drop recorded shapes of values that have another one now."""
+    """Drop recorded shapes of values that have another one now; what branches return keeps one, brought up to date."""
     for graph in graphs(channels.tracker.graph.model):
         for i in reversed(range(len(graph.value_info))):
             name = graph.value_info[i].name
             if shrunk_shape(channels, kept, name) != channels.tracker.shape(name):
                 del graph.value_info[i]
+        for value in graph.output:
+            sizes = zip(shrunk_shape(channels, kept, value.name), channels.tracker.shape(value.name), strict=True)
+            for dim, (new, old) in zip(value.type.tensor_type.shape.dim, sizes, strict=False):
+                if new != old:
+                    dim.dim_value = new
 
 
 def record_constants(model: ModelProto) -> None:

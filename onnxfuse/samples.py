@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 from .bytestreams import BYTES, stream
 from .calibdata import Batches
 from .probe import Probe
-from .protos import constant_tensors
+from .protos import every_constant
 from .states import batch_is_open, is_state, readers_of
 from .tensors import Array, values_of
 
@@ -81,7 +81,7 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
 
 def _vocabulary(model: ModelProto, name: str) -> int | None:
     """Rows of the constant that an input indexes, or the length of its one-hot code."""
-    constants = constant_tensors(model.graph)
+    constants = every_constant(model)
     sizes = []
     for node, slot in readers_of(model, name):
         other = constants.get(node.input[1 - slot]) if len(node.input) > 1 and slot < 2 else None
@@ -101,13 +101,17 @@ def _is_code(values: Array) -> bool:
 
 def waveforms(model: ModelProto) -> set[str]:
     """Inputs of one channel that a convolution reads along one axis: sound as it was recorded."""
-    constants = constant_tensors(model.graph)
+    constants = every_constant(model)
     weights = {
         value.name: [constants[n.input[1]].dims for n, slot in readers_of(model, value.name)
                      if n.op_type == "Conv" and slot == 0 and n.input[1] in constants]
         for value in model.graph.input
     }  # fmt: skip
     return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
+
+
+def _along_one_axis(dims: Sequence[int]) -> bool:
+    return dims[1] == 1 and sum(size > 1 for size in dims[2:]) == 1
 
 
 def pictures(model: ModelProto, probe: Probe) -> set[str]:
@@ -121,10 +125,6 @@ def all_sound(model: ModelProto, probe: Probe) -> bool:
     """Whether every input of real numbers that is drawn is sound."""
     drawn = {n for n, p in probe.inputs.items() if p.dtype in FLOATING and not is_state(model, n)}
     return bool(drawn) and drawn <= waveforms(model)
-
-
-def _along_one_axis(dims: Sequence[int]) -> bool:
-    return dims[1] == 1 and sum(size > 1 for size in dims[2:]) == 1
 
 
 def _sample(

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .protos import add_initializer, attribute, constant_tensors, consumers, free_name, opset_of
+from .protos import add_initializer, attribute, consumers, every_constant, free_name, graphs, nodes_of, opset_of
 from .sessions import skeleton_of
 from .tensors import Array
 
@@ -38,18 +38,30 @@ PRODUCT = "FusedMatMul"
 
 def asks_for_sizes(model: ModelProto) -> bool:
     """Whether a Shape node does."""
-    return any(node.op_type == "Shape" for node in model.graph.node)
+    return any(node.op_type == "Shape" for node in nodes_of(model.graph))
 
 
 def fold_sizes(model: ModelProto, known: Mapping[str, Sizes]) -> bool:
-    """Make initializers of all that Shape nodes tell of known sizes; whether there was anything."""
+    """Make initializers of all that Shape nodes tell of known sizes, in branches of If, too; whether there was any."""
     if not known:
         return False
-    graph = model.graph
-    uses, outputs = consumers(graph), {o.name for o in graph.output}
-    constants = {name: tensor for name, tensor in constant_tensors(graph).items() if len(tensor.dims) < 2}
+    constants = {name: tensor for name, tensor in every_constant(model).items() if len(tensor.dims) < 2}
+    taken = {name for node in nodes_of(model.graph) for name in (*node.input, *node.output)}
     vectors: dict[str, Sizes] = {}
-    taken = {*uses, *(name for node in graph.node for name in node.output)}
+    folded = [_fold_in(graph, model, known, constants, vectors, taken) for graph in graphs(model)]
+    return any(folded)
+
+
+def _fold_in(
+    graph: GraphProto,
+    model: ModelProto,
+    known: Mapping[str, Sizes],
+    constants: Mapping[str, TensorProto],
+    vectors: dict[str, Sizes],
+    taken: set[str],
+) -> bool:
+    """`fold_sizes` of one of the model's graphs; `vectors` are the sizes that its nodes, and those around it, hold."""
+    uses, outputs = consumers(graph), {o.name for o in graph.output}
     gone, folded = [], 0
     for i, node in enumerate(graph.node):
         made = dict(enumerate(_sizes(node, known, vectors, constants)))

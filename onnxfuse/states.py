@@ -1,34 +1,73 @@
-"""Which inputs of a model are states of recurrent operators, and whether its samples are steps of one sequence."""
+"""What a graph tells of its inputs: which are states, whether samples are steps of one sequence, which numbers choose
+between branches."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from .protos import consumers
+from .protos import every_constant, nodes_of, subgraphs
+from .tensors import values_of
 
 STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """Inputs of recurrent operators that are states before the first step."""
+INTEGERS = (TensorProto.INT64, TensorProto.INT32)
+REAL = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 MOVING = "Cast Identity Expand Reshape Unsqueeze Squeeze Transpose Slice Split Gather Pad".split()
 """Operators through which an input is followed to what reads it."""
 
 
 def readers_of(model: ModelProto, name: str) -> Iterator[tuple[NodeProto, int]]:
-    """(node, which input of it) for what reads an input as it is, or moved about."""
-    uses, queue, seen = consumers(model.graph), [name], {name}
+    """(node, which input of it) for what reads an input as it is, or moved about, in branches of If, too."""
+    uses: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+    returned = dict[str, str]()
+    for node in nodes_of(model.graph):
+        for slot, read in enumerate(node.input):
+            uses[read].append((node, slot))
+        for branch in subgraphs(node) if node.op_type == "If" else ():
+            returned |= {value.name: made for value, made in zip(branch.output, node.output, strict=True)}
+    queue, seen = [name], {name}
     while queue:
-        for edge in [e for e in uses.get(queue.pop(), []) if e.node >= 0]:
-            node = model.graph.node[edge.node]
-            yield node, edge.slot
-            if node.op_type in MOVING and edge.slot == 0:
-                queue += set(node.output) - seen
-                seen |= set(node.output)
+        moved = {returned[at]} if (at := queue.pop()) in returned else set()
+        for node, slot in uses[at]:
+            yield node, slot
+            moved |= set(node.output) if node.op_type in MOVING and slot == 0 else set()
+        queue += moved - seen
+        seen |= moved
+
+
+def compared_with(model: ModelProto) -> dict[str, int]:
+    """Input → the first single integer that it is compared with, as a sampling rate by which a branch is chosen."""
+    constants, found = every_constant(model), dict[str, int]()
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        single = kind.elem_type in INTEGERS and kind.HasField("shape") and all(d.dim_value == 1 for d in kind.shape.dim)
+        for node, slot in readers_of(model, value.name) if single and value.name not in constants else ():
+            other = constants.get(node.input[1 - slot]) if node.op_type == "Equal" else None
+            if other is not None and math.prod(other.dims) == 1:
+                found.setdefault(value.name, int(values_of(other).item()))
+    return found
 
 
 def is_state(model: ModelProto, name: str) -> bool:
-    """Whether an input is the state in which a recurrent operator starts."""
-    return any(slot in STATES.get(node.op_type, ()) for node, slot in readers_of(model, name))
+    """Whether an input is the state in which a recurrent operator starts, or one by its name."""
+    recurrent = any(slot in STATES.get(node.op_type, ()) for node, slot in readers_of(model, name))
+    return recurrent or _comes_back(model, name)
+
+
+def _comes_back(model: ModelProto, name: str) -> bool:
+    """Whether an output has an input's type and as many axes, and a name that begins with the input's, as `state` and
+    `stateN`; no image's, nor that of a model's only real numbers."""
+    inputs = {v.name: v.type.tensor_type for v in model.graph.input}
+    real = [n for n, kind in inputs.items() if kind.elem_type in REAL and n not in every_constant(model)]
+    rank = len(inputs[name].shape.dim)
+    if name not in real or len(real) < 2 or rank in (0, 4):
+        return False
+    same = (o for o in model.graph.output if o.type.tensor_type.elem_type == inputs[name].elem_type)
+    return any(o.name.startswith(name) and len(o.type.tensor_type.shape.dim) == rank for o in same)
 
 
 def batch_is_open(value: ValueInfoProto) -> bool:

@@ -55,7 +55,7 @@ def constants(
         owner |= {int(group.classes[i]): (group, int(i)) for i in numbers}
     wanted = np.array(list(owner), np.int64)
     readers = [r for r in channels.slots if r.role is Role.CONSUMES and np.isin(channels.classes[r.ids], wanted).any()]
-    seen = {_seen(channels, r) for r in readers if r.data}
+    seen = {place[0] for r in readers if (place := _seen(channels, r))}
     seen.update(name for v in met if _keeps(channels, v) for name in v.values)
     values = _values(channels, candidates, seen, reference, providers) if readers else {}
     # what varies by something foreign and is read by nobody is dead all the same
@@ -91,7 +91,7 @@ def _largest(rows: Sequence[Array]) -> Array:
 
 def _keeps(channels: Channels, verdict: Verdict) -> bool:
     """Whether a node leaves zeros what they are, whatever meets them, in a place where they can be seen."""
-    seen = verdict.node < channels.tracker.graph.main
+    seen = verdict.node not in channels.tracker.graph.inner
     return verdict.conduct is Conduct.HOMOGENEOUS and bool(verdict.values) and seen
 
 
@@ -133,21 +133,24 @@ def _values(
     return dict(zip(names, session(runs, providers).run(names, dict(reference.inputs)), strict=True))
 
 
-def _seen(channels: Channels, reader: RawSlot) -> str:
-    """The value that a reader reads."""
-    assert reader.data is not None
-    return str(channels.tracker.graph.model.graph.node[reader.edge.node].input[reader.data[0]])
+def _seen(channels: Channels, reader: RawSlot) -> tuple[str, int] | None:
+    """The value that a reader reads, and the axis; None if a run cannot tell, as it cannot of branches of If."""
+    graph = channels.tracker.graph
+    if reader.data is None or reader.edge.node in graph.inner:
+        return None
+    return str(graph.protos[reader.edge.node].input[reader.data[0]]), reader.data[1]
 
 
 def _effects(channels: Channels, reader: RawSlot, values: Values, positions: Ids) -> Iterator[list[Effect]]:
     """For each of these positions of a reader what its constant does to the biases; nothing if it is negligible."""
-    if reader.data is None:
+    place = _seen(channels, reader)
+    if place is None:
         for _ in positions:
             yield [None]
         return
-    graph = channels.tracker.graph
+    graph, (name, axis) = channels.tracker.graph, place
     read, bias = columns(graph, reader), bias_of(graph, reader)
-    seen = np.moveaxis(values[_seen(channels, reader)], reader.data[1], -1).reshape(-1, len(read)).astype(np.float64)
+    seen = np.moveaxis(values[name], axis, -1).reshape(-1, len(read)).astype(np.float64)
     size = np.linalg.norm(read.reshape(len(read), -1), axis=1)
     least = TINY * (np.sqrt((seen**2).mean(axis=0)) * size).max()
     for p in positions:

@@ -213,6 +213,11 @@ def _product(node: Node, data: Numbers, axes: Numbers | None = None) -> Numbers:
     return np.array([total] if node.attrs.get("keepdims", 1) else total, dtype=object)
 
 
+def _count(node: Node, data: Numbers) -> Numbers:
+    """Of sizes the rank, which no removal changes."""
+    return np.array(constant(data.size), dtype=object)
+
+
 def _same(node: Node, data: Numbers, *_: Numbers) -> Numbers:
     return data
 
@@ -234,6 +239,7 @@ TABLE: Mapping[str, Callable[..., Numbers | list[Numbers]]] = {
     "ReduceProd": _product,
     "Cast": _cast,
     "Identity": _same,
+    "Size": _count,
 }
 """Operator → function of (node, input arrays) for shape arithmetic that moves numbers about."""
 

@@ -76,7 +76,7 @@ def _places(channels: Channels, group: ChannelGroup) -> dict[str, Place]:
     """What weights make of the group, and what they read of it: value → where."""
     graph, found = channels.tracker.graph, {}
     for slot in channels.slots:
-        in_branch = slot.edge.node >= graph.main  # what a branch computes is no output
+        in_branch = slot.edge.node in graph.inner  # what a branch computes is no output
         if not in_branch and np.isin(channels.classes[slot.ids], group.classes).any():
             node = graph.nodes[slot.edge.node]
             values = {Role.PRODUCES: node.outputs[:1], Role.SCALE: node.outputs[:1]}.get(slot.role, node.inputs)

@@ -16,7 +16,7 @@ from .tracker import Permit, Tracker
 
 
 def track(graph: Graph, probe: Probe, exclude: Sequence[str] = (), permit: Permit | None = None) -> Tracker:
-    """Execute every node of `graph` on channel ids: those of the main graph first, then those of branches of If."""
+    """Execute every node of `graph` on channel ids, those in branches of If before it."""
     t = Tracker(graph, probe, permit or Permit())
     patterns = [re.compile(p) for p in exclude]
     for name, value in probe.inputs.items():
@@ -30,7 +30,7 @@ def track(graph: Graph, probe: Probe, exclude: Sequence[str] = (), permit: Permi
     t.node_label = "the graph's outputs"
     _lock_outputs(t, graph.model.graph, "a graph output")
     for branch in branches(graph.model.graph):
-        _lock_outputs(t, branch, "an output of If")
+        _lock_counts(t, branch, "an output of If")
     return t
 
 
@@ -38,6 +38,11 @@ def _lock_outputs(t: Tracker, graph: GraphProto, what: str) -> None:
     for output in graph.output:
         if output.name in t.ids:
             t.lock(t.ids[output.name], f"feeds {what}")
+    _lock_counts(t, graph, what)
+
+
+def _lock_counts(t: Tracker, graph: GraphProto, what: str) -> None:
+    for output in graph.output:
         if output.name in t.numbers:
             t.lock_dims(dims_of(t.numbers[output.name]), f"their count is {what}")
 
@@ -45,7 +50,7 @@ def _lock_outputs(t: Tracker, graph: GraphProto, what: str) -> None:
 def _run_node(t: Tracker, node: Node) -> None:
     if node.op == "Constant" and node.domain in (None, "", "ai.onnx"):
         return
-    if node.op == "Shape":
+    if node.op == "Shape" and (node.inputs[0].name in t.probe.shapes or t.is_constant(node, 0)):
         t.numbers[node.outputs[0].name] = _shape_numbers(t, node)
     elif not _run_symbolic(t, node):
         _run_rule(t, node)
@@ -86,16 +91,16 @@ def _run_rule(t: Tracker, node: Node) -> None:
     known = all(i.name in t.graph.constants or i.name in t.probe.shapes for i in node.inputs if i.name)
     known &= all(o.name in t.probe.shapes for o in node.outputs if o.name)
     rule = rule_for(node)
-    (rule if known or rule is unknown else unseen)(node, t)
+    (rule if known or rule is unknown or node.op == "If" else unseen)(node, t)
     for i in node.inputs:
         if i.name in t.numbers and i.name not in t.used_numbers:
             t.lock_dims(dims_of(t.numbers[i.name]), f"their count enters {node.op} as a number")
 
 
 def _lock_captured(t: Tracker, position: int) -> None:
-    """Values that a subgraph takes from outside stay as they are."""
+    """Values that a subgraph takes from outside stay as they are, but for those of If, whose nodes are tracked."""
     proto = t.graph.protos[position]
-    for inner in subgraphs(proto):
+    for inner in subgraphs(proto) if proto.op_type != "If" else ():
         for name in set(outer_names(inner)) & t.ids.keys():
             t.lock(t.ids[name], f"enters the body of {proto.op_type}")
         for name in set(outer_names(inner)) & t.numbers.keys():

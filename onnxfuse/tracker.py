@@ -195,7 +195,6 @@ class Tracker:
         """Say that positions along `axes` of constant input `i` are channels (that arrive at `data`: see RawSlot)."""
         if ids.any():
             name, edge = self.name(node, i), Edge(self.position, i)
-            data = data if self.position < self.graph.main else None  # what a branch computes is never measured
             self.slots.append(RawSlot(edge, name, tuple(axes), split, np.ascontiguousarray(ids).ravel(), role, data))
 
     # --- numbers ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from .comparison import Comparison, OutputError, Outputs, compare, floor_missed
+from .comparison import Comparison, OutputError, Outputs, compare, floor_missed, shares
 from .defined import UNDEFINED, check_defined, is_real
 from .errors import Unsound, VerificationFailed, one_line
 from .fidelity import comparable
@@ -25,7 +25,6 @@ from .probe import Probe
 from .quantized import rounds
 from .runs import Runs, agreements_elsewhere, many_weights, own_agreements, run, run_both, with_given_picks
 from .standin import in_float32
-from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
 SCALE, MEAN = 2.0, 1.0
@@ -171,8 +170,8 @@ def _refuse_apart(runs: Runs, own: Iterable[float], others: Iterable[float], agr
 def _refuse_exploded(result: Comparison, runs: Runs) -> None:
     """Shares of 1, as a Sigmoid makes them, cannot explode: the smallest may become many times as large."""
     for output in result.outputs:
-        shares = all(_shares(of[output.name]) for of in (runs.original, runs.plain))
-        if math.isfinite(output.relative) and output.relative > FAR and not shares:
+        bounded = shares(runs.original[output.name], runs.plain[output.name])
+        if math.isfinite(output.relative) and output.relative > FAR and not bounded:
             raise Unsound(f"output {output.name!r} is {output.relative:.2g} times as far off as zeros would be")
 
 
@@ -182,10 +181,6 @@ def _refuse_undefined(result: Comparison, runs: Runs) -> None:
         a, b = runs.original[output.name], runs.plain[output.name]
         if a.shape == b.shape and not np.isfinite(a).all() and math.isnan(output.cosine):
             raise Unsound(UNDEFINED.format(output.name, " at some places, and the result at others"))
-
-
-def _shares(values: Array) -> bool:
-    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def check(model: Path | ModelProto) -> None:

@@ -497,6 +497,17 @@ def test_a_score_that_saturates_may_be_made_of_roundings(monkeypatch: pytest.Mon
         verify(model, reference, provider_list("cpu"), None, None, lambda: model)
 
 
+def test_a_share_is_not_made_of_roundings_however_small_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Sigmoid is computed to 1e-7 of its range."""
+    model, reference = build("residual"), probe(build("residual"), provider_list("cpu"), seed=0)
+    quiet = replace(reference, outputs={n: np.full_like(a, 1e-2) for n, a in reference.outputs.items()})
+    pair = [{n: np.full_like(a, x) for n, a in reference.outputs.items()} for x in (1e-5, 1.05e-5)]
+    monkeypatch.setattr(runs, "_plain_and_fast", lambda *_: pair)
+    assert verify(model, quiet, provider_list("cpu"), None, None, lambda: model, wary=True).agreement == 0
+    with pytest.raises(Unsound, match=r"differ by 0\.05"):  # what is no share in the original
+        verify(model, reference, provider_list("cpu"), None, None, lambda: model, wary=True)
+
+
 STREAM = """(float[N,6,5,5] x) => (float[N,3,5,5] y)
     <float[16,6,3,3] w0, float[16] b0, float[16,16,1,1] w1, float[16] b1, float[3,16,1,1] w2, float[3] b2> {
     s = Conv<pads=[1,1,1,1]>(x, w0, b0)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ..graph import Node
 from ..ids import Ids, varying
 from ..tracker import Tracker
@@ -24,10 +26,24 @@ def plain(node: Node, t: Tracker) -> None:
 
 
 def conditional(node: Node, t: Tracker) -> None:
-    """If: its branches are tracked by themselves (`track`); what they return has no channels."""
+    """If: its branches were tracked before it. Channels that both of them return, but for axes of length 1, go on; what
+    each makes itself stays, as no sample shows both of what a weight behind them reads."""
     t.lock(t.of(node), "decides which branch of If runs")
-    for i in range(len(node.outputs)):
-        t.put(node, t.fixed(len(t.out_shape(node, i))), i)
+    branches = [node.attrs[side].outputs for side in ("then_branch", "else_branch")]
+    for i, pair in enumerate(zip(*branches, strict=True)):
+        known = [(t.shape(value.name), t.ids[value.name]) for value in pair if value.name in t.ids]
+        for shape, ids in known:
+            if shape == t.out_shape(node, i):
+                t.put(node, ids, i)
+        bare = [_without_ones(shape, ids) for shape, ids in known]
+        if len(bare) < 2 or not np.array_equal(bare[0], bare[1]):
+            for _, ids in known:
+                t.lock(ids, "feeds an output of If")
+
+
+def _without_ones(shape: Sequence[int], ids: Ids) -> Ids:
+    """Ids along the axes that are longer than 1."""
+    return ids.squeeze(tuple(axis for axis, size in enumerate(shape) if size == 1))
 
 
 def _along(node: Node, t: Tracker, ids: Ids, axes: Sequence[int]) -> Ids:

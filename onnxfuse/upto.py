@@ -1,0 +1,40 @@
+"""Run a graph on synthetic samples, up to some of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from onnx import ModelProto
+
+from .errors import Unsound, one_line
+from .picking import with_outputs
+from .providers import provider_list
+from .sessions import session
+from .standin import in_float32
+from .tensors import Array
+
+Result = TypeVar("Result")
+
+
+def up_to(model: ModelProto, stand_in: bool, names: Sequence[str]) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """What makes these values, in this order, of a batch, in one session for all batches.
+
+    Args:
+        model: whose main graph has the values.
+        stand_in: whether it runs in float32, because onnxruntime has no kernels for its numbers.
+        names: of the values.
+
+    Raises:
+        Unsound: onnxruntime cannot open the model so; or, when a batch is run, run it.
+    """
+    part = with_outputs(in_float32(model) if stand_in else model, list(names))
+    opened = _sound(lambda: session(part, provider_list("cpu")))
+    return lambda batch: _sound(lambda: opened.run(list(names), dict(batch)))
+
+
+def _sound(run: Callable[[], Result]) -> Result:
+    try:
+        return run()
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        raise Unsound(f"onnxruntime cannot run the model on synthetic samples: {one_line(error)}") from error
