@@ -3,8 +3,8 @@
     names that another graph of the model has, too        → names of their own
     If with a constant condition         → the nodes of the branch that runs
 
-The nodes of a branch are then tracked like any other (`graph.Graph`): what lies within it may shrink; what it takes
-from outside, and what it returns, stays.
+The nodes of a branch are then tracked like any other (`graph.Graph`): what lies within it may shrink, and so may what
+it takes from outside; what it makes itself and returns stays.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class Study:
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.
 
-        With `costs`, as losses count: all outputs of a consumer alike, unless the moments are on the user's data.
+        With `costs`, as losses count: all outputs of a consumer alike, unless the moments are on the user's data or on
+        sound.
         """
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]
@@ -79,7 +80,7 @@ class Study:
         channel[reader.layout] = np.arange(len(reader.layout))[:, None]
         own = channel[slot.positions[:, 0]]
         covariance, weights = moments.square[np.ix_(own, own)], _moderate(weights)
-        if costs and self.source is not Source.DATA and slot.split == 1:
+        if costs and self.source not in (Source.DATA, Source.SOUND) and slot.split == 1:
             weights = _evenly(weights, covariance, reader.taps)
         gram = weights @ weights.T
         if slot.split > 1:  # a block's weights do not read the others

@@ -1,8 +1,8 @@
 """Synthetic samples of a recurrent network as it is used: each starts from the state that the one before it has left.
 
-From a state of zeros, as on the first call, a network sees in every sample what it sees once. On Silero's VAD without
-30% of its channels 58.5% of the frames of speech are right when it is fitted to first calls only, 92.5% (92.2% before)
-when it is fitted to calls that follow each other, although what they hear has nothing to do with what was heard before.
+From a state of zeros, as on the first call, a network sees in every sample what it sees once. Silero's VAD (as PyPI has
+it) without 30% of its channels has an AUC of 0.899 when it is fitted to first calls only, of 0.953, as before, when it
+is fitted to calls that follow each other, although what these hear has nothing to do with what was heard before.
 """
 
 from __future__ import annotations
