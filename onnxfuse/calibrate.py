@@ -24,7 +24,7 @@ from .ids import Ids
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
-from .samples import all_sound
+from .samples import all_sound, all_text
 from .shrinkage import oas
 from .surgeon import Source, View
 from .tensors import Array
@@ -67,8 +67,8 @@ class Study:
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.
 
-        With `costs`, as losses count: all outputs of a consumer alike, unless the moments are on the user's data or on
-        sound.
+        With `costs`, as losses count: all outputs of a consumer alike, unless the moments are on the user's data, on
+        sound or on text.
         """
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]
@@ -80,7 +80,7 @@ class Study:
         channel[reader.layout] = np.arange(len(reader.layout))[:, None]
         own = channel[slot.positions[:, 0]]
         covariance, weights = moments.square[np.ix_(own, own)], _moderate(weights)
-        if costs and self.source not in (Source.DATA, Source.SOUND) and slot.split == 1:
+        if costs and self.source in (Source.ANCHORED, Source.SYNTHETIC) and slot.split == 1:
             weights = _evenly(weights, covariance, reader.taps)
         gram = weights @ weights.T
         if slot.split > 1:  # a block's weights do not read the others
@@ -163,7 +163,9 @@ def _drawn(channels: Channels, pinned: bool) -> Source:
     graph, probe = channels.tracker.graph, channels.tracker.probe
     if pinned:
         return Source.ANCHORED
-    return Source.SOUND if all_sound(graph.model, probe) else Source.SYNTHETIC
+    if all_sound(graph.model, probe):
+        return Source.SOUND
+    return Source.TEXT if all_text(graph.model, probe) else Source.SYNTHETIC
 
 
 def _moderate(weights: Array) -> Array:

@@ -11,10 +11,13 @@ import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, UsageError
+from .states import INTEGERS
 from .tensors import Array
 
 IMAGE = (1, 3, 224, 224)
 """The example of a shape for an input of which not even the number of axes is known."""
+TOKENS = 16
+"""Of text, tried before these: what is fitted to many short pieces keeps more than what is to a few long ones."""
 SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16, 1)
 """Sizes tried, in this order, for dynamic dimensions other than the batch; 1 suits a batch behind the steps."""
 
@@ -58,13 +61,21 @@ class Guess:
 def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> list[Guess]:
     """Guesses to try: two samples first, so that the batch cannot be mistaken for a channel."""
     free = [axes for v in inputs if v.name not in given and (axes := free_axes(v))]
-    sizes = SPATIAL_GUESSES if any(i > 0 for axes in free for i in axes) else SPATIAL_GUESSES[:1]
+    sizes = _sizes([v for v in inputs if v.name not in given and any(i > 0 for i in free_axes(v))])
     batches = (2, 1) if any(0 in axes for axes in free) else (1,)
     guesses = [Guess(batch, size) for batch, size in itertools.product(batches, sizes)]
     if not _may_be_behind(free):
         return guesses
     some = [g for g in guesses if g.size > 1]  # a single step fits nearly everywhere, and tells little
     return [*some, *(replace(g, behind=True) for g in some), *(g for g in guesses if g.size == 1)]
+
+
+def _sizes(longer: Sequence[ValueInfoProto]) -> Sequence[int]:
+    """What to try for open axes behind the batch, which these inputs have: of text if all of them are integers."""
+    if not longer:
+        return SPATIAL_GUESSES[:1]
+    text = all(v.type.tensor_type.elem_type in INTEGERS for v in longer)
+    return tuple(dict.fromkeys((TOKENS, *SPATIAL_GUESSES))) if text else SPATIAL_GUESSES
 
 
 def _may_be_behind(free: Sequence[Sequence[int]]) -> bool:

@@ -101,9 +101,9 @@ def surgeon(task: Task) -> Merge:
 def auto(task: Task) -> Merge:
     """What keeps most with the moments there are (README, "What it does to accuracy").
 
-    Without moments, or on synthetic inputs alone, `fold-variance`, which does not depend on them; on anchored ones and
-    on sound `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates, `mixture`: the one
-    that leaves least error after repair. What the user has called important stays, in any case.
+    Without moments, or on synthetic inputs alone, `fold-variance`, which does not depend on them; on anchored ones, on
+    sound and text `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates, `mixture`:
+    the one that leaves least error after repair. What the user has called important stays, in any case.
     """
     if task.scored:
         return important(task)
@@ -196,7 +196,7 @@ METHODS: Mapping[str, Strategy] = {
 VARIANCE = 0.5
 """Exponent of the variance repair from weights: 0 is none, 1 all."""
 MEASURING: Mapping[str, frozenset[Source]] = {
-    "auto": frozenset({Source.DATA, Source.ANCHORED, Source.SOUND}),
+    "auto": frozenset({Source.DATA, Source.ANCHORED, Source.SOUND, Source.TEXT}),
     "surgeon": frozenset(Source),
 }
 """Methods that are repaired unless that is forbidden, and the kinds of moments that they look at."""

@@ -8,14 +8,16 @@ cover each other, whose statistics are close to those of photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from .bytestreams import BYTES, stream
 from .calibdata import Batches
+from .heldout import Feeds
 from .probe import Probe
 from .protos import every_constant
 from .states import batch_is_open, is_state, readers_of
@@ -61,8 +63,9 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
     Images are dead leaves; signals and recorded sound are harmonics in noise, of deviation 1; tokens are drawn from the
-    rows of the embedding that they index, bytes are those of texts and binary files; a recurrent network starts from
-    zero, as on its first call; other inputs are normal, or what the probe used if they are not floats.
+    rows of the embedding that they index, bytes are those of texts and binary files, and all of it is to be seen: masks
+    beside it are ones, positions count; a recurrent network starts from zero, as on its first call; other inputs are
+    normal, or what the probe used if they are not floats.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
@@ -72,11 +75,23 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     count = min(count * (MORE if files else 1), RUNS * size)
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if is_state(model, v.name)}
-    drawn, sounds = [v.name for v in inputs if v.name not in states], waveforms(model)
+    beside = _beside({n: (shapes[n], probe.inputs[n].dtype) for n in vocabulary if n not in states}, vocabulary)
+    drawn, sounds = [v.name for v in inputs if v.name not in states.keys() | beside.keys()], waveforms(model)
     return [
-        {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], n in sounds, rng) for n in drawn} | states
+        {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], n in sounds, rng) for n in drawn} | beside | states
         for _ in range(math.ceil(count / size))
     ]
+
+
+def _beside(kinds: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], vocabulary: Mapping[str, int | None]) -> Feeds:
+    """What goes with tokens: masks, integers that index nothing, and positions, which their name tells."""
+    found = Feeds()
+    for name, (shape, dtype) in kinds.items() if any(vocabulary.values()) else ():
+        if len(shape) > 1 and dtype.kind in "iu" and "position" in name.lower():
+            found[name] = np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
+        elif len(shape) > 1 and dtype.kind in "iu" and vocabulary[name] is None:
+            found[name] = np.ones(shape, dtype)
+    return found
 
 
 def _vocabulary(model: ModelProto, name: str) -> int | None:
@@ -108,6 +123,13 @@ def waveforms(model: ModelProto) -> set[str]:
         for value in model.graph.input
     }  # fmt: skip
     return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
+
+
+def all_text(model: ModelProto, probe: Probe) -> bool:
+    """Whether all inputs but states are integers, and one of them indexes an embedding of more than bytes."""
+    drawn = {n for n in probe.inputs if not is_state(model, n)}
+    sizes = [_vocabulary(model, n) or 0 for n in drawn]
+    return all(probe.inputs[n].dtype.kind in "iub" for n in drawn) and max(sizes, default=0) > max(BYTES)
 
 
 def _along_one_axis(dims: Sequence[int]) -> bool:

@@ -29,6 +29,7 @@ class Source(Enum):
     DATA = "the user's data"
     ANCHORED = "synthetic inputs, most layers anchored to what their BatchNormalization has seen"
     SOUND = "synthetic sound at the level of recordings"
+    TEXT = "synthetic text, in short pieces"
     SYNTHETIC = "synthetic inputs"
 
 

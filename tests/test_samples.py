@@ -68,6 +68,23 @@ UNPINNED = """(float[N,CHANNELS,300] x) => (float[N,4,292] y)
 """Two convolutions without a normalization."""
 
 
+READING = """(int64[N,L] ids, int64[N,L] mask, int64[N,L] position_ids, int64[N] lengths) =>
+    (float[N,L,3] y, int64[N] z)
+    <float[ROWS,6] w1, float[40,6] w2, float[6,8] w3, float[8,3] w4, int64[1] last = {2}> {
+    e = Gather(w1, ids)
+    p = Gather(w2, position_ids)
+    s = Add(e, p)
+    c = Cast<to=1>(mask)
+    u = Unsqueeze(c, last)
+    v = Mul(s, u)
+    h = MatMul(v, w3)
+    r = Relu(h)
+    y = MatMul(r, w4)
+    z = Identity(lengths)
+}"""
+"""A text model's inputs as Hugging Face names them, but for the lengths, of which nothing is known."""
+
+
 def drawn(case: str, count: int = 32) -> dict[str, Array]:
     model = from_text(TEXTS[case])
     batches = synthetic(model, probe(model, provider_list("cpu")), count, seed=1)
@@ -172,6 +189,34 @@ def test_without_a_normalization_sound_is_as_loud_as_recordings_are() -> None:
 def test_where_nothing_pins_synthetic_samples_only_sound_decides_what_stays(channels: int, method: str) -> None:
     result = fuse(from_text(UNPINNED.replace("CHANNELS", str(channels))), sparsity=0.5, round_to=1)
     assert [merge.method for _, merge in result.plan.merges] == [method]
+
+
+@pytest.mark.parametrize(("rows", "method"), [(1000, "surgeon"), (200, "fold-variance")])
+def test_so_does_text_of_more_than_letters(rows: int, method: str) -> None:
+    result = fuse(from_text(READING.replace("ROWS", str(rows))), sparsity=0.5)
+    assert {merge.method for _, merge in result.plan.merges} == {method}
+
+
+def test_text_comes_in_short_pieces_and_all_of_it_is_seen() -> None:
+    """In many short pieces there is more to see than in a few long ones. Masks are ones and positions count."""
+    model = from_text(READING.replace("ROWS", "1000"))
+    reference = probe(model, provider_list("cpu"))
+    assert {n: a.shape for n, a in reference.inputs.items()} == {
+        "ids": (2, 16), "mask": (2, 16), "position_ids": (2, 16), "lengths": (2,),
+    }  # fmt: skip
+    batch = synthetic(model, reference, 4, seed=1)[0]
+    assert (batch["mask"] == 1).all()
+    assert (batch["position_ids"] == np.arange(16)).all()
+    assert len(np.unique(batch["ids"])) > 16
+    assert set(batch["lengths"].tolist()) <= set(reference.inputs["lengths"].tolist())
+
+
+def test_where_something_else_than_text_is_read_its_sizes_are_tried_first() -> None:
+    text = """(int64[N,L] ids, float[N,L,6] more) => (float[N,L,6] y) <float[1000,6] w1> {
+        e = Gather(w1, ids)
+        y = Add(e, more)
+    }"""
+    assert probe(from_text(text), provider_list("cpu")).inputs["ids"].shape == (2, 224)
 
 
 def found_level(model: onnx.ModelProto, batches: Batches) -> float:
