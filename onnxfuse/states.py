@@ -61,13 +61,13 @@ def is_state(model: ModelProto, name: str) -> bool:
 def _comes_back(model: ModelProto, name: str) -> bool:
     """Whether an output has an input's type and as many axes, and a name that begins with the input's, as `state` and
     `stateN`; no image's, nor that of a model's only real numbers."""
-    inputs = {v.name: v.type.tensor_type for v in model.graph.input}
-    real = [n for n, kind in inputs.items() if kind.elem_type in REAL and n not in every_constant(model)]
-    rank = len(inputs[name].shape.dim)
-    if name not in real or len(real) < 2 or rank in (0, 4):
+    inputs = {v.name: v.type.tensor_type for v in model.graph.input if v.type.tensor_type.elem_type in REAL}
+    named = [o.type.tensor_type for o in model.graph.output if o.name.startswith(name)]
+    if name not in inputs or not named or len(inputs.keys() - {t.name for t in model.graph.initializer}) < 2:
         return False
-    same = (o for o in model.graph.output if o.type.tensor_type.elem_type == inputs[name].elem_type)
-    return any(o.name.startswith(name) and len(o.type.tensor_type.shape.dim) == rank for o in same)
+    rank = len(inputs[name].shape.dim)
+    alike = (o for o in named if o.elem_type == inputs[name].elem_type and len(o.shape.dim) == rank)
+    return rank not in (0, 4) and any(alike)
 
 
 def batch_is_open(value: ValueInfoProto) -> bool:

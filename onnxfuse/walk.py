@@ -114,7 +114,7 @@ class Walk:
 
     def _sides(self, position: int) -> list[str]:
         """Which branch of an If each batch takes."""
-        chosen = self.value(self.nodes[position].input[0])
+        chosen = self._given(self.nodes[position].input[0])
         taken = ["then_branch" if c.all() else "else_branch" for c in chosen]
         self.taken[position] = set(taken)
         return taken
@@ -125,7 +125,9 @@ class Walk:
         return [proto_label(self.nodes[i]) for i, taken in sides.items() if len(taken) == 1]
 
     def _given(self, name: str) -> Chunks:
-        return [values_of(self.constants[name])] * self.batches if name in self.constants else self.value(name)
+        if name not in self.constants:
+            return self.value(name)
+        return [np.asarray(self.weights.get(name, values_of(self.constants[name])))] * self.batches
 
     def _have_run(self, positions: Sequence[int]) -> None:
         """Forget what nothing else waits for."""
