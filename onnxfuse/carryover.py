@@ -14,7 +14,7 @@ from .calibdata import Batches
 from .probe import Probe
 from .states import is_state
 from .tensors import Array
-from .upto import up_to
+from .upto import DRAWN, up_to
 
 
 def next_states(model: ModelProto, probe: Probe) -> dict[str, str]:
@@ -38,7 +38,7 @@ def _kind(values: Array) -> tuple[object, ...]:
     return values.dtype, values.shape
 
 
-def carried_over(model: ModelProto, probe: Probe, batches: Batches) -> Batches:
+def carried_over(model: ModelProto, probe: Probe, batches: Batches, samples: str = DRAWN) -> Batches:
     """Batches that start from the states that the one before has left; from their own, if any of these is not zero.
 
     Raises:
@@ -47,7 +47,7 @@ def carried_over(model: ModelProto, probe: Probe, batches: Batches) -> Batches:
     following = next_states(model, probe)
     if not following or any(batch[name].any() for batch in batches for name in following):
         return batches
-    run, found, states = up_to(model, probe.stand_in, list(following.values())), Batches(), dict[str, Array]()
+    run, found, states = up_to(model, probe.stand_in, list(following.values()), samples), Batches(), dict[str, Array]()
     for batch in batches:
         found.append({**batch, **{n: v for n, v in states.items() if v.shape == batch[n].shape}})
         states = {n: v.astype(batch[n].dtype) for n, v in zip(following, run(found[-1]), strict=True)}

@@ -137,7 +137,7 @@ def _samples(
         return None
     tell("read the calibration data", 0, 1)
     found = calibration(options.calib, options.calib_preprocess, original, reference, providers, hold_out=True)
-    batches = carried_over(original, reference, [*found.fitted, *found.held])
+    batches = carried_over(original, reference, [*found.fitted, *found.held], "the calibration data")
     return Samples(batches[: len(found.fitted)], batches[len(found.fitted) :])
 
 

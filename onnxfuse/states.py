@@ -54,8 +54,10 @@ def compared_with(model: ModelProto) -> dict[str, int]:
 
 def is_state(model: ModelProto, name: str) -> bool:
     """Whether an input is the state in which a recurrent operator starts, or one by its name."""
-    recurrent = any(slot in STATES.get(node.op_type, ()) for node, slot in readers_of(model, name))
-    return recurrent or _comes_back(model, name)
+    uses = list(readers_of(model, name))
+    recurrent = any(slot in STATES.get(node.op_type, ()) for node, slot in uses)
+    data = any(node.op_type == "Conv" and slot == 0 for node, slot in uses)  # a convolution's state stands beside that
+    return recurrent or (_comes_back(model, name) and not data)
 
 
 def _comes_back(model: ModelProto, name: str) -> bool:

@@ -144,8 +144,8 @@ class Walk:
         made = {o for node in nodes for o in node.output if o}
         inputs = [n for n in wanted if n in self.known and n not in made]
         outputs = [n for n in sorted(made) if n == target or self.waiting[n] > wanted[n]]
-        run = self._session(nodes, inputs, outputs, list(wanted))
         try:
+            run = self._session(nodes, inputs, outputs, list(wanted))
             results = [run.run(outputs, {n: self.known[n][b] for n in inputs}) for b in range(self.batches)]
         except Exception as error:  # onnxruntime has no base class for what it raises
             raise Unsound(

@@ -66,6 +66,15 @@ def test_an_image_is_no_state() -> None:
     assert not is_state(model, "x")
 
 
+def test_what_a_convolution_reads_alone_is_no_state() -> None:
+    """As a voice and who is to have it."""
+    model = from_text("""(float[N,1,64] voice, float[N,4,1] speaker) => (float[N,4,60] voice_out) <float[4,1,5] w1> {
+        h = Conv(voice, w1)
+        voice_out = Mul(h, speaker)
+    }""")
+    assert not is_state(model, "voice")
+
+
 def test_every_run_starts_from_what_the_one_before_has_left() -> None:
     model, reference = counting()
     drawn = synthetic(model, reference, 64, 0)
