@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .anchors import anchor_norm, anchor_producer, anchors_of, free_norm
+from .bytestreams import BYTES
 from .calibdata import Batches
 from .channels import Channels, Slot
 from .errors import Unsound
@@ -24,10 +25,12 @@ from .ids import Ids
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
-from .samples import all_sound, all_text
+from .samples import all_sound
 from .shrinkage import oas
-from .surgeon import Source, View
+from .surgeon import View
 from .tensors import Array
+from .tokens import largest_vocabulary
+from .trust import Source
 from .walk import Walk
 
 UNREACHED = "in a branch of If that cannot run on the samples"
@@ -80,7 +83,7 @@ class Study:
         channel[reader.layout] = np.arange(len(reader.layout))[:, None]
         own = channel[slot.positions[:, 0]]
         covariance, weights = moments.square[np.ix_(own, own)], _moderate(weights)
-        if costs and self.source in (Source.ANCHORED, Source.SYNTHETIC) and slot.split == 1:
+        if costs and self.source.value.evenly and slot.split == 1:
             weights = _evenly(weights, covariance, reader.taps)
         gram = weights @ weights.T
         if slot.split > 1:  # a block's weights do not read the others
@@ -165,7 +168,8 @@ def _drawn(channels: Channels, pinned: bool) -> Source:
         return Source.ANCHORED
     if all_sound(graph.model, probe):
         return Source.SOUND
-    return Source.TEXT if all_text(graph.model, probe) else Source.SYNTHETIC
+    codes = largest_vocabulary(graph.model, probe)
+    return Source.FILES if codes in BYTES else Source.TEXT if codes > max(BYTES) else Source.OTHER
 
 
 def _moderate(weights: Array) -> Array:

@@ -12,8 +12,9 @@ from .channels import ChannelGroup, Slot
 from .findings import Role
 from .graph import Graph
 from .paired import sides
-from .surgeon import Source, View, losses, mixture_losses
+from .surgeon import View, losses, mixture_losses
 from .tensors import Array
+from .trust import Source
 from .weights import front, gather
 
 Vector = NDArray[np.float64]
@@ -91,13 +92,9 @@ def measured(weights: GroupWeights) -> Vector:
     if not weights.views:
         return energy(weights)
     lost = (mixture_losses if weights.mixes else losses)(weights.views)
-    return lost + DOUBT * (energy(weights) - lost) if weights.source is Source.SYNTHETIC else lost
+    doubt = weights.source.value.doubt
+    return lost + doubt * (energy(weights) - lost) if doubt else lost
 
-
-DOUBT = 0.25
-"""Share of `energy` in what is measured on synthetic inputs where no normalization corrects it on the way: that drifts
-from layer to layer, weights do not. ResNet-20 folded, mean over 10 to 50%, keeps 78.9% without it, 82.2 with it, 83.1
-at one half and 82.3 by weights alone; SVHN 88.7, 88.9, 88.2, 87.5; Silero 86.2, 84.4, 80.7, 52.5."""
 
 CURVES: Mapping[str, Curve] = {"energy": energy, "measured": measured}
 """Ways to estimate, by name."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .readers import Reader
-from .surgeon import Source
 from .tensors import Array
+from .trust import Source
 from .walk import Chunks
 
 TINY = 1e-12

@@ -26,8 +26,8 @@ from .readers import Key
 from .repair import Repair
 from .samples import others_count, pictures, sample_count, synthetic, waveforms
 from .states import is_state
-from .surgeon import Source
 from .tensors import FLOATS, Array
+from .trust import Source
 
 PASSING = """Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg QuantizeLinear
 DequantizeLinear""".split()

@@ -17,7 +17,8 @@ from . import transport
 from .errors import UsageError
 from .importance import Scores
 from .sparse import from_entries, rows_of, selection, turned
-from .surgeon import Source, View, basis, error, survivors
+from .surgeon import View, basis, error, survivors
+from .trust import Source
 
 Ids = NDArray[np.int64]
 
@@ -69,7 +70,7 @@ class Task:
     keep: int
     options: TransportOptions
     views: Sequence[View] = ()
-    source: Source = Source.SYNTHETIC
+    source: Source = Source.OTHER
     mixes: bool = False
     scored: bool = False
 
@@ -107,7 +108,7 @@ def auto(task: Task) -> Merge:
     """
     if task.scored:
         return important(task)
-    if not task.views or task.source is Source.SYNTHETIC:
+    if not task.views or not task.source.value.chooses:
         return _least_error(task, {"fold-variance": fold_variance})
     if task.source is not Source.DATA:
         return _least_error(task, {"surgeon": surgeon})
@@ -196,7 +197,7 @@ METHODS: Mapping[str, Strategy] = {
 VARIANCE = 0.5
 """Exponent of the variance repair from weights: 0 is none, 1 all."""
 MEASURING: Mapping[str, frozenset[Source]] = {
-    "auto": frozenset({Source.DATA, Source.ANCHORED, Source.SOUND, Source.TEXT}),
+    "auto": frozenset(s for s in Source if s.value.chooses),
     "surgeon": frozenset(Source),
 }
 """Methods that are repaired unless that is forbidden, and the kinds of moments that they look at."""

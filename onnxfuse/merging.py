@@ -21,8 +21,9 @@ from .paired import paired
 from .rewrite import Removal, shorten
 from .schedule import WORKERS, in_order
 from .scores import function_of
-from .surgeon import Source, View
+from .surgeon import View
 from .tensors import Array
+from .trust import Source
 from .weights import Weights, gather, side_by_side
 
 LARGE = 1 << 28
@@ -102,7 +103,7 @@ class _Done:
 def _seen(measured: Study | None, rows: Mapping[Slot, Array], mixes: bool) -> tuple[list[View], Source, bool]:
     """What a strategy knows of a group's consumers; its channels are mixed only if all of these will be repaired."""
     if measured is None:
-        return [], Source.SYNTHETIC, False
+        return [], Source.OTHER, False
     views = measured.views(rows)
     return views, measured.source, mixes and len(views) == sum(s.role is Role.CONSUMES for s in rows)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .errors import Unsound
 from .readers import Reader
-from .surgeon import Source
 from .tensors import Array
+from .trust import Source
 from .walk import Chunks
 
 Moment = NDArray[np.floating[Any]]

@@ -32,8 +32,8 @@ from .moments import enough, joined
 from .patches import Places, Window, patches, places, window
 from .readers import Reader
 from .shrinkage import shrunk
-from .surgeon import Source
 from .tensors import Array
+from .trust import Source
 from .walk import Chunks
 from .weights import Weights, front
 

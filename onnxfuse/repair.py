@@ -1,7 +1,8 @@
 """What a merge cannot keep is repaired: what consumers make stays as close as it can to what they made before.
 
 Every reader gets its own `expand` E and shift s, so that E·y + s is closest to x, where x is what it saw in the
-original network and y what it sees in the small one (`leastsquares`). λ is `RIDGE` at least.
+original network and y what it sees in the small one (`leastsquares`). The least λ goes by what was measured on
+(`trust`).
 
 A least-squares prediction varies less than what it predicts, and layer after layer that adds up until nothing passes
 a ReLU any more. So what a reader makes is then scaled and shifted to the mean and deviation it had (REPAIR: Jordan et
@@ -42,16 +43,13 @@ from .readers import Reader
 from .refit import Made, beside, columns_of, correct, made, merged, patch_moments, read_by, refittable, sizes_of
 from .rewrite import Removal, removed_mask
 from .schedule import ahead, blas_for_one_of_two, in_halves
-from .surgeon import Source
 from .tensors import Array
+from .trust import Source
 from .walk import Walk
 from .weights import Weights
 
 Matrix = NDArray[np.floating]
 Merges = Sequence[tuple[ChannelGroup, Merge]]
-RIDGE: Mapping[Source, float] = dict.fromkeys(Source, 1e-2) | {Source.TEXT: 1.0, Source.SYNTHETIC: 3.0}
-"""The least λ, by what was measured on: moments of synthetic inputs alone only correct a quarter of the merge, those of
-text half of it."""
 GAIN = 3.0
 """No output is made larger or smaller by more than this factor."""
 CARRYING = frozenset("Add Sum Sub Concat Conv ConvTranspose Gemm MatMul Identity".split())
@@ -150,7 +148,7 @@ def _repaired(
     source: Source, join: Join | None,
 ) -> Repair:  # fmt: skip
     """One reader, in both versions of the weights, the graph's own first; what it makes in `after` follows."""
-    least, alike = RIDGE[source], original.alike
+    least, alike = source.value.ridge, original.alike
     node, seen = after.nodes[reader.slot.edge.node], after.value(reader.value)
     kernel, wanted = both[0][reader.slot.tensor].shape[2:], _wanted(reader, original, after, merges, join)
     read = read_by(both[-1], reader)
@@ -174,7 +172,7 @@ def _refitted(
     """Depthwise kernels, on the user's data: merged as their group is, each is then made to say what it said."""
     node, name = after.nodes[reader.slot.edge.node], reader.slot.tensor
     wanted, seen = _wanted(reader, original, after, merges, join, Role.SCALE), after.value(reader.value)
-    change = correction(reader, node, weights[name], seen, wanted, kept, original.alike, RIDGE[Source.DATA])
+    change = correction(reader, node, weights[name], seen, wanted, kept, original.alike, Source.DATA.value.ridge)
     weights[name][kept, 0] += change
     del seen  # the walk may let it go
     gain, offset = _restore(reader, *sizes_of(wanted), after, (weights,), Source.DATA)

@@ -8,20 +8,19 @@ cover each other, whose statistics are close to those of photographs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from .bytestreams import BYTES, stream
 from .calibdata import Batches
-from .heldout import Feeds
 from .probe import Probe
 from .protos import every_constant
 from .states import batch_is_open, is_state, readers_of
-from .tensors import Array, values_of
+from .tensors import Array
+from .tokens import beside, text, vocabularies
 
 LINE = 64
 """Last axes of at least this size are taken for a signal in time."""
@@ -44,8 +43,6 @@ HIGHEST, HARMONICS = 0.12, 60
 """Of a signal: its tone's frequency in cycles for each value at most, and how many multiples of that it has."""
 NOISE = (0.01, 0.5)
 """Its noise in units of the tone's deviation, at least and at most."""
-REPEATED = 0.5
-"""Of a text: the share that is copied from elsewhere in it."""
 
 
 def sample_count(macs: int) -> int:
@@ -70,48 +67,17 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
     size = min(CHUNK, count) if open_batch else max((p.shape[0] for p in probe.inputs.values() if p.ndim), default=1)
-    vocabulary = {v.name: _vocabulary(model, v.name) for v in inputs}
-    files = any(size in BYTES for size in vocabulary.values())
+    codes = vocabularies(model, probe)
+    files = any(size in BYTES for size in codes.values())
     count = min(count * (MORE if files else 1), RUNS * size)
     shapes = {n: (size, *p.shape[1:]) if open_batch else p.shape for n, p in probe.inputs.items()}
     states = {v.name: np.zeros(shapes[v.name], probe.inputs[v.name].dtype) for v in inputs if is_state(model, v.name)}
-    beside = _beside({n: (shapes[n], probe.inputs[n].dtype) for n in vocabulary if n not in states}, vocabulary)
-    drawn, sounds = [v.name for v in inputs if v.name not in states.keys() | beside.keys()], waveforms(model)
+    masks = beside({n: (s, probe.inputs[n].dtype) for n, s in shapes.items() if n not in states}, codes)
+    drawn, sounds = [v.name for v in inputs if v.name not in states.keys() | masks.keys()], waveforms(model)
     return [
-        {n: _sample(probe.inputs[n], shapes[n], vocabulary[n], n in sounds, rng) for n in drawn} | beside | states
+        {n: _sample(probe.inputs[n], shapes[n], codes.get(n), n in sounds, rng) for n in drawn} | masks | states
         for _ in range(math.ceil(count / size))
     ]
-
-
-def _beside(kinds: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], vocabulary: Mapping[str, int | None]) -> Feeds:
-    """What goes with tokens: masks, integers that index nothing, and positions, which their name tells."""
-    found = Feeds()
-    for name, (shape, dtype) in kinds.items() if any(vocabulary.values()) else ():
-        if len(shape) > 1 and dtype.kind in "iu" and "position" in name.lower():
-            found[name] = np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape).copy()
-        elif len(shape) > 1 and dtype.kind in "iu" and vocabulary[name] is None:
-            found[name] = np.ones(shape, dtype)
-    return found
-
-
-def _vocabulary(model: ModelProto, name: str) -> int | None:
-    """Rows of the constant that an input indexes, or the length of its one-hot code."""
-    constants = every_constant(model)
-    sizes = []
-    for node, slot in readers_of(model, name):
-        other = constants.get(node.input[1 - slot]) if len(node.input) > 1 and slot < 2 else None
-        if other is not None and node.op_type == "Gather" and slot == 1:
-            sizes.append(int(other.dims[0]))
-        elif other is not None and node.op_type == "Equal" and _is_code(codes := values_of(other)):
-            sizes.append(codes.size)
-        elif other is not None and node.op_type == "OneHot" and slot == 0:
-            sizes.append(int(values_of(other).ravel()[0]))
-    return min(sizes, default=None)
-
-
-def _is_code(values: Array) -> bool:
-    """Whether a constant is 0, 1, …, what a one-hot code is compared with."""
-    return values.size > 1 and np.array_equal(values.ravel(), np.arange(values.size))
 
 
 def waveforms(model: ModelProto) -> set[str]:
@@ -123,13 +89,6 @@ def waveforms(model: ModelProto) -> set[str]:
         for value in model.graph.input
     }  # fmt: skip
     return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
-
-
-def all_text(model: ModelProto, probe: Probe) -> bool:
-    """Whether all inputs but states are integers, and one of them indexes an embedding of more than bytes."""
-    drawn = {n for n in probe.inputs if not is_state(model, n)}
-    sizes = [_vocabulary(model, n) or 0 for n in drawn]
-    return all(probe.inputs[n].dtype.kind in "iub" for n in drawn) and max(sizes, default=0) > max(BYTES)
 
 
 def _along_one_axis(dims: Sequence[int]) -> bool:
@@ -152,30 +111,15 @@ def all_sound(model: ModelProto, probe: Probe) -> bool:
 def _sample(
     like: Array, shape: tuple[int, ...], vocabulary: int | None, sound: bool, rng: np.random.Generator
 ) -> Array:
-    if vocabulary is not None and like.dtype.kind in "iu":
+    if vocabulary is not None:
         count, size = math.prod(shape[:1]), math.prod(shape[1:])
-        read = partial(stream if vocabulary in BYTES else _text, vocabulary=vocabulary)
+        read = partial(stream if vocabulary in BYTES else text, vocabulary=vocabulary)
         return np.stack([read(size, rng) for _ in range(count)]).reshape(shape).astype(like.dtype)
     if like.dtype not in FLOATING:
         return np.resize(like, shape)
     if sound and shape and shape[-1] > 1:
         return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])]).astype(like.dtype)
     return _floats(shape, rng).astype(like.dtype)
-
-
-def _text(count: int, rng: np.random.Generator, vocabulary: int) -> Array:
-    """Tokens of which few are frequent (Zipf's law), other ones in each sample, and of which whole runs come again."""
-    order = rng.permutation(vocabulary)
-    chances = 1 / np.arange(1, vocabulary + 1) ** rng.uniform(0, 2)
-    tokens = order[rng.choice(vocabulary, count, p=chances / chances.sum())]
-    at = 0
-    while count > 8 and at < count:
-        length = int(min(np.exp(rng.uniform(0, np.log(64))), count - at, count // 2))
-        if rng.random() < REPEATED:
-            source = rng.integers(0, count - length + 1)
-            tokens[at : at + length] = tokens[source : source + length].copy()
-        at += max(length, 1)
-    return tokens
 
 
 FLOATING = tuple(

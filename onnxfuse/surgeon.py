@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,6 @@ from .shrinkage import faint
 Matrix = NDArray[np.float32]
 Matrix64 = NDArray[np.float64]
 Ids = NDArray[np.int64]
-
-
-class Source(Enum):
-    """What moments were measured on, and so how far they can be trusted."""
-
-    DATA = "the user's data"
-    ANCHORED = "synthetic inputs, most layers anchored to what their BatchNormalization has seen"
-    SOUND = "synthetic sound at the level of recordings"
-    TEXT = "synthetic text, in short pieces"
-    SYNTHETIC = "synthetic inputs"
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,8 @@ from onnxfuse.oracle import oracle_error
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.resources import RESOURCES, Layout, Resource
-from onnxfuse.surgeon import Source, View
+from onnxfuse.surgeon import View
+from onnxfuse.trust import Source
 from onnxfuse.wishes import families
 
 from .graphs import NAMES, build, from_text, inputs, weights
@@ -379,7 +380,7 @@ def test_global_measures_what_layers_cost_without_data_or_normalizations() -> No
     assert kept["auto"][1] > kept["fold"][1]
 
 
-@pytest.mark.parametrize(("source", "doubt"), [(Source.DATA, 0), (Source.ANCHORED, 0), (Source.SYNTHETIC, 0.25)])
+@pytest.mark.parametrize(("source", "doubt"), [(Source.DATA, 0), (Source.ANCHORED, 0), (Source.OTHER, 0.25)])
 def test_weights_have_a_say_where_nothing_anchors_what_is_measured(source: Source, doubt: float) -> None:
     """Channel 1 is a copy of channel 0 by its moments; by its weights it has as much to say."""
     model = from_text("""(float[N,2] x) => (float[N,1] y) <float[2,2] w1 = {1, 0, 0, 1}, float[1,2] w2 = {1, 1}> {

@@ -31,7 +31,7 @@ from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.readers import readers
 from onnxfuse.shrinkage import oas, shrunk
-from onnxfuse.surgeon import Source
+from onnxfuse.trust import Source
 from onnxfuse.verify import verify
 
 from .formats import FORMATS

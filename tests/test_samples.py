@@ -12,6 +12,7 @@ import pytest
 from onnxfuse import fuse
 from onnxfuse.bytestreams import PADDING, SIZES
 from onnxfuse.calibdata import Batches
+from onnxfuse.calibrate import study
 from onnxfuse.ends import ended
 from onnxfuse.errors import Unsound
 from onnxfuse.graph import Graph
@@ -24,6 +25,7 @@ from onnxfuse.providers import provider_list
 from onnxfuse.runs import run
 from onnxfuse.samples import sample_count, synthetic, waveforms
 from onnxfuse.tensors import Array
+from onnxfuse.trust import Source
 
 from .graphs import MODELS, from_text
 from .test_repair import images
@@ -42,6 +44,16 @@ TEXTS = {
         u = Unsqueeze(x, last)
         m = Equal(u, special)
         y = Gather(w1, x)
+    }""",
+    "real numbers": """(float[N,40] x) => (float[N,40,4] y) <float[7,4] w1> {
+        i = Cast<to=6>(x)
+        y = Gather(w1, i)
+    }""",
+    "read as they are, too": """(float[N,40] x) => (float[N,40,4] y) <float[7,4] w1, int64[1] last = {2}> {
+        i = Cast<to=7>(x)
+        e = Gather(w1, i)
+        u = Unsqueeze(x, last)
+        y = Add(e, u)
     }""",
     "embedding": "(int64[N,40] x) => (float[N,40,4] y) <float[7,4] w1> { y = Gather(w1, x) }",
     "recurrent": """(float[3,N,6] x, float[1,N,5] h, float[N,5] c) => (float[3,1,N,5] y, float[1,N,5] hn)
@@ -91,11 +103,17 @@ def drawn(case: str, count: int = 32) -> dict[str, Array]:
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 
-@pytest.mark.parametrize("case", ["one-hot", "embedding", "masked"])
+@pytest.mark.parametrize("case", ["one-hot", "embedding", "masked", "real numbers"])
 def test_tokens(case: str) -> None:
     x = drawn(case)["x"]
     assert set(np.unique(x)) == set(range(7))
     assert len(np.unique(x, axis=0)) == len(x)
+
+
+def test_what_is_no_integer_is_read_as_it_is() -> None:
+    """A number that something takes as it is, and that is cast to an index elsewhere, is no code."""
+    x = drawn("read as they are, too")["x"]
+    assert (x != np.round(x)).any()
 
 
 def files(vocabulary: int) -> list[Array]:
@@ -195,6 +213,14 @@ def test_where_nothing_pins_synthetic_samples_only_sound_decides_what_stays(chan
 def test_so_does_text_of_more_than_letters(rows: int, method: str) -> None:
     result = fuse(from_text(READING.replace("ROWS", str(rows))), sparsity=0.5)
     assert {merge.method for _, merge in result.plan.merges} == {method}
+
+
+@pytest.mark.parametrize(("rows", "source"), [(200, Source.OTHER), (257, Source.FILES), (1000, Source.TEXT)])
+def test_letters_bytes_and_words_are_told_apart(rows: int, source: Source) -> None:
+    model = from_text(READING.replace("ROWS", str(rows)))
+    reference = probe(model, provider_list("cpu"))
+    channels = find_channels(Graph(model), reference)
+    assert study(channels, [], synthetic(model, reference, 16, seed=1), anchored=True).source is source
 
 
 def test_text_comes_in_short_pieces_and_all_of_it_is_seen() -> None:
