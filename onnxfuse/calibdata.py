@@ -20,7 +20,7 @@ from .sessions import session
 from .sources import LABELS, Source, arrays_of, by_input
 from .standin import in_float32
 from .states import steps_first
-from .takes import Input, as_taken, inputs_of, listed_inputs
+from .takes import Input, as_taken, filled_in, inputs_of, listed_inputs
 from .tensors import Array
 
 log = logging.getLogger("onnxfuse")
@@ -61,8 +61,8 @@ def calibration(
     A run has 16 samples where the batch size is open, 128 successive ones if they are steps of a sequence, else as many
     as the model fixes; one where the size is open and more do not run. An array for an input of fixed batch size with
     exactly one run's worth, or a scalar, is given to every run: the first state of a recurrent model. A state whose
-    batch size is open may hold one sample's, for all. Samples that are copies of others are left out, but for steps of
-    a sequence; of a fixed batch size whole runs.
+    batch size is open may hold one sample's, for all; one that is left out starts at zero. Samples that are copies of
+    others are left out, but for steps of a sequence; of a fixed batch size whole runs.
 
     Args:
         source: an .npz file or a mapping with an array for each input, or a folder of images for a model with one.
@@ -83,7 +83,7 @@ def calibration(
         raise UsageError("--calib-preprocess is for a folder of images; give arrays as the model takes them")
     else:
         arrays = _named(arrays_of(source), expected)
-    checked = as_taken(arrays, expected)
+    checked = as_taken(filled_in(arrays, model, expected), expected)
     samples = split(checked, expected, STEPS if steps_first(model) else 1, hold_out)
     error = _error_of(model, providers, samples)
     if error is not None and any(not i.each for i in expected):

@@ -1,10 +1,12 @@
 """What a model has to be given, and whether arrays of samples are that.
 
-Nothing is guessed that could be wrong without a sound: what does not fit the model is refused, with what it expects.
+Nothing is guessed that could be wrong without a sound: what does not fit the model is refused, with what it expects. A
+state that is not given starts at zero, and what chooses a branch is what it is compared with; that is told.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +16,10 @@ from onnx import ModelProto, TensorProto, helper
 
 from .errors import UsageError, near
 from .probe import Probe
-from .states import is_state
+from .states import compared_with, is_state
 from .tensors import Array
+
+log = logging.getLogger("onnxfuse")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,26 @@ def inputs_of(model: ModelProto, reference: Probe) -> list[Input]:
 def listed_inputs(expected: Sequence[Input]) -> str:
     """For a message."""
     return ", ".join(map(str, expected))
+
+
+def filled_in(arrays: Mapping[str, Array], model: ModelProto, expected: Sequence[Input]) -> dict[str, Array]:
+    """The arrays, and what they leave out that a first call would have: states of zeros, and single numbers that the
+    model compares with a constant."""
+    found, compared = dict(arrays), compared_with(model)
+    for i in expected:
+        if i.name in found:
+            continue
+        if is_state(model, i.name):
+            sizes = (
+                i.each or 1 if axis == i.axis else d or p
+                for axis, (d, p) in enumerate(zip(i.dims, i.probed, strict=True))
+            )
+            found[i.name] = np.zeros(tuple(sizes), i.dtype)
+            log.warning("calibration data: has no array for %s: it starts at zero", i)
+        elif i.name in compared:
+            found[i.name] = np.full(i.probed, compared[i.name], i.dtype)
+            log.warning("calibration data: has no array for %s: it is %d, as in the model", i, compared[i.name])
+    return found
 
 
 def as_taken(arrays: Mapping[str, Array], expected: Sequence[Input]) -> dict[str, Array]:

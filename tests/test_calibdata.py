@@ -47,6 +47,8 @@ TEXTS = {
     "bytes": """(uint8[N,1,8,8] x) => (float[N,4,8,8] y) <float[4,1,1,1] w>
         { f = Cast<to = 1>(x) y = Conv(f, w) }""",
     "tokens": """(int32[N,5] x) => (float[N,5,4] y) <float[9,4] w> { y = Gather(w, x) }""",
+    "rate": """(float[N,6] x, int64 rate) => (float[N,6] y) <int64 high = {16000}>
+        { e = Equal(rate, high) f = Cast<to = 1>(e) y = Mul(x, f) }""",
     "half": """(float16[N,6] x) => (float16[N,6] y) { y = Relu(x) }""",
 }
 
@@ -150,6 +152,24 @@ def test_sequences_may_have_a_state_each(states: int) -> None:
     batches = batches_of(model, {"x": data, "h": first})
     assert [b["h"].shape[1] for b in batches] == [len(b["x"]) for b in batches] == [16, 16, 16, 16, 6]
     np.testing.assert_array_equal(np.concatenate([b["h"] for b in batches], 1), np.broadcast_to(first, (1, 70, 4)))
+
+
+@pytest.mark.parametrize(("name", "data"), [("steps", normal(70, 6)), ("sequences", normal(70, 5, 6))])
+def test_a_state_that_is_left_out_starts_at_zero(
+    name: str, data: NDArray[np.float32], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = np.zeros((1, 1, 4), np.float32)
+    given, left_out = (batches_of(model_of(name), {"x": data, **rest}) for rest in ({"h": first}, {}))
+    for one, other in zip(given, left_out, strict=True):
+        np.testing.assert_array_equal(one["h"], other["h"])
+    assert "has no array for 'h' float32" in caplog.text
+    assert "it starts at zero" in caplog.text
+
+
+def test_a_number_that_chooses_a_branch_may_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    batches = batches_of(model_of("rate"), {"x": normal(70, 6)})
+    assert {int(b["rate"]) for b in batches} == {16000}
+    assert "has no array for 'rate' int64 []: it is 16000, as in the model" in caplog.text
 
 
 @pytest.mark.parametrize("file", [True, False])
