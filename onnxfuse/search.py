@@ -26,6 +26,7 @@ from .probe import Probe
 from .report import Quality
 from .verify import verify
 
+UNUSED = "takes {:.2f} of the original's time: of what was tried the next larger model takes {:.2f}"
 Make = Callable[[float | None], Small]
 """The model at a point of the line; None: where the other options put it."""
 TRIALS = 7
@@ -35,7 +36,8 @@ BELOW = (0.25, 0.5, 0.75)
 AGAIN = 3
 """Bisections below the first of these that is good enough."""
 CLOSE = 0.94
-"""Latency may stay below its budget by this factor before another trial is worth it."""
+"""Latency may stay below its budget by this factor before another trial is worth it; if none comes closer, it is told
+what a larger model takes."""
 
 
 class Judge:
@@ -188,7 +190,9 @@ def _fast_enough(make: Make, judge: Judge, target: str | float, tell: Callable[[
             best, fast = small, (point, left)
         else:
             slow = (point, left)
-    return best
+    if fast[0] >= 1 or fast[1] >= CLOSE * _aim(budget, originals):
+        return best
+    return replace(best, notes=(*best.notes, UNUSED.format(fast[1], slow[1])))
 
 
 def _aim(budget: Amount, originals: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,24 +252,41 @@ def test_latency_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert report.latency.runs >= 7
 
 
+@dataclass(frozen=True)
+class Place:
+    """Stands in for a model: its place on the line."""
+
+    model: float
+    notes: tuple[str, ...] = ()
+
+
 class Clock:
-    """Stands in for models and judge: a model is its place on the line, its time 2 + 8·room ms, in steps."""
+    """Stands in for the judge: a model takes 2 + 8·room ms, in steps; at `jump` 2 ms more."""
 
-    def __init__(self) -> None:
-        self.trials = 0
-
-    def make(self, room: float | None) -> Any:
-        self.model = room
-        return self
+    def __init__(self, jump: float = 2.0) -> None:
+        self.trials, self.jump = 0, jump
 
     def latency(self, room: Any) -> Latency:
         self.trials += 1
-        return Latency(10.0, 2 + np.ceil(room * 40) / 5, 9, 1, "")
+        return Latency(10.0, 2 + np.ceil(room * 40) / 5 + 2 * (room >= self.jump), 9, 1, "")
+
+    def find(self, target: str) -> Place:
+        return find(Place, self, Options(target_latency=target), lambda *_: None)  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("target", ["8ms", "0.3x", "5500us", "0.9"])
 def test_latency_is_searched_for(target: str) -> None:
     clock, times = Clock(), {"8ms": 8, "0.3x": 3, "5500us": 5.5, "0.9": 9}
-    found: Any = find(clock.make, clock, Options(target_latency=target), lambda *_: None)  # type: ignore[arg-type]
+    found = clock.find(target)
     assert CLOSE * times[target] <= clock.latency(found.model).after <= times[target]
     assert clock.trials <= 5
+    assert not found.notes
+
+
+def test_what_no_model_takes_is_told() -> None:
+    """Kernels take channels in blocks: where no widths take the time that is asked for, it stays unused."""
+    clock = Clock(jump=0.5)
+    found = clock.find("0.7x")
+    assert 5.5 < clock.latency(found.model).after <= 6
+    assert found.notes == ("takes 0.60 of the original's time: of what was tried the next larger model takes 0.82",)
+    assert not Clock().find("1.5x").notes
