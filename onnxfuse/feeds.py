@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -47,11 +48,13 @@ class Guess:
         batch: of axes that lead an input.
         size: of others.
         behind: whether an axis that is alone open behind a settled one is the batch, as in a recurrent state.
+        whole: whether lengths are the whole of what they are the lengths of: of nothing a network makes little.
     """
 
     batch: int = 1
     size: int = SPATIAL_GUESSES[0]
     behind: bool = False
+    whole: bool = False
 
     def of(self, axes: Sequence[int], axis: int) -> int:
         """The size of one of an input's open axes."""
@@ -64,10 +67,10 @@ def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[in
     sizes = _sizes([v for v in inputs if v.name not in given and any(i > 0 for i in free_axes(v))])
     batches = (2, 1) if any(0 in axes for axes in free) else (1,)
     guesses = [Guess(batch, size) for batch, size in itertools.product(batches, sizes)]
-    if not _may_be_behind(free):
-        return guesses
-    some = [g for g in guesses if g.size > 1]  # a single step fits nearly everywhere, and tells little
-    return [*some, *(replace(g, behind=True) for g in some), *(g for g in guesses if g.size == 1)]
+    if _may_be_behind(free):
+        some = [g for g in guesses if g.size > 1]  # a single step fits nearly everywhere, and tells little
+        guesses = [*some, *(replace(g, behind=True) for g in some), *(g for g in guesses if g.size == 1)]
+    return [replace(g, whole=True) for g in guesses if any(map(_is_length, inputs))] + guesses
 
 
 def _sizes(longer: Sequence[ValueInfoProto]) -> Sequence[int]:
@@ -110,13 +113,22 @@ def made_up(
 ) -> dict[str, Array]:
     """A feed for every input, with guessed sizes in dimensions that neither the model nor the user has settled, and the
     `chosen` numbers where an input is a single one."""
-    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, guess.batch), {}
+    rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, guess.batch), dict[str, Array]()
     for value in inputs:
         dims, axes = value.type.tensor_type.shape.dim, free_axes(value)
         shape = [named.get(d.dim_param, guess.of(axes, i)) if i in axes else d.dim_value for i, d in enumerate(dims)]
         made = _make_input(value, tuple(given.get(value.name, shape)), rng)
         feeds[value.name] = np.full_like(made, chosen[value.name]) if made.size == 1 and value.name in chosen else made
-    return feeds
+    longest = max((size for feed in feeds.values() for size in feed.shape[1:]), default=0)
+    lengths = [v.name for v in inputs if guess.whole and _is_length(v) and longest]
+    return feeds | {name: np.full_like(feeds[name], longest) for name in lengths}
+
+
+def _is_length(value: ValueInfoProto) -> bool:
+    """Whether an input says how long each sample is: an integer for each, with such a name as `input_lengths`."""
+    kind = value.type.tensor_type
+    one_each = kind.elem_type in INTEGERS and len(kind.shape.dim) == 1
+    return one_each and re.search("len(s|gths?)?$", value.name.lower()) is not None
 
 
 def _named(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], batch: int) -> dict[str, int]:

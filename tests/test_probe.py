@@ -147,6 +147,30 @@ def test_a_state_with_its_batch_behind_its_layers_gets_as_many_as_the_input() ->
         onnxfuse.fuse(stateful(), sparsity=0.5, input_shapes={"x": (3, 5)})
 
 
+LONG = """(float[N,T,6] x, int64[N] x_lens) => (float[N,T,3] y, float[N,4] z)
+    <float[6,3] w1, float[rows,4] w2, int64 first = {0}, int64 step = {1}, int64[1] last = {1}, int64[1] behind = {2}> {
+    s = Shape(x)
+    one = Gather(s, step)
+    at = Range(first, one, step)
+    lengths = Unsqueeze(x_lens, last)
+    within = Less(at, lengths)
+    mask = Cast<to=1>(within)
+    m = Unsqueeze(mask, behind)
+    seen = Mul(x, m)
+    y = MatMul(seen, w1)
+    z = Gather(w2, x_lens)
+}"""
+"""Values of which only as many count as lengths say."""
+
+
+@pytest.mark.parametrize(("rows", "longest"), [(500, 224), (2, 1)])
+def test_lengths_are_those_of_whole_samples(rows: int, longest: int) -> None:
+    """Of lengths of 0 and 1 a network makes nothing; those with which it does not run are not taken."""
+    found = probe(from_text(LONG.replace("rows", str(rows))), CPU).inputs
+    assert found["x"].shape == (2, 224, 6)
+    assert found["x_lens"].max() == longest
+
+
 def test_a_size_that_inference_gets_wrong_is_not_folded_so() -> None:
     small = onnxfuse.fuse(rounded("N"), sparsity=0.5, method="drop").model
     y = run(small, {"x": np.ones((3, 3, 7, 7), np.float32)}, CPU, optimized=True)["y"]
