@@ -169,7 +169,9 @@ def _drawn(channels: Channels, pinned: bool) -> Source:
     if all_sound(graph.model, probe):
         return Source.SOUND
     codes = largest_vocabulary(graph.model, probe)
-    return Source.FILES if codes in BYTES else Source.TEXT if codes > max(BYTES) else Source.OTHER
+    if codes in BYTES:
+        return Source.FILES
+    return Source.TEXT if codes > max(BYTES) else Source.LETTERS if codes else Source.OTHER
 
 
 def _moderate(weights: Array) -> Array:

@@ -40,5 +40,6 @@ class Source(Enum):
     ANCHORED = Trust("synthetic inputs, most layers anchored to what their BatchNormalization has seen", evenly=True)
     SOUND = Trust("synthetic sound at the level of recordings")
     TEXT = Trust("synthetic text, in short pieces", ridge=1.0)
+    LETTERS = Trust("synthetic text, letter by letter", ridge=1.0, chooses=False, evenly=True, doubt=0.25)
     FILES = Trust("synthetic files, byte by byte", ridge=12.0, chooses=False, doubt=1.0)
     OTHER = Trust("other synthetic inputs", ridge=3.0, chooses=False, evenly=True, doubt=0.25)

@@ -215,7 +215,7 @@ def test_so_does_text_of_more_than_letters(rows: int, method: str) -> None:
     assert {merge.method for _, merge in result.plan.merges} == {method}
 
 
-@pytest.mark.parametrize(("rows", "source"), [(200, Source.OTHER), (257, Source.FILES), (1000, Source.TEXT)])
+@pytest.mark.parametrize(("rows", "source"), [(200, Source.LETTERS), (257, Source.FILES), (1000, Source.TEXT)])
 def test_letters_bytes_and_words_are_told_apart(rows: int, source: Source) -> None:
     model = from_text(READING.replace("ROWS", str(rows)))
     reference = probe(model, provider_list("cpu"))
