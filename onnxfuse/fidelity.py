@@ -42,6 +42,7 @@ class Fidelity:
             not (samples, classes).
         outputs: of each output that no picks by value lie before the mean similarity, the largest absolute difference,
             and the L2 norm of the difference over that of the original; NaN and infinite if its shape is another.
+        still: outputs of the original, of real numbers, that are the same for all samples, and so tell nothing.
     """
 
     samples: int
@@ -49,6 +50,7 @@ class Fidelity:
     cosine: float
     same_top: float | None
     outputs: tuple[OutputError, ...]
+    still: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Sums:
         cosines: (samples,).
         numbers: (2, samples) the original's and the result's, if an output holds one for each sample.
         max_abs, gap, norm: of all values; the latter two of the difference and of the original, squared.
+        first, still: the original's first sample, and whether all others are the same real numbers.
     """
 
     cosines: Vector
@@ -66,6 +69,8 @@ class _Sums:
     max_abs: float
     gap: float
     norm: float
+    first: Vector
+    still: bool
 
 
 def fidelity(
@@ -99,7 +104,9 @@ def fidelity(
         tops += _same_top(before.get(names[0]), after.get(names[0]), n)
     outputs = tuple(_error(name, sums) for name, sums in found.items())
     least = float(np.min([o.cosine for o in outputs])) if outputs else float("nan")  # NaN, if one is
-    return Fidelity(count, bool(samples.held), least, float(np.concatenate(tops).mean()) if tops else None, outputs)
+    top = float(np.concatenate(tops).mean()) if tops else None
+    still = tuple(name for name, sums in found.items() if count > 1 and _is_still(sums))
+    return Fidelity(count, bool(samples.held), least, top, outputs, still)
 
 
 def fidelity_on_drawn(
@@ -135,12 +142,18 @@ def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
 
 def _sums(a: Array, b: Array, n: int) -> _Sums:
     if a.shape != b.shape:
-        return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0)
+        return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0, np.zeros(0), False)
     x, y = _rows(a, n), _rows(b, n)
     x, y = cleared(x, y)
     gap = np.abs(x - y) if np.isfinite(x).all() and np.isfinite(y).all() else np.full_like(x, np.inf)
     numbers = np.stack([x[:, 0], y[:, 0]]) if x.shape[1] == 1 else None
-    return _Sums(_cosines(x, y), numbers, float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2)))
+    sizes = float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2))
+    return _Sums(_cosines(x, y), numbers, *sizes, x[0], a.dtype.kind == "f" and bool((x == x[0]).all()))
+
+
+def _is_still(runs: Sequence[_Sums]) -> bool:
+    """Whether all samples of all runs make the same."""
+    return all(r.still and np.array_equal(r.first, runs[0].first) for r in runs)
 
 
 def _run(

@@ -140,6 +140,14 @@ LARGER = (
     "the file is larger than the original: {}; a higher --sparsity, or --exclude of what shares a weight, "
     "makes it smaller"
 )
+MORE = (
+    "{} parameters more, since layers that shared a weight have one each now, or a bias, or what was computed from "
+    "constants is one"
+)
+STILL = (
+    "the original makes the same of every sample here, so nothing is known of {}: give {} samples by --calib, with all "
+    "its inputs as it is used"
+)
 RANDOM = "on random input"
 DOUBTFUL = 0.9
 """Cosine similarity below which a result that is sound need not be good."""
@@ -161,12 +169,18 @@ def doubt(report: Report) -> tuple[str, ...]:
     )
 
 
+def blindness(report: Report) -> tuple[str, ...]:
+    """A warning that the original makes the same of all samples, as where a bound that it takes leaves nothing."""
+    found = report.fidelity or report.synthetic
+    if found is None or not found.still:
+        return ()
+    return (STILL.format(", ".join(map(repr, found.still)), "other" if report.fidelity else "your own"),)
+
+
 def growth(before: Size, after: Size) -> tuple[str, ...]:
     """A note that the result is larger than its original, and why."""
     more = after.parameters - before.parameters
-    why = f"{more} parameters more, since layers that shared a weight have one each now, or a bias" if more > 0 else (
-        "what was added to its nodes outweighs the channels that went"
-    )  # fmt: skip
+    why = MORE.format(more) if more > 0 else "what was added to its nodes outweighs the channels that went"
     return (LARGER.format(why),) if after.file_bytes > before.file_bytes else ()
 
 

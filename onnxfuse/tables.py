@@ -13,6 +13,7 @@ from .inspection import Analysis, layers
 from .report import (
     GroupRow,
     Report,
+    blindness,
     count,
     doubt,
     fidelity_lines,
@@ -47,7 +48,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(verification_line(report), soft_wrap=True, highlight=False)
     for line in fidelity_lines(report):
         console.print(line, soft_wrap=True, highlight=False)
-    for warning in [*doubt(report), *slowness(report.latency), *stiffness(report)]:
+    for warning in [*doubt(report), *blindness(report), *slowness(report.latency), *stiffness(report)]:
         console.print(warning, style="bold yellow", soft_wrap=True, highlight=False)
 
 

@@ -17,7 +17,7 @@ from onnxfuse.comparison import OutputError
 from onnxfuse.fidelity import Fidelity, fidelity_on_drawn
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
-from onnxfuse.report import doubt
+from onnxfuse.report import blindness, doubt
 from onnxfuse.samples import others_count, synthetic
 
 from .graphs import Array, from_text, run
@@ -87,6 +87,37 @@ def test_the_lower_of_both_is_what_is_told() -> None:
     assert of[2].likeness[1] == "on synthetic samples"
     assert not doubt(of[0])
     assert all("on synthetic samples" in doubt(r)[0] for r in of[1:])
+
+
+BOUNDED = """(float[N,6] x, float low, float high) => (float[N,3] y, int64 n)
+    <float[6,8] w1, float[8,3] w2, float nothing = {-1000000}> {
+    h = MatMul(x, w1)
+    r = Relu(h)
+    z = MatMul(r, w2)
+    above = Less(z, high)
+    below = Greater(z, low)
+    within = And(above, below)
+    y = Where(within, z, nothing)
+    n = Size(x)
+}"""
+"""Of what does not lie between two bounds nothing is told."""
+
+
+def test_what_is_the_same_for_all_samples_tells_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where bounds are the wrong way round. That the number of values is the same says nothing of the rest."""
+    model, x = from_text(BOUNDED), np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    either: list[dict[str, Array]] = [
+        {"x": x, "low": np.float32(low), "high": np.float32(-low)}  # type: ignore[dict-item]
+        for low in (1e6, -1e6)
+    ]
+    of = [onnxfuse.fuse(model, sparsity=0.5, calib=data).report for data in either]
+    assert [r.fidelity and r.fidelity.still for r in of] == [("y",), ()]
+    assert [len(blindness(r)) for r in of] == [1, 0]
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", **either[0])  # type: ignore[arg-type]
+    files = [str(tmp_path / name) for name in ("m.onnx", "o.onnx", "c.npz")]
+    assert main([*files[:2], "--calib", files[2], "--sparsity", "0.5"]) == 0
+    assert "nothing is known of 'y': give other samples by --calib" in capsys.readouterr().out
 
 
 def test_a_floor_holds_on_them() -> None:
