@@ -9,6 +9,8 @@ from .tensors import Array
 
 FLOOR = 1e-5
 """Of the mean variance: the least that is added to each channel's, so that dead ones can be solved for."""
+MOST = 1e12
+"""Times the largest variance is the most that is added: what is added to is then as good as known."""
 Moment = NDArray[np.floating]
 Variances = NDArray[np.float64]
 
@@ -25,11 +27,14 @@ def shrunk(size: Moment, share: float, read: Moment | None = None) -> Variances:
 def faint(size: Moment, read: Moment, share: float) -> Variances:
     """(n,) the variances that are a `share` of the mean one in what readers make: channels have no units of their own.
 
-    A channel that is multiplied by a, and read by weights divided by a, is the same channel.
+    A channel that is multiplied by a, and read by weights divided by a, is the same channel. Weight decay leaves
+    weights of 1e-38, whose squares would be divided by: what is read by such has `MOST` of the largest variance.
     """
     made = np.asarray(size, np.float64) * read
     least = share * (np.mean(size, dtype=np.float64) or 1)
-    return np.where(made.any() & (read > 0), share * made.mean() / np.where(read > 0, read, 1), least)
+    most = MOST * max(float(np.max(size, initial=0)), least)
+    own = np.minimum(share * made.mean() / np.where(read > 0, read, 1), most)
+    return np.where(made.any() & (read > 0), own, least)
 
 
 def oas(square: Moment, count: float) -> float:
