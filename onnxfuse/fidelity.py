@@ -6,6 +6,7 @@ Without any, others are drawn than those that the result was fitted to.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class _Sums:
         cosines: (samples,).
         numbers: (2, samples) the original's and the result's, if an output holds one for each sample.
         max_abs, gap, norm: of all values; the latter two of the difference and of the original, squared.
-        first, still: the original's first sample, and whether all others are the same real numbers.
+        same: stands for what the original makes of all samples alike; empty if it does not, or makes no real numbers.
     """
 
     cosines: Vector
@@ -69,8 +70,7 @@ class _Sums:
     max_abs: float
     gap: float
     norm: float
-    first: Vector
-    still: bool
+    same: bytes
 
 
 def fidelity(
@@ -105,7 +105,7 @@ def fidelity(
     outputs = tuple(_error(name, sums) for name, sums in found.items())
     least = float(np.min([o.cosine for o in outputs])) if outputs else float("nan")  # NaN, if one is
     top = float(np.concatenate(tops).mean()) if tops else None
-    still = tuple(name for name, sums in found.items() if count > 1 and _is_still(sums))
+    still = tuple(n for n, sums in found.items() if count > 1 and sums[0].same and len({s.same for s in sums}) == 1)
     return Fidelity(count, bool(samples.held), least, top, outputs, still)
 
 
@@ -142,18 +142,15 @@ def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
 
 def _sums(a: Array, b: Array, n: int) -> _Sums:
     if a.shape != b.shape:
-        return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0, np.zeros(0), False)
+        return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0, b"")
     x, y = _rows(a, n), _rows(b, n)
     x, y = cleared(x, y)
     gap = np.abs(x - y) if np.isfinite(x).all() and np.isfinite(y).all() else np.full_like(x, np.inf)
     numbers = np.stack([x[:, 0], y[:, 0]]) if x.shape[1] == 1 else None
     sizes = float(gap.max(initial=0)), float(np.sum(gap**2)), float(np.sum(x**2))
-    return _Sums(_cosines(x, y), numbers, *sizes, x[0], a.dtype.kind == "f" and bool((x == x[0]).all()))
-
-
-def _is_still(runs: Sequence[_Sums]) -> bool:
-    """Whether all samples of all runs make the same."""
-    return all(r.still and np.array_equal(r.first, runs[0].first) for r in runs)
+    same = a.dtype.kind == "f" and bool((x == x[0]).all())
+    digest = hashlib.sha1((x[0] + 0.0).tobytes(), usedforsecurity=False).digest() if same else b""
+    return _Sums(_cosines(x, y), numbers, *sizes, digest)
 
 
 def _run(
