@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -110,14 +110,15 @@ def made_up(
     guess: Guess,
     seed: int,
     chosen: Mapping[str, int] = MappingProxyType({}),
+    codes: Container[str] = (),
 ) -> dict[str, Array]:
-    """A feed for every input, with guessed sizes in dimensions that neither the model nor the user has settled, and the
-    `chosen` numbers where an input is a single one."""
+    """A feed for every input, with guessed sizes in dimensions that neither the model nor the user has settled, the
+    `chosen` numbers where an input is a single one, and whole numbers where it holds `codes`."""
     rng, named, feeds = np.random.default_rng(seed), _named(inputs, given, guess.batch), dict[str, Array]()
     for value in inputs:
         dims, axes = value.type.tensor_type.shape.dim, free_axes(value)
         shape = [named.get(d.dim_param, guess.of(axes, i)) if i in axes else d.dim_value for i, d in enumerate(dims)]
-        made = _make_input(value, tuple(given.get(value.name, shape)), rng)
+        made = _make_input(value, tuple(given.get(value.name, shape)), value.name in codes, rng)
         feeds[value.name] = np.full_like(made, chosen[value.name]) if made.size == 1 and value.name in chosen else made
     longest = max((size for feed in feeds.values() for size in feed.shape[1:]), default=0)
     lengths = [v.name for v in inputs if guess.whole and _is_length(v) and longest]
@@ -140,8 +141,9 @@ def _named(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]],
     return named
 
 
-def _make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """A random array for one graph input: normal for floats, 0 or 1 for integers, true for booleans.
+def _make_input(value: ValueInfoProto, shape: tuple[int, ...], whole: bool, rng: np.random.Generator) -> Array:
+    """A random array for one graph input: normal for floats, 0 or 1 for integers and what is to be `whole`, true for
+    booleans.
 
     Raises:
         ModelError: the input is not a numeric tensor.
@@ -153,6 +155,6 @@ def _make_input(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Ge
     dtype = helper.tensor_dtype_to_np_dtype(element)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
-    if dtype.kind in "iu":
+    if dtype.kind in "iu" or whole:
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)

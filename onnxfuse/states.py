@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from .protos import every_constant, nodes_of, subgraphs
+from .protos import attribute, every_constant, nodes_of, subgraphs
 from .tensors import values_of
 
 STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
@@ -50,6 +50,17 @@ def compared_with(model: ModelProto) -> dict[str, int]:
             if other is not None and math.prod(other.dims) == 1:
                 found.setdefault(value.name, int(values_of(other).item()))
     return found
+
+
+def cast_to_integers(model: ModelProto) -> set[str]:
+    """Inputs of real numbers of which all that reads them makes integers: codes, as of bytes or letters."""
+    found = {v.name for v in model.graph.input if v.type.tensor_type.elem_type in REAL}
+    read = set[str]()
+    for node in nodes_of(model.graph):
+        read |= found & set(node.input)
+        whole = node.op_type == "Cast" and attribute(node, "to") in INTEGERS
+        found -= set() if whole else set(node.input)
+    return found & read
 
 
 def is_state(model: ModelProto, name: str) -> bool:

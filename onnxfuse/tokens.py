@@ -10,8 +10,8 @@ from onnx import ModelProto
 
 from .heldout import Feeds
 from .probe import Probe
-from .protos import attribute, every_constant, nodes_of
-from .states import INTEGERS, is_state, readers_of
+from .protos import every_constant
+from .states import cast_to_integers, is_state, readers_of
 from .tensors import Array, values_of
 
 Kind = tuple[tuple[int, ...], np.dtype[Any]]
@@ -22,18 +22,11 @@ REPEATED = 0.5
 
 def vocabularies(model: ModelProto, probe: Probe) -> dict[str, int]:
     """Input → how many codes it may have, of those that index something: integers, or numbers that are cast to such."""
-    found = dict[str, int]()
+    found, cast = dict[str, int](), cast_to_integers(model)
     for name, values in probe.inputs.items():
-        whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and _cast_to_integers(model, name))
-        if whole and (size := _vocabulary(model, name)) is not None:
+        if (values.dtype.kind in "iu" or name in cast) and (size := _vocabulary(model, name)) is not None:
             found[name] = size
     return found
-
-
-def _cast_to_integers(model: ModelProto, name: str) -> bool:
-    """Whether all that reads an input casts it to integers."""
-    uses = [node for node in nodes_of(model.graph) if name in node.input]
-    return all(n.op_type == "Cast" and attribute(n, "to") in INTEGERS for n in uses)
 
 
 def _vocabulary(model: ModelProto, name: str) -> int | None:

@@ -110,6 +110,12 @@ def test_tokens(case: str) -> None:
     assert len(np.unique(x, axis=0)) == len(x)
 
 
+def test_codes_are_probed_as_whole_numbers() -> None:
+    probed = probe(from_text(TEXTS["real numbers"]), provider_list("cpu")).inputs["x"]
+    assert probed.dtype == np.float32
+    assert set(np.unique(probed)) == {0, 1}
+
+
 def test_what_is_no_integer_is_read_as_it_is() -> None:
     """A number that something takes as it is, and that is cast to an index elsewhere, is no code."""
     x = drawn("read as they are, too")["x"]
