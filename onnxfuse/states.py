@@ -53,14 +53,18 @@ def compared_with(model: ModelProto) -> dict[str, int]:
 
 
 def cast_to_integers(model: ModelProto) -> set[str]:
-    """Inputs of real numbers of which all that reads them makes integers: codes, as of bytes or letters."""
+    """Inputs of real numbers that are made integers: codes, as of bytes or letters.
+
+    What else reads them may ask only which are a certain one, as a mask of what is padded does, or how many there are.
+    """
     found = {v.name for v in model.graph.input if v.type.tensor_type.elem_type in REAL}
-    read = set[str]()
+    cast = set[str]()
     for node in nodes_of(model.graph):
-        read |= found & set(node.input)
-        whole = node.op_type == "Cast" and attribute(node, "to") in INTEGERS
-        found -= set() if whole else set(node.input)
-    return found & read
+        if node.op_type == "Cast" and attribute(node, "to") in INTEGERS:
+            cast.add(node.input[0])
+        elif node.op_type not in ("Equal", "Shape", "Size"):
+            found -= set(node.input)
+    return found & cast
 
 
 def is_state(model: ModelProto, name: str) -> bool:

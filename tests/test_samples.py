@@ -49,6 +49,11 @@ TEXTS = {
         i = Cast<to=6>(x)
         y = Gather(w1, i)
     }""",
+    "masked real numbers": """(float[N,40] x) => (float[N,40,4] y, bool[N,40] m) <float[7,4] w1, float none = {0}> {
+        m = Equal(x, none)
+        i = Cast<to=6>(x)
+        y = Gather(w1, i)
+    }""",
     "read as they are, too": """(float[N,40] x) => (float[N,40,4] y) <float[7,4] w1, int64[1] last = {2}> {
         i = Cast<to=7>(x)
         e = Gather(w1, i)
@@ -103,7 +108,7 @@ def drawn(case: str, count: int = 32) -> dict[str, Array]:
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 
-@pytest.mark.parametrize("case", ["one-hot", "embedding", "masked", "real numbers"])
+@pytest.mark.parametrize("case", ["one-hot", "embedding", "masked", "real numbers", "masked real numbers"])
 def test_tokens(case: str) -> None:
     x = drawn(case)["x"]
     assert set(np.unique(x)) == set(range(7))
