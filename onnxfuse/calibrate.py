@@ -70,8 +70,8 @@ class Study:
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.
 
-        With `costs`, as losses count: all outputs of a consumer alike, unless the moments are on the user's data, on
-        sound or on text.
+        With `costs`, as losses count: all outputs of a consumer alike, where what the moments are on says so
+        (`Trust.evenly`).
         """
         at = {r.key: i for i, r in enumerate(self.readers)}
         found = [(s, at.get((s.tensor, s.axes, s.split))) for s in rows if s.role is Role.CONSUMES]

@@ -103,8 +103,8 @@ def auto(task: Task) -> Merge:
     """What keeps most with the moments there are (README, "What it does to accuracy").
 
     Without moments, or on synthetic inputs alone, `fold-variance`, which does not depend on them; on anchored ones, on
-    sound and text `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates, `mixture`:
-    the one that leaves least error after repair. What the user has called important stays, in any case.
+    sound and text of words `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates,
+    `mixture`: the one that leaves least error after repair. What the user has called important stays, in any case.
     """
     if task.scored:
         return important(task)

@@ -26,7 +26,7 @@ from .probe import Probe
 from .report import Quality
 from .verify import verify
 
-UNUSED = "takes {:.2f} of the original's time: of what was tried the next larger model takes {:.2f}"
+UNUSED = "it takes {:.2f} of the original's time; of what was tried the next larger model takes {:.2f}"
 Make = Callable[[float | None], Small]
 """The model at a point of the line; None: where the other options put it."""
 TRIALS = 7

@@ -288,5 +288,5 @@ def test_what_no_model_takes_is_told() -> None:
     clock = Clock(jump=0.5)
     found = clock.find("0.7x")
     assert 5.5 < clock.latency(found.model).after <= 6
-    assert found.notes == ("takes 0.60 of the original's time: of what was tried the next larger model takes 0.82",)
+    assert found.notes == ("it takes 0.60 of the original's time; of what was tried the next larger model takes 0.82",)
     assert not Clock().find("1.5x").notes
