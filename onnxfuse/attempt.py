@@ -1,4 +1,4 @@
-"""Make a result, prove it, and move it into place; once more without repair if the repaired one is not sound."""
+"""Make a result, prove it, and move it into place; in another way if on samples of our own it is not sound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .compress import Progress, Small, Studies, compress, untouched
 from .errors import Unsound, VerificationFailed
 from .fidelity import Fidelity, comparable, fidelity, fidelity_on_drawn
 from .latency import Latency
-from .merge import TransportOptions
+from .merge import UNMEASURED, TransportOptions
 from .options import Options
 from .origin import ModelSource
 from .probe import Probe
@@ -26,8 +26,14 @@ from .search import Judge, find
 from .tensors import read_in
 from .verify import ELSEWHERE, compare_elsewhere, verify
 
+LOST = 1.0
+"""How far outputs may be from the original's, where zeros would be 1, on the kind of samples that it was fitted to."""
 log = logging.getLogger("onnxfuse")
 Proof = TypeVar("Proof")
+
+
+class Lost(Unsound):
+    """Even on samples like those that it was fitted to the result is as far off as zeros would be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +93,19 @@ class Setting:
     def _untouched(self, options: Options) -> Small:
         return replace(untouched(self.source.load(), self.reference, options), model=self.source.as_it_is())
 
-    def finish(self, small: Small, options: Options, wary: bool = False) -> Report:
-        """Prove it, report it, and write it; `wary` if there is another way to make it."""
+    def finish(self, small: Small, options: Options, wary: bool = False, choosy: bool = False) -> Report:
+        """Prove it, report it, and write it; `wary` if it can be made without repair, `choosy` by another method.
+
+        Raises:
+            Lost: by a `choosy` one's own samples.
+        """
         read_in(small.model)  # before the file that it is mapped from is replaced
         self.tell("verify", 0, 1)
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
 
         def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None, Fidelity | None]:
             compared = self._compared(model, small.model, options, wary)
-            return compared, self._fidelity(small.model, options), self._on_drawn(small, options)
+            return compared, self._fidelity(small.model, options), self._on_drawn(small, options, choosy)
 
         def conclude(proof: tuple[Comparison, Fidelity | None, Fidelity | None], size: int) -> Report:
             return self.conclude(options, Finished(small, latency, quality, *proof, size))
@@ -128,17 +138,26 @@ class Setting:
             raise VerificationFailed(f"on {found.samples} of your samples {missed}")
         return found if found.outputs else None
 
-    def _on_drawn(self, small: Small, options: Options) -> Fidelity | None:
+    def _on_drawn(self, small: Small, options: Options, choosy: bool) -> Fidelity | None:
         """The same on synthetic samples, if there are others than those that it was fitted to."""
         if not small.others:
             return None
         self.tell("compare on synthetic samples", 0, 1)
         stand_in = self.reference.stand_in
         found = fidelity_on_drawn(self.source.load(), small.model, small.others, self.providers, stand_in)
+        if found and choosy:
+            _refuse_lost(found)
         missed = floor_missed(found.outputs, options.min_cosine, options.max_error) if found else None
         if found and missed is not None:
             raise VerificationFailed(f"on {found.samples} synthetic samples {missed}")
         return found
+
+
+def _refuse_lost(found: Fidelity) -> None:
+    for output in found.outputs:
+        if not output.relative < LOST:
+            off = f"output {output.name!r} is {output.relative:.3g} times as far off as zeros would be"
+            raise Lost(f"{off} on {found.samples} synthetic samples")
 
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Small, Report]:
@@ -147,7 +166,7 @@ def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[S
     try:
         small = setting.make(original, options)
         wary = wary and bool(small.plan.repairs)
-        return small, setting.finish(small, options, wary)
+        return _sound(setting, small, options, wary)
     except Unsound as error:
         if not wary:
             raise
@@ -155,6 +174,33 @@ def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[S
     plain = replace(options, repair=False)
     small = setting.make(setting.source.load(), plain)
     return small, setting.finish(small, plain)
+
+
+def _sound(setting: Setting, small: Small, options: Options, wary: bool) -> tuple[Small, Report]:
+    """The result, or if only that is sound the one whose channels are chosen by what was measured.
+
+    Raises:
+        Unsound: neither is, and the first for another reason than that it is lost.
+    """
+    unmeasured = wary and options.method == "auto" and any(g.method == UNMEASURED for g in small.groups)
+    try:
+        return small, setting.finish(small, options, wary, unmeasured)
+    except Unsound as error:
+        if not unmeasured:
+            raise
+        why = error
+    setting = replace(setting, studies=Studies())
+    measured = replace(options, method="surgeon")
+    try:
+        other = setting.make(setting.source.load(), measured)
+        report = setting.finish(other, measured, wary=True, choosy=True)
+    except VerificationFailed as error:
+        log.debug("by surgeon: %s", error)
+        if not isinstance(why, Lost):
+            raise why from None
+        return small, setting.finish(small, options, wary)
+    log.warning("by %s there is no sound result (%s); it is made by surgeon", UNMEASURED, why)
+    return other, report
 
 
 def write(

@@ -34,6 +34,8 @@ from .trust import Source
 from .walk import Walk
 
 UNREACHED = "in a branch of If that cannot run on the samples"
+SEPARABLE = 6
+"""A network is one of depthwise separable convolutions if one in so many of its layers, or more, is depthwise."""
 LEAST = 1e-6
 """Of the mean variance of a reader's outputs: below, an output counts as one of this variance."""
 
@@ -107,7 +109,9 @@ def study(
     """
     graph = channels.tracker.graph
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
-    found, depthwise = readers(channels, patterns), [] if anchored else depthwise_readers(channels, patterns)
+    found, depthwise = readers(channels, patterns), depthwise_readers(channels, patterns)
+    separable = 0 < len(found) <= SEPARABLE * len(depthwise)
+    depthwise = [] if anchored else depthwise
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     free = (i for i, n in enumerate(graph.protos) if anchored and free_norm(graph, n) and i not in walk.whole)
     norms = {i: graph.protos[i].input[0] for i in free}
@@ -116,7 +120,8 @@ def study(
     found, depthwise = ([r for r in some if r.value not in missing] for some in (found, depthwise))
     norms = {i: name for i, name in norms.items() if name not in missing}
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
-    source = _drawn(channels, 2 * (len(anchors) + len(norms)) >= len(found)) if anchored else Source.DATA
+    pinned = 2 * (len(anchors) + len(norms)) >= len(found)
+    source = _drawn(channels, pinned, separable) if anchored else Source.DATA
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
@@ -161,11 +166,12 @@ def _fits(value: Array, ids: Ids) -> bool:
     return value.ndim == ids.ndim and all(n in (1, size) for n, size in zip(ids.shape, value.shape, strict=True))
 
 
-def _drawn(channels: Channels, pinned: bool) -> Source:
-    """What synthetic samples are worth: `pinned` if most layers have a normalization."""
+def _drawn(channels: Channels, pinned: bool, separable: bool) -> Source:
+    """What synthetic samples are worth: `pinned` if most layers have a normalization, `separable` if kernels that read
+    one channel each do much of the work."""
     graph, probe = channels.tracker.graph, channels.tracker.probe
     if pinned:
-        return Source.ANCHORED
+        return Source.SEPARABLE if separable else Source.ANCHORED
     if all_sound(graph.model, probe):
         return Source.SOUND
     codes = largest_vocabulary(graph.model, probe)

@@ -109,7 +109,7 @@ def auto(task: Task) -> Merge:
     if task.scored:
         return important(task)
     if not task.views or not task.source.value.chooses:
-        return _least_error(task, {"fold-variance": fold_variance})
+        return _least_error(task, {UNMEASURED: fold_variance})
     if task.source is not Source.DATA:
         return _least_error(task, {"surgeon": surgeon})
     mixing: dict[str, Strategy] = {"mixture": mixture} if task.mixes else {}
@@ -194,6 +194,8 @@ METHODS: Mapping[str, Strategy] = {
     "surgeon": surgeon,
     "drop": drop,
 }
+UNMEASURED = "fold-variance"
+"""What `auto` does where it does not go by what was measured."""
 VARIANCE = 0.5
 """Exponent of the variance repair from weights: 0 is none, 1 all."""
 MEASURING: Mapping[str, frozenset[Source]] = {

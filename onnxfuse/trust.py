@@ -38,6 +38,7 @@ class Source(Enum):
 
     DATA = Trust("the user's data")
     ANCHORED = Trust("synthetic inputs, most layers anchored to what their BatchNormalization has seen", evenly=True)
+    SEPARABLE = Trust("the same, in a network of depthwise separable convolutions", ridge=0.5, evenly=True)
     SOUND = Trust("synthetic sound at the level of recordings")
     TEXT = Trust("synthetic text, in short pieces", ridge=1.0)
     LETTERS = Trust("synthetic text, letter by letter", ridge=1.0, chooses=False, evenly=True, doubt=0.25)

@@ -19,6 +19,7 @@ from onnxfuse import attempt, runs
 from onnxfuse.cli import main
 from onnxfuse.comparison import Comparison
 from onnxfuse.errors import Unsound, VerificationFailed
+from onnxfuse.fidelity import Fidelity, fidelity_on_drawn
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.heldout import parted
@@ -54,6 +55,19 @@ def images(count: int) -> dict[str, Array]:
     with np.load(MODELS / "fmnist_calib.npz") as data:
         x = data["x"][:count]
     return {"input": (x.astype(np.float32)[:, None] / 255 - np.float32(0.2860)) / np.float32(0.3530)}
+
+
+UNPINNED = from_text(
+    """(float[N,3,6,6] x) => (float[N,4,6,6] y)
+        <float[8,3,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[8] b2, float[4,8,1,1] w3> {
+        h = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        r = Relu(h)
+        i = Conv<pads=[1,1,1,1]>(r, w2, b2)
+        s = Relu(i)
+        y = Conv(s, w3)
+    }"""
+)
+"""Images without a normalization."""
 
 
 def small(**options: Any) -> ModelProto:
@@ -442,6 +456,52 @@ def test_a_repair_that_spoils_the_model_is_left_out(
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(onnxfuse.VerificationFailed, match=r"differ by 0\.24"):
         onnxfuse.fuse(build("residual"), sparsity=0.5, repair=True)
+
+
+@pytest.mark.parametrize(("first", "second", "method"), [(1.3, 0.9, "surgeon"), (1.3, 1.1, "auto"), (0.9, 2, "auto")])
+def test_what_is_lost_even_on_synthetic_samples_is_made_by_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path,
+    first: float, second: float, method: str,
+) -> None:  # fmt: skip
+    """If that is not lost, too."""
+    expected = onnxfuse.fuse(UNPINNED, sparsity=0.5, method=method)
+    off, measured = iter([first, second, first]), fidelity_on_drawn
+
+    def worse(*args: Any) -> Fidelity | None:
+        found = measured(*args)
+        assert found is not None
+        return replace(found, outputs=(replace(found.outputs[0], relative=next(off)),))
+
+    monkeypatch.setattr(attempt, "fidelity_on_drawn", worse)
+    with caplog.at_level("WARNING", "onnxfuse"):
+        result = onnxfuse.fuse(UNPINNED, tmp_path / "out.onnx", sparsity=0.5)
+    why = "no sound result (output 'y' is 1.3 times as far off as zeros would be on "
+    assert (why in caplog.text) == (method == "surgeon")
+    assert result.report.options["method"] == method
+    assert onnx.load(tmp_path / "out.onnx") == result.model == expected.model
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_not_sound_is_made_by_what_was_measured_before_it_is_made_without_repair(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound, expected = verify, onnxfuse.fuse(UNPINNED, sparsity=0.5, method="surgeon")
+    made: list[ModelProto] = []
+
+    def spoiled(*args: Any) -> Comparison:
+        made.append(args[0])
+        if args[0] != expected.model:
+            raise Unsound("outputs with optimizations off and on differ by 0.24")
+        return sound(*args)
+
+    monkeypatch.setattr(attempt, "verify", spoiled)
+    result = onnxfuse.fuse(UNPINNED, sparsity=0.5)
+    assert result.model == expected.model
+    assert len(made) == 2
+    assert caplog.messages == [
+        "by fold-variance there is no sound result (outputs with optimizations off and on differ by 0.24); it is made "
+        "by surgeon"
+    ]
 
 
 def test_what_was_not_repaired_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

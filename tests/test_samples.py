@@ -27,7 +27,7 @@ from onnxfuse.samples import sample_count, synthetic, waveforms
 from onnxfuse.tensors import Array
 from onnxfuse.trust import Source
 
-from .graphs import MODELS, from_text
+from .graphs import MODELS, build, from_text
 from .test_repair import images
 
 TEXTS = {
@@ -232,6 +232,14 @@ def test_letters_bytes_and_words_are_told_apart(rows: int, source: Source) -> No
     reference = probe(model, provider_list("cpu"))
     channels = find_channels(Graph(model), reference)
     assert study(channels, [], synthetic(model, reference, 16, seed=1), anchored=True).source is source
+
+
+@pytest.mark.parametrize(("name", "source"), [("depthwise", Source.SEPARABLE), ("conv_bn", Source.ANCHORED)])
+def test_networks_of_depthwise_kernels_are_told_apart(name: str, source: Source) -> None:
+    model = build(name)
+    folded, reference = prepare(model), probe(model, provider_list("cpu"))
+    channels = find_channels(Graph(model), reference)
+    assert study(channels, folded, synthetic(model, reference, 16, seed=1), anchored=True).source is source
 
 
 def test_text_comes_in_short_pieces_and_all_of_it_is_seen() -> None:
