@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from onnx import ModelProto
 
 from . import files
 from .calibdata import Samples
-from .comparison import Comparison, check_lossless, floor_missed
+from .comparison import Comparison, OutputError, check_lossless, floor_missed
 from .compress import Progress, Small, Studies, compress, untouched
 from .errors import Unsound, VerificationFailed
 from .fidelity import Fidelity, comparable, fidelity, fidelity_on_drawn
@@ -26,14 +27,22 @@ from .search import Judge, find
 from .tensors import read_in
 from .verify import ELSEWHERE, compare_elsewhere, verify
 
-LOST = 1.0
-"""How far outputs may be from the original's, where zeros would be 1, on the kind of samples that it was fitted to."""
 log = logging.getLogger("onnxfuse")
 Proof = TypeVar("Proof")
 
 
-class Lost(Unsound):
-    """Even on samples like those that it was fitted to the result is as far off as zeros would be."""
+class Far(Unsound):
+    """Even on samples of the kind that it was fitted to, the result is too far off.
+
+    Attributes:
+        off: by how much, as L2 norms of outputs, where zeros would be 1.
+    """
+
+    def __init__(self, found: Fidelity, worst: OutputError) -> None:
+        super().__init__(
+            f"output {worst.name!r} is off by {worst.relative:.2g} of its size on {found.samples} synthetic samples"
+        )
+        self.off = worst.relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +102,17 @@ class Setting:
     def _untouched(self, options: Options) -> Small:
         return replace(untouched(self.source.load(), self.reference, options), model=self.source.as_it_is())
 
-    def finish(self, small: Small, options: Options, wary: bool = False, choosy: bool = False) -> Report:
-        """Prove it, report it, and write it; `wary` if it can be made without repair, `choosy` by another method.
+    def finish(self, small: Small, options: Options, wary: bool = False, most: float = math.inf) -> Report:
+        """Prove it, report it, and write it.
+
+        Args:
+            small, options: how it was made.
+            wary: whether there is another way to make it.
+            most: how far it may be off on synthetic samples.
 
         Raises:
-            Lost: by a `choosy` one's own samples.
+            Far: it is further off.
+            VerificationFailed: it is not what it should be.
         """
         read_in(small.model)  # before the file that it is mapped from is replaced
         self.tell("verify", 0, 1)
@@ -105,7 +120,7 @@ class Setting:
 
         def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None, Fidelity | None]:
             compared = self._compared(model, small.model, options, wary)
-            return compared, self._fidelity(small.model, options), self._on_drawn(small, options, choosy)
+            return compared, self._fidelity(small.model, options), self._on_drawn(small, options, most)
 
         def conclude(proof: tuple[Comparison, Fidelity | None, Fidelity | None], size: int) -> Report:
             return self.conclude(options, Finished(small, latency, quality, *proof, size))
@@ -138,26 +153,25 @@ class Setting:
             raise VerificationFailed(f"on {found.samples} of your samples {missed}")
         return found if found.outputs else None
 
-    def _on_drawn(self, small: Small, options: Options, choosy: bool) -> Fidelity | None:
+    def _on_drawn(self, small: Small, options: Options, most: float) -> Fidelity | None:
         """The same on synthetic samples, if there are others than those that it was fitted to."""
         if not small.others:
             return None
         self.tell("compare on synthetic samples", 0, 1)
         stand_in = self.reference.stand_in
         found = fidelity_on_drawn(self.source.load(), small.model, small.others, self.providers, stand_in)
-        if found and choosy:
-            _refuse_lost(found)
+        if found:
+            _refuse_far(found, most)
         missed = floor_missed(found.outputs, options.min_cosine, options.max_error) if found else None
         if found and missed is not None:
             raise VerificationFailed(f"on {found.samples} synthetic samples {missed}")
         return found
 
 
-def _refuse_lost(found: Fidelity) -> None:
-    for output in found.outputs:
-        if not output.relative < LOST:
-            off = f"output {output.name!r} is {output.relative:.3g} times as far off as zeros would be"
-            raise Lost(f"{off} on {found.samples} synthetic samples")
+def _refuse_far(found: Fidelity, most: float) -> None:
+    worst = max(found.outputs, key=lambda o: o.relative)
+    if worst.relative > most:
+        raise Far(found, worst)
 
 
 def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[Small, Report]:
@@ -177,29 +191,30 @@ def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[S
 
 
 def _sound(setting: Setting, small: Small, options: Options, wary: bool) -> tuple[Small, Report]:
-    """The result, or if only that is sound the one whose channels are chosen by what was measured.
+    """The result, or one whose channels are chosen by what was measured, if that is sound and nearer.
+
+    It is made if the first has lost more of its outputs' energy than of its channels.
 
     Raises:
-        Unsound: neither is, and the first for another reason than that it is lost.
+        Unsound: neither is sound.
     """
-    unmeasured = wary and options.method == "auto" and any(g.method == UNMEASURED for g in small.groups)
+    if not (wary and options.method == "auto" and any(g.method == UNMEASURED for g in small.groups)):
+        return small, setting.finish(small, options, wary)
     try:
-        return small, setting.finish(small, options, wary, unmeasured)
+        return small, setting.finish(small, options, wary, math.sqrt(1 - small.after.channels / small.before.channels))
     except Unsound as error:
-        if not unmeasured:
-            raise
         why = error
-    setting = replace(setting, studies=Studies())
-    measured = replace(options, method="surgeon")
+    most = why.off if isinstance(why, Far) else math.inf
+    anew, measured = replace(setting, studies=Studies()), replace(options, method="surgeon")
     try:
-        other = setting.make(setting.source.load(), measured)
-        report = setting.finish(other, measured, wary=True, choosy=True)
+        other = anew.make(setting.source.load(), measured)
+        report = anew.finish(other, measured, True, most)
     except VerificationFailed as error:
         log.debug("by surgeon: %s", error)
-        if not isinstance(why, Lost):
+        if not isinstance(why, Far):
             raise why from None
         return small, setting.finish(small, options, wary)
-    log.warning("by %s there is no sound result (%s); it is made by surgeon", UNMEASURED, why)
+    log.warning("by %s too much is lost (%s); it is made by surgeon", UNMEASURED, why)
     return other, report
 
 
