@@ -193,12 +193,14 @@ def attempt(setting: Setting, original: ModelProto, options: Options) -> tuple[S
 def _sound(setting: Setting, small: Small, options: Options, wary: bool) -> tuple[Small, Report]:
     """The result, or one whose channels are chosen by what was measured, if that is sound and nearer.
 
-    It is made if the first has lost more of its outputs' energy than of its channels.
+    It is made if the first has lost more of its outputs' energy than of its channels, and not where all that is
+    measured is in doubt: magika without 10% of its channels, in blocks, keeps 92.9% so, and 91.8 by `surgeon`.
 
     Raises:
         Unsound: neither is sound.
     """
-    if not (wary and options.method == "auto" and any(g.method == UNMEASURED for g in small.groups)):
+    by_weights = options.method == "auto" and any(g.method == UNMEASURED for g in small.groups)
+    if not (wary and by_weights and small.source and small.source.value.doubt < 1):
         return small, setting.finish(small, options, wary)
     try:
         return small, setting.finish(small, options, wary, math.sqrt(1 - small.after.channels / small.before.channels))
