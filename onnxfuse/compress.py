@@ -41,7 +41,6 @@ from .scheme import Lowered
 from .scores import feature_of
 from .settle import settle, settle_lossless
 from .tensors import set_values
-from .trust import Source
 from .unshare import rejoin
 from .weights import Weights, check_finite
 
@@ -57,7 +56,6 @@ class Small:
 
     Attributes:
         others: synthetic samples that nothing was fitted to, if it was fitted to such.
-        source: what was measured on, if anything was.
     """
 
     model: ModelProto
@@ -69,7 +67,6 @@ class Small:
     notes: tuple[str, ...] = ()
     free: Mapping[str, int] | None = None
     others: Batches = field(default_factory=list)
-    source: Source | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +203,8 @@ def _finish(
     merged = [g for g, _ in merges]
     notes += repair_notes(model, repairs, options, measured, merged) + _selection_notes(merged)
     notes += _budget_notes(options, merges)
-    others, source = (measured.others, measured.source) if measured is not None else ([], None)
-    return Small(model, *sizes, rows, channels.locked, plan, notes, others=others, source=source)
+    others = measured.others if measured is not None else []
+    return Small(model, *sizes, rows, channels.locked, plan, notes, others=others)
 
 
 def _refitted(repairs: Sequence[Repair]) -> set[str]:

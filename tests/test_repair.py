@@ -18,7 +18,7 @@ import onnxfuse
 from onnxfuse import attempt, runs
 from onnxfuse.cli import main
 from onnxfuse.comparison import Comparison
-from onnxfuse.errors import Unsound, VerificationFailed
+from onnxfuse.errors import NothingToMerge, Unsound, VerificationFailed
 from onnxfuse.fidelity import Fidelity, fidelity_on_drawn
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
@@ -31,6 +31,7 @@ from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.readers import readers
+from onnxfuse.search import find
 from onnxfuse.shrinkage import oas, shrunk
 from onnxfuse.trust import Source
 from onnxfuse.verify import verify
@@ -503,6 +504,30 @@ def test_what_is_not_sound_is_made_by_what_was_measured_before_it_is_made_withou
         "by fold-variance too much is lost (outputs with optimizations off and on differ by 0.24); it is made "
         "by surgeon"
     ]
+
+
+@pytest.mark.parametrize("method", ["surgeon", ""])
+def test_where_a_search_by_weights_finds_nothing_what_was_measured_is_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Of neither search the first error is told."""
+    searched, seen = find, list[str]()
+
+    def fails(make: Any, judge: Any, options: Any, tell: Any) -> Any:
+        seen.append(options.method)
+        found = searched(make, judge, options, tell)
+        if options.method != method:
+            raise NothingToMerge(f"nothing is found by {options.method}")
+        return found
+
+    monkeypatch.setattr(attempt, "find", fails)
+    if method:
+        assert onnxfuse.fuse(UNPINNED, min_cosine=0.01).report.options["method"] == method
+        assert "too much is lost (nothing is found by auto); it is made by surgeon" in caplog.text
+    else:
+        with pytest.raises(NothingToMerge, match="by auto"):
+            onnxfuse.fuse(UNPINNED, min_cosine=0.01)
+    assert seen == ["auto", "surgeon"]
 
 
 def test_what_was_not_repaired_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
