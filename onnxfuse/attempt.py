@@ -15,7 +15,7 @@ from . import files
 from .calibdata import Samples
 from .comparison import Comparison, OutputError, check_lossless, floor_missed
 from .compress import Progress, Small, Studies, compress, untouched
-from .errors import NothingToMerge, OnnxFuseError, Unsound, VerificationFailed
+from .errors import NothingToMerge, OnnxFuseError, Unsound, UsageError, VerificationFailed
 from .fidelity import Fidelity, comparable, fidelity, fidelity_on_drawn
 from .latency import Latency
 from .merge import UNMEASURED, TransportOptions
@@ -233,7 +233,7 @@ def _measured(setting: Setting, options: Options, why: OnnxFuseError) -> tuple[S
     try:
         small = setting.make(setting.source.load(), options)
         report = setting.finish(small, options, True, why.off if isinstance(why, Far) else math.inf)
-    except OnnxFuseError as error:
+    except (NothingToMerge, UsageError, VerificationFailed) as error:  # UsageError: a latency that is out of reach
         log.debug("by surgeon: %s", error)
         return None
     log.warning("by %s too much is lost (%s); it is made by surgeon", UNMEASURED, why)
