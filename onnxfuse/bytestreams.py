@@ -40,7 +40,7 @@ def stream(count: int, rng: np.random.Generator, vocabulary: int) -> Array:
 
 def _text(count: int, rng: np.random.Generator) -> Array:
     """Words of a vocabulary of which few are frequent (Zipf's law), numbers, marks, line ends and indents."""
-    words = _words(int(rng.integers(20, 200)), rng)
+    words = some_words(int(rng.integers(20, 200)), rng)
     chances = 1 / np.arange(1, len(words) + 1)
     marks = rng.choice(_codes(MARKS), int(rng.integers(2, 12)))
     numbers, marked, ended = rng.uniform((0, 0.05, 0.03), (0.2, 0.6, 0.3))
@@ -63,7 +63,7 @@ def _text(count: int, rng: np.random.Generator) -> Array:
     return np.concatenate(parts)[:count]
 
 
-def _words(count: int, rng: np.random.Generator) -> list[Array]:
+def some_words(count: int, rng: np.random.Generator) -> list[Array]:
     """Words of letters, some of them capitals."""
     sizes, chances = rng.integers(1, 10, count), FALL ** np.arange(len(LETTERS))
     letters = rng.choice(_codes(LETTERS), int(sizes.sum()), p=chances / chances.sum())
@@ -83,7 +83,7 @@ Word = Callable[[], bytes]
 
 def _lines(count: int, rng: np.random.Generator) -> Array:
     """Lines of one of `FORMS`, filled with words of which few are frequent."""
-    words = [word.astype(np.uint8).tobytes() for word in _words(int(rng.integers(8, 60)), rng)]
+    words = [word.astype(np.uint8).tobytes() for word in some_words(int(rng.integers(8, 60)), rng)]
     chances = np.cumsum(1 / np.arange(1, len(words) + 1))
     end = b"\n" if rng.random() < 0.8 else b"\r\n"
 

@@ -25,7 +25,7 @@ from .ids import Ids
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
-from .samples import all_sound
+from .samples import all_sound, all_writing
 from .shrinkage import oas
 from .surgeon import View
 from .tensors import Array
@@ -174,6 +174,8 @@ def _drawn(channels: Channels, pinned: bool, separable: bool) -> Source:
         return Source.SEPARABLE if separable else Source.ANCHORED
     if all_sound(graph.model, probe):
         return Source.SOUND
+    if all_writing(graph.model, probe):
+        return Source.WRITING
     codes = largest_vocabulary(graph.model, probe)
     if codes in BYTES:
         return Source.FILES

@@ -19,6 +19,8 @@ IMAGE = (1, 3, 224, 224)
 """The example of a shape for an input of which not even the number of axes is known."""
 TOKENS = 16
 """Of text, tried before these: what is fitted to many short pieces keeps more than what is to a few long ones."""
+LINE = (48, 192)
+"""Rows and columns of a line of writing, where the model leaves both open."""
 SPATIAL_GUESSES = (224, 256, 64, 32, 512, 16, 1)
 """Sizes tried, in this order, for dynamic dimensions other than the batch; 1 suits a batch behind the steps."""
 
@@ -49,24 +51,30 @@ class Guess:
         size: of others.
         behind: whether an axis that is alone open behind a settled one is the batch, as in a recurrent state.
         whole: whether lengths are the whole of what they are the lengths of: of nothing a network makes little.
+        rows: of an image, where that is not the size of all: the last but one of an input's open axes.
     """
 
     batch: int = 1
     size: int = SPATIAL_GUESSES[0]
     behind: bool = False
     whole: bool = False
+    rows: int | None = None
 
     def of(self, axes: Sequence[int], axis: int) -> int:
         """The size of one of an input's open axes."""
+        if self.rows is not None and axis == axes[-2:][0] > 0:
+            return self.rows
         return self.batch if axis == 0 or (self.behind and axes == [axis]) else self.size
 
 
-def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]]) -> list[Guess]:
-    """Guesses to try: two samples first, so that the batch cannot be mistaken for a channel."""
+def candidates(inputs: Sequence[ValueInfoProto], given: Mapping[str, Sequence[int]], lines: bool) -> list[Guess]:
+    """Guesses to try: two samples first, so that the batch cannot be mistaken for a channel, and images as low as
+    lines of writing, where a network `lines` looks like one that reads them."""
     free = [axes for v in inputs if v.name not in given and (axes := free_axes(v))]
     sizes = _sizes([v for v in inputs if v.name not in given and any(i > 0 for i in free_axes(v))])
     batches = (2, 1) if any(0 in axes for axes in free) else (1,)
-    guesses = [Guess(batch, size) for batch, size in itertools.product(batches, sizes)]
+    low = [Guess(batch, LINE[1], rows=LINE[0]) for batch in batches if lines and len(sizes) > 1]
+    guesses = low + [Guess(batch, size) for batch, size in itertools.product(batches, sizes)]
     if _may_be_behind(free):
         some = [g for g in guesses if g.size > 1]  # a single step fits nearly everywhere, and tells little
         guesses = [*some, *(replace(g, behind=True) for g in some), *(g for g in guesses if g.size == 1)]

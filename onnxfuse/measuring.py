@@ -24,7 +24,7 @@ from .merge import MEASURING
 from .options import Options
 from .readers import Key
 from .repair import Repair
-from .samples import others_count, pictures, sample_count, synthetic, waveforms
+from .samples import others_count, pictures, sample_count, synthetic, waveforms, written
 from .states import is_state
 from .tensors import FLOATS, Array
 from .trust import Source
@@ -107,7 +107,7 @@ def survey(
     more = synthetic(t.graph.model, t.probe, others, (options.seed, 1)) if others else []
     try:
         level = levelled(channels, folded, [*made, *more], waveforms(t.graph.model))
-        level = ended(channels, folded, level, pictures(t.graph.model, t.probe), macs)
+        level = ended(channels, folded, level, pictures(t.graph.model, t.probe) - written(t.graph.model, t.probe), macs)
         level = carried_over(t.graph.model, t.probe, level)
         found = study(channels, folded, level[: len(made)], True, options.exclude, wanted)
         return replace(found, others=level[len(made) :])

@@ -20,7 +20,7 @@ from .protos import every_constant, outer_names, proto_label, subgraphs
 from .questions import PREFIX, Questions, ask
 from .sessions import exact_session, native, session_options, without_weights
 from .standin import in_float32, needs_stand_in
-from .states import cast_to_integers, compared_with
+from .states import cast_to_integers, compared_with, reads_lines
 from .tensors import Array, values_of
 
 log = logging.getLogger("onnxfuse")
@@ -189,7 +189,7 @@ def _first_that_runs(
     error: Exception = RuntimeError("no inputs could be made")
     opened, chosen = _open(model, providers, trusting=True), compared_with(model)
     codes = cast_to_integers(model)
-    for guess in candidates(inputs, overrides):
+    for guess in candidates(inputs, overrides, reads_lines(model)):
         try:
             feeds = made_up(inputs, overrides, guess, seed, chosen, codes)
             found = _run(opened, feeds)

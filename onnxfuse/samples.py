@@ -1,14 +1,14 @@
 """Synthetic inputs to measure activations on, chosen by each input's shape and type.
 
 Covariances of activations depend on what images and signals look like: edges, plain areas and objects of all sizes
-matter more than the spectrum. Images are therefore *dead leaves* (Lee, Mumford and Huang, IJCV 2001): shapes that
-cover each other, whose statistics are close to those of photographs.
+matter more than the spectrum. Images are therefore *dead leaves*, whose statistics are close to those of photographs
+(`leaves.py`), or, if they are as low and long as such, lines of writing (`writing.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -16,11 +16,13 @@ from onnx import ModelProto, TensorProto, helper
 
 from .bytestreams import BYTES, stream
 from .calibdata import Batches
+from .leaves import leaves
 from .probe import Probe
 from .protos import every_constant
 from .states import batch_is_open, is_state, readers_of
 from .tensors import Array
 from .tokens import beside, text, vocabularies
+from .writing import is_line, line
 
 LINE = 64
 """Last axes of at least this size are taken for a signal in time."""
@@ -37,8 +39,6 @@ MORE = 3
 """Times so many where samples are files, which are of many kinds."""
 OTHERS, WATCHED = 32, 4e9
 """Samples that nothing is fitted to, for the result to be compared on, and multiply-accumulates that these may cost."""
-SHAPES = (3, 60)
-"""Leaves in an image, at least and at most."""
 HIGHEST, HARMONICS = 0.12, 60
 """Of a signal: its tone's frequency in cycles for each value at most, and how many multiples of that it has."""
 NOISE = (0.01, 0.5)
@@ -59,10 +59,10 @@ def others_count(macs: int) -> int:
 def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[int]) -> Batches:
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
-    Images are dead leaves; signals and recorded sound are harmonics in noise, of deviation 1; tokens are drawn from the
-    rows of the embedding that they index, bytes are those of texts and binary files, and all of it is to be seen: masks
-    beside it are ones, positions count; a recurrent network starts from zero, as on its first call; other inputs are
-    normal, or what the probe used if they are not floats.
+    Images are dead leaves or lines of writing; signals and recorded sound are harmonics in noise, of deviation 1;
+    tokens are drawn from the rows of the embedding that they index, bytes are those of texts and binary files, and all
+    of it is to be seen: masks beside it are ones, positions count; a recurrent network starts from zero, as on its
+    first call; other inputs are normal, or what the probe used if they are not floats.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
@@ -102,10 +102,31 @@ def pictures(model: ModelProto, probe: Probe) -> set[str]:
     return {n for n in planes if n not in others and not is_state(model, n)}
 
 
+def written(model: ModelProto, probe: Probe) -> set[str]:
+    """Those of these that are drawn as lines of writing."""
+    return {n for n in pictures(model, probe) if is_line(_planes(probe.inputs[n].shape))}
+
+
+def _planes(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W) of a batch of images, which may have their channels last."""
+    _, first, second, third = shape
+    last = third in COLOURS and first not in COLOURS
+    return (third, first, second) if last else (first, second, third)
+
+
 def all_sound(model: ModelProto, probe: Probe) -> bool:
     """Whether every input of real numbers that is drawn is sound."""
-    drawn = {n for n, p in probe.inputs.items() if p.dtype in FLOATING and not is_state(model, n)}
-    return bool(drawn) and drawn <= waveforms(model)
+    return bool(drawn := _drawn(model, probe)) and drawn <= waveforms(model)
+
+
+def all_writing(model: ModelProto, probe: Probe) -> bool:
+    """Whether every one is a line of writing."""
+    return bool(drawn := _drawn(model, probe)) and drawn <= written(model, probe)
+
+
+def _drawn(model: ModelProto, probe: Probe) -> set[str]:
+    """Inputs of real numbers but for states."""
+    return {n for n, p in probe.inputs.items() if p.dtype in FLOATING and not is_state(model, n)}
 
 
 def _sample(
@@ -133,7 +154,10 @@ def _floats(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS:  # (N, H, W, C)
         return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng), 1, 3))
     if len(shape) == 4 and min(shape[2:]) > 1:
-        return _standard(np.stack([leaves((shape[1], *shape[2:]), rng) for _ in range(shape[0])]))
+        one = (shape[1], *shape[2:])
+        if is_line(one):
+            return np.stack([line(one, rng) for _ in range(shape[0])])
+        return _standard(np.stack([leaves(one, rng) for _ in range(shape[0])]))
     side = math.isqrt(shape[-1]) if shape else 0
     if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < LINE // 2:  # an image, flattened
         return _floats((shape[0], 1, side, side), rng).reshape(shape)
@@ -145,46 +169,6 @@ def _floats(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 def _standard(samples: Array) -> Array:
     """Mean 0 and deviation 1 over all values."""
     return np.asarray((samples - samples.mean()) / max(samples.std(), 1e-12))
-
-
-def leaves(shape: tuple[int, int, int], rng: np.random.Generator) -> Array:
-    """(C, H, W) shapes of random place, size, direction and colour that cover each other.
-
-    Few large ones or many small ones; the colours of an image's channels go together.
-    """
-    c, h, w = shape
-    image = np.empty(shape, np.float32)
-    image[:] = _colour(c, rng)[:, None, None]
-    for _ in range(int(np.exp(rng.uniform(*np.log(SHAPES))))):
-        _leaf(image, min(h, w) * 0.5 * rng.uniform(0.05, 1) ** 2 + 0.5, rng)
-    return image
-
-
-def _colour(channels: int, rng: np.random.Generator) -> Array:
-    return np.asarray(rng.standard_normal() + 0.4 * rng.standard_normal(channels))
-
-
-def _leaf(image: Array, radius: float, rng: np.random.Generator) -> None:
-    """Draw one ellipse, rectangle or bar with a slope of brightness."""
-    h, w = image.shape[1:]
-    cy, cx, angle = rng.uniform(0, h), rng.uniform(0, w), rng.uniform(0, np.pi)
-    stretch = math.exp(0.6 * rng.standard_normal())
-    reach = 2 + 1.5 * radius * max(stretch, 1 / stretch, 2)
-    rows, columns = (slice(max(0, int(c - reach)), min(n, int(c + reach) + 1)) for c, n in ((cy, h), (cx, w)))
-    y, x = np.arange(rows.start, rows.stop)[:, None] - cy, np.arange(columns.start, columns.stop) - cx
-    u, v = y * math.cos(angle) + x * math.sin(angle), x * math.cos(angle) - y * math.sin(angle)
-    inside = SHAPED[int(rng.integers(len(SHAPED)))](u, v, radius, stretch)
-    slope = 0.3 * rng.standard_normal() / radius
-    image[:, rows, columns][:, inside] = _colour(len(image), rng)[:, None] + slope * u[inside]
-
-
-Drawing = Callable[[Array, Array, float, float], Array]
-SHAPED: Sequence[Drawing] = (
-    lambda u, v, radius, stretch: (u / stretch) ** 2 + (v * stretch) ** 2 < radius**2,
-    lambda u, v, radius, stretch: (abs(u) < radius * stretch) & (abs(v) < radius / stretch),
-    lambda u, v, radius, stretch: (abs(u) < 2 * radius) & (abs(v) < max(0.5, 0.15 * radius)),
-)
-"""Which places are inside an ellipse, a rectangle and a bar, whose axes are `u` and `v`."""
 
 
 def _signal(shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -1,5 +1,5 @@
 """What a graph tells of its inputs: which are states, whether samples are steps of one sequence, which numbers choose
-between branches."""
+between branches, and whether images are lines of writing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 REAL = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 MOVING = "Cast Identity Expand Reshape Unsqueeze Squeeze Transpose Slice Split Gather Pad".split()
 """Operators through which an input is followed to what reads it."""
+FLATTER = 2
+"""Layers that make images lower than they make them narrower, more than the other way round, of networks that read."""
 
 
 def readers_of(model: ModelProto, name: str) -> Iterator[tuple[NodeProto, int]]:
@@ -85,6 +87,13 @@ def _comes_back(model: ModelProto, name: str) -> bool:
     rank = len(inputs[name].shape.dim)
     alike = (o for o in named if o.elem_type == inputs[name].elem_type and len(o.shape.dim) == rank)
     return rank not in (0, 4) and any(alike)
+
+
+def reads_lines(model: ModelProto) -> bool:
+    """Whether images get lower, but hardly narrower: what is written in them is read from left to right."""
+    strides = (attribute(node, "strides", ()) for node in nodes_of(model.graph))
+    more: list[int] = [s[0] - s[1] for s in strides if len(s) == 2]
+    return sum(m > 0 for m in more) - sum(m < 0 for m in more) >= FLATTER
 
 
 def batch_is_open(value: ValueInfoProto) -> bool:
