@@ -94,6 +94,12 @@ class Study:
         return View(covariance, gram, oas(moments.square, moments.count), self.parts[number] if costs else 1)
 
 
+def separable(channels: Channels, exclude: Sequence[str] = ()) -> bool:
+    """Whether kernels that read one channel each do much of the work, but for nodes that match one of `exclude`."""
+    patterns = [re.compile(p) for p in exclude]
+    return 0 < len(readers(channels, patterns)) <= SEPARABLE * len(depthwise_readers(channels, patterns))
+
+
 def study(
     channels: Channels,
     folded: Sequence[Folded],
@@ -110,7 +116,6 @@ def study(
     graph = channels.tracker.graph
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
     found, depthwise = readers(channels, patterns), depthwise_readers(channels, patterns)
-    separable = 0 < len(found) <= SEPARABLE * len(depthwise)
     depthwise = [] if anchored else depthwise
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     free = (i for i, n in enumerate(graph.protos) if anchored and free_norm(graph, n) and i not in walk.whole)
@@ -121,7 +126,7 @@ def study(
     norms = {i: name for i, name in norms.items() if name not in missing}
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
     pinned = 2 * (len(anchors) + len(norms)) >= len(found)
-    source = _drawn(channels, pinned, separable) if anchored else Source.DATA
+    source = _drawn(channels, pinned, separable(channels, exclude)) if anchored else Source.DATA
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
@@ -166,12 +171,12 @@ def _fits(value: Array, ids: Ids) -> bool:
     return value.ndim == ids.ndim and all(n in (1, size) for n, size in zip(ids.shape, value.shape, strict=True))
 
 
-def _drawn(channels: Channels, pinned: bool, separable: bool) -> Source:
-    """What synthetic samples are worth: `pinned` if most layers have a normalization, `separable` if kernels that read
-    one channel each do much of the work."""
+def _drawn(channels: Channels, pinned: bool, depthwise: bool) -> Source:
+    """What synthetic samples are worth: `pinned` if most layers have a normalization, `depthwise` if the network is
+    `separable`."""
     graph, probe = channels.tracker.graph, channels.tracker.probe
     if pinned:
-        return Source.SEPARABLE if separable else Source.ANCHORED
+        return Source.SEPARABLE if depthwise else Source.ANCHORED
     if all_sound(graph.model, probe):
         return Source.SOUND
     if all_writing(graph.model, probe):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from onnx import ModelProto
 
 from .calibdata import Batches
-from .calibrate import Study, study
+from .calibrate import Study, separable, study
 from .carryover import carried_over
 from .channels import ChannelGroup, Channels
 from .ends import ended
@@ -41,6 +41,9 @@ ONE_SIDED = (
 )
 NAMED = 3
 """Weights that a note names."""
+TEXTURE = 0.3
+"""Deviation of what lies over synthetic images, at most, for networks of depthwise separable convolutions: on even
+areas each of their kernels has nothing to tell its taps apart by."""
 LARGE = 250_000_000
 """Parameters from which on a model is repaired only on demand: weights and moments are held twice for it."""
 
@@ -102,9 +105,9 @@ def survey(
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
     macs = size[1] // _samples_in(t.graph.model, [t.probe.inputs])
-    made = synthetic(t.graph.model, t.probe, sample_count(macs), options.seed)
-    others = others_count(macs)
-    more = synthetic(t.graph.model, t.probe, others, (options.seed, 1)) if others else []
+    texture, others = TEXTURE * separable(channels, options.exclude), others_count(macs)
+    made = synthetic(t.graph.model, t.probe, sample_count(macs), options.seed, texture)
+    more = synthetic(t.graph.model, t.probe, others, (options.seed, 1), texture) if others else []
     try:
         level = levelled(channels, folded, [*made, *more], waveforms(t.graph.model))
         level = ended(channels, folded, level, pictures(t.graph.model, t.probe) - written(t.graph.model, t.probe), macs)

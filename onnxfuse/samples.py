@@ -56,13 +56,13 @@ def others_count(macs: int) -> int:
     return int(min(OTHERS, WATCHED / max(macs, 1)))
 
 
-def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[int]) -> Batches:
+def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[int], texture: float = 0.0) -> Batches:
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
     Images are dead leaves or lines of writing; signals and recorded sound are harmonics in noise, of deviation 1;
     tokens are drawn from the rows of the embedding that they index, bytes are those of texts and binary files, and all
     of it is to be seen: masks beside it are ones, positions count; a recurrent network starts from zero, as on its
-    first call; other inputs are normal, or what the probe used if they are not floats.
+    first call; other inputs are normal, or what the probe used if they are not floats. `texture`: of leaves.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
@@ -75,7 +75,9 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     masks = beside({n: (s, probe.inputs[n].dtype) for n, s in shapes.items() if n not in states}, codes)
     drawn, sounds = [v.name for v in inputs if v.name not in states.keys() | masks.keys()], waveforms(model)
     return [
-        {n: _sample(probe.inputs[n], shapes[n], codes.get(n), n in sounds, rng) for n in drawn} | masks | states
+        {n: _sample(probe.inputs[n], shapes[n], codes.get(n), n in sounds, rng, texture) for n in drawn}
+        | masks
+        | states
         for _ in range(math.ceil(count / size))
     ]
 
@@ -130,7 +132,7 @@ def _drawn(model: ModelProto, probe: Probe) -> set[str]:
 
 
 def _sample(
-    like: Array, shape: tuple[int, ...], vocabulary: int | None, sound: bool, rng: np.random.Generator
+    like: Array, shape: tuple[int, ...], vocabulary: int | None, sound: bool, rng: np.random.Generator, texture: float
 ) -> Array:
     if vocabulary is not None:
         count, size = math.prod(shape[:1]), math.prod(shape[1:])
@@ -140,7 +142,7 @@ def _sample(
         return np.resize(like, shape)
     if sound and shape and shape[-1] > 1:
         return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])]).astype(like.dtype)
-    return _floats(shape, rng).astype(like.dtype)
+    return _floats(shape, rng, texture).astype(like.dtype)
 
 
 FLOATING = tuple(
@@ -149,18 +151,18 @@ FLOATING = tuple(
 )
 
 
-def _floats(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _floats(shape: tuple[int, ...], rng: np.random.Generator, texture: float) -> Array:
     """(samples, …) values of mean 0 and deviation 1."""
     if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS:  # (N, H, W, C)
-        return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng), 1, 3))
+        return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng, texture), 1, 3))
     if len(shape) == 4 and min(shape[2:]) > 1:
         one = (shape[1], *shape[2:])
         if is_line(one):
             return np.stack([line(one, rng) for _ in range(shape[0])])
-        return _standard(np.stack([leaves(one, rng) for _ in range(shape[0])]))
+        return _standard(np.stack([leaves(one, rng, texture) for _ in range(shape[0])]))
     side = math.isqrt(shape[-1]) if shape else 0
     if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < LINE // 2:  # an image, flattened
-        return _floats((shape[0], 1, side, side), rng).reshape(shape)
+        return _floats((shape[0], 1, side, side), rng, texture).reshape(shape)
     if len(shape) in (2, 3) and shape[-1] >= LINE:
         return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])])
     return rng.standard_normal(shape)

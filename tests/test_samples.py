@@ -18,6 +18,8 @@ from onnxfuse.errors import Unsound
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
 from onnxfuse.levels import levelled
+from onnxfuse.measuring import survey
+from onnxfuse.options import Options
 from onnxfuse.picking import with_outputs
 from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
@@ -240,6 +242,25 @@ def test_networks_of_depthwise_kernels_are_told_apart(name: str, source: Source)
     folded, reference = prepare(model), probe(model, provider_list("cpu"))
     channels = find_channels(Graph(model), reference)
     assert study(channels, folded, synthetic(model, reference, 16, seed=1), anchored=True).source is source
+
+
+@pytest.mark.parametrize(("group", "rough"), [(8, True), (1, False)])
+def test_images_have_texture_for_networks_of_depthwise_kernels(group: int, rough: bool) -> None:
+    """Leaves alone are even: most second differences along a row are nothing."""
+    text = """(float[N,3,24,24] x) => (float[N,4,18,18] y)
+        <float[8,3,3,3] w1, float[8,READ,3,3] w2, float[4,8,3,3] w3> {
+        c = Conv(x, w1)
+        d = Conv<group=GROUP>(c, w2)
+        r = Relu(d)
+        y = Conv(r, w3)
+    }"""
+    model = from_text(text.replace("READ", str(8 // group)).replace("GROUP", str(group)))
+    channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
+    measured = survey(channels, [], Options(sparsity=0.5), None, (1000, 1000))
+    assert measured is not None
+    for batches in (measured.batches, measured.others):
+        even = np.mean([abs(np.diff(b["x"], 2)) < 1e-4 for b in batches])
+        assert even < 0.01 if rough else even > 0.5
 
 
 def test_text_comes_in_short_pieces_and_all_of_it_is_seen() -> None:
