@@ -124,19 +124,27 @@ def _text(rng: np.random.Generator) -> Iterator[str]:
 
 def _set(length: float, face: Face, rng: np.random.Generator) -> Array:
     """(segments, 4) x, y of both ends of each piece of all strokes, of as many signs as find room, in units."""
-    found, signs, x = [np.empty((0, 4))], dict[str, Array](), rng.uniform(0, 2)
+    found, x, signs = [np.empty((0, 4))], rng.uniform(0, 2), _signs(face, rng)
+    while True:
+        space, segments = next(signs)
+        left, right = segments[:, 0::2].min(), segments[:, 0::2].max()
+        x += space
+        if x + right - left > length:
+            return np.concatenate(found)
+        found.append(segments + np.array([x - left, 0, x - left, 0]))
+        x += right - left + face.gap
+
+
+def _signs(face: Face, rng: np.random.Generator) -> Iterator[tuple[float, Array]]:
+    """Space before each sign, beside the face's gap, and its segments."""
+    known, space = dict[str, Array](), 0.0
     for word in _text(rng):
         for sign in word:
-            if face.dense or sign not in signs:
-                signs[sign] = _segments(_dense(rng) if face.dense else _strokes(sign), face, rng)
-            segments = signs[sign]
-            left, right = segments[:, 0::2].min(), segments[:, 0::2].max()
-            if x + right - left > length:
-                return np.concatenate(found)
-            found.append(segments + np.array([x - left, 0, x - left, 0]))
-            x += right - left + face.gap
-        x += rng.uniform(2, 3.5)
-    raise AssertionError("text does not end")
+            if face.dense or sign not in known:
+                known[sign] = _segments(_dense(rng) if face.dense else _strokes(sign), face, rng)
+            yield space, known[sign]
+            space = 0.0
+        space = rng.uniform(2, 3.5)
 
 
 def _strokes(sign: str) -> Strokes:
