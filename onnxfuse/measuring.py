@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,10 +20,10 @@ from .findings import Role
 from .folding import Folded
 from .graph import Graph
 from .heldout import samples_in
-from .levels import levelled, look_at
+from .levels import levelled, look_at, recorded
 from .merge import MEASURING
 from .options import Options
-from .readers import Key
+from .readers import Key, readers
 from .repair import Repair
 from .samples import others_count, pictures, sample_count, synthetic, waveforms, written
 from .states import is_state
@@ -42,8 +43,8 @@ ONE_SIDED = (
 NAMED = 3
 """Weights that a note names."""
 TEXTURE = 0.3
-"""Deviation of what lies over synthetic images, at most, for networks of depthwise separable convolutions: on even
-areas each of their kernels has nothing to tell its taps apart by."""
+"""Deviation of what lies over synthetic images, at most, in networks of depthwise separable convolutions with their
+normalizations: on even areas each of their kernels has nothing to tell its taps apart by."""
 LARGE = 250_000_000
 """Parameters from which on a model is repaired only on demand: weights and moments are held twice for it."""
 
@@ -105,7 +106,7 @@ def survey(
         return study(channels, folded, batches, False, options.exclude, wanted)
     t = channels.tracker
     macs = size[1] // _samples_in(t.graph.model, [t.probe.inputs])
-    texture, others = TEXTURE * separable(channels, options.exclude), others_count(macs)
+    texture, others = _texture(channels, folded, options), others_count(macs)
     made = synthetic(t.graph.model, t.probe, sample_count(macs), options.seed, texture)
     more = synthetic(t.graph.model, t.probe, others, (options.seed, 1), texture) if others else []
     try:
@@ -119,6 +120,13 @@ def survey(
             raise
         log.warning("not repaired: %s", error)
         return None
+
+
+def _texture(channels: Channels, folded: Sequence[Folded], options: Options) -> float:
+    """How much of it leaves have: without normalizations, that pin what is made of it, as many networks lose by it."""
+    count = len(readers(channels, [re.compile(p) for p in options.exclude]))
+    pinned = 2 * sum(1 for _ in recorded(channels, folded)) >= count
+    return TEXTURE if pinned and separable(channels, options.exclude) else 0.0
 
 
 def repair_notes(

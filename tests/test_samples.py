@@ -244,19 +244,26 @@ def test_networks_of_depthwise_kernels_are_told_apart(name: str, source: Source)
     assert study(channels, folded, synthetic(model, reference, 16, seed=1), anchored=True).source is source
 
 
-@pytest.mark.parametrize(("group", "rough"), [(8, True), (1, False)])
-def test_images_have_texture_for_networks_of_depthwise_kernels(group: int, rough: bool) -> None:
+@pytest.mark.parametrize(("group", "norm", "rough"), [(8, True, True), (8, False, False), (1, True, False)])
+def test_images_have_texture_for_depthwise_kernels_that_are_pinned(group: int, norm: bool, rough: bool) -> None:
     """Leaves alone are even: most second differences along a row are nothing."""
+    normal = "BatchNormalization(c, g1, b1, m1, v1)" if norm else "Identity(c)"
     text = """(float[N,3,24,24] x) => (float[N,4,18,18] y)
-        <float[8,3,3,3] w1, float[8,READ,3,3] w2, float[4,8,3,3] w3> {
-        c = Conv(x, w1)
-        d = Conv<group=GROUP>(c, w2)
-        r = Relu(d)
+        <float[8,3,3,3] w1, float[8,READ,3,3] w2, float[8] g1, float[8] b1, float[8] m1, float[8] v1,
+         float[4,8,3,3] w3> {
+        b = Conv(x, w1)
+        c = Conv<group=GROUP>(b, w2)
+        n = NORMAL
+        r = Relu(n)
         y = Conv(r, w3)
-    }"""
+    }""".replace("NORMAL", normal)
     model = from_text(text.replace("READ", str(8 // group)).replace("GROUP", str(group)))
+    drawn = synthetic(model, probe(model, provider_list("cpu")), 64, seed=1)
+    if norm:
+        record(model, [batch["x"] for batch in drawn], FIRST)
+    folded = prepare(model)
     channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
-    measured = survey(channels, [], Options(sparsity=0.5), None, (1000, 1000))
+    measured = survey(channels, folded, Options(sparsity=0.5), None, (1000, 1000))
     assert measured is not None
     for batches in (measured.batches, measured.others):
         even = np.mean([abs(np.diff(b["x"], 2)) < 1e-4 for b in batches])
@@ -307,7 +314,7 @@ def test_images_end_where_those_of_training_did(ends: tuple[float, float]) -> No
     model = from_text(text)
     drawn = synthetic(model, probe(model, provider_list("cpu")), 64, seed=1)
     others = synthetic(model, probe(model, provider_list("cpu")), 64, seed=2)
-    record(model, [np.clip(batch["x"], *ends) for batch in others])
+    record(model, [np.clip(batch["x"], *ends) for batch in others], FIRST, SECOND)
     folded = prepare(model)
     channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
     cut = ended(channels, folded, drawn, {"x"}, 1000)
@@ -318,9 +325,13 @@ def test_images_end_where_those_of_training_did(ends: tuple[float, float]) -> No
     assert ended(channels, folded, drawn, set(), 1000) is drawn
 
 
-def record(model: onnx.ModelProto, batches: list[Array]) -> None:
+FIRST, SECOND = ("c", ("m1", "v1")), ("e", ("m2", "v2"))
+"""A value, and the mean and variance of its normalization."""
+
+
+def record(model: onnx.ModelProto, batches: list[Array], *norms: tuple[str, tuple[str, str]]) -> None:
     """Let normalizations have seen these."""
-    for value, names in (("c", ("m1", "v1")), ("e", ("m2", "v2"))):
+    for value, names in norms:
         part = with_outputs(model, [value])
         made = np.concatenate([run(part, {"x": x}, provider_list("cpu"), optimized=False)[value] for x in batches])
         for tensor in model.graph.initializer:
