@@ -94,10 +94,14 @@ class Study:
         return View(covariance, gram, oas(moments.square, moments.count), self.parts[number] if costs else 1)
 
 
-def separable(channels: Channels, exclude: Sequence[str] = ()) -> bool:
-    """Whether kernels that read one channel each do much of the work, but for nodes that match one of `exclude`."""
-    patterns = [re.compile(p) for p in exclude]
-    return 0 < len(readers(channels, patterns)) <= SEPARABLE * len(depthwise_readers(channels, patterns))
+def separable(layers: Sequence[Reader], depthwise: Sequence[Reader]) -> bool:
+    """Whether kernels that read one channel each do much of the work."""
+    return 0 < len(layers) <= SEPARABLE * len(depthwise)
+
+
+def pinned(layers: Sequence[Reader], norms: int) -> bool:
+    """Whether most layers have a normalization, of which there are `norms`."""
+    return 2 * norms >= len(layers)
 
 
 def study(
@@ -116,7 +120,7 @@ def study(
     graph = channels.tracker.graph
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
     found, depthwise = readers(channels, patterns), depthwise_readers(channels, patterns)
-    depthwise = [] if anchored else depthwise
+    by_channel, depthwise = separable(found, depthwise), [] if anchored else depthwise
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     free = (i for i, n in enumerate(graph.protos) if anchored and free_norm(graph, n) and i not in walk.whole)
     norms = {i: graph.protos[i].input[0] for i in free}
@@ -125,8 +129,8 @@ def study(
     found, depthwise = ([r for r in some if r.value not in missing] for some in (found, depthwise))
     norms = {i: name for i, name in norms.items() if name not in missing}
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
-    pinned = 2 * (len(anchors) + len(norms)) >= len(found)
-    source = _drawn(channels, pinned, separable(channels, exclude)) if anchored else Source.DATA
+    pins = pinned(found, len(anchors) + len(norms))
+    source = _drawn(channels, pins, by_channel) if anchored else Source.DATA
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
@@ -171,12 +175,11 @@ def _fits(value: Array, ids: Ids) -> bool:
     return value.ndim == ids.ndim and all(n in (1, size) for n, size in zip(ids.shape, value.shape, strict=True))
 
 
-def _drawn(channels: Channels, pinned: bool, depthwise: bool) -> Source:
-    """What synthetic samples are worth: `pinned` if most layers have a normalization, `depthwise` if the network is
-    `separable`."""
+def _drawn(channels: Channels, pins: bool, by_channel: bool) -> Source:
+    """What synthetic samples are worth, if the network is `pinned` and if it is `separable`."""
     graph, probe = channels.tracker.graph, channels.tracker.probe
-    if pinned:
-        return Source.SEPARABLE if depthwise else Source.ANCHORED
+    if pins:
+        return Source.SEPARABLE if by_channel else Source.ANCHORED
     if all_sound(graph.model, probe):
         return Source.SOUND
     if all_writing(graph.model, probe):

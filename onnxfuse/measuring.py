@@ -10,7 +10,7 @@ from dataclasses import replace
 from onnx import ModelProto
 
 from .calibdata import Batches
-from .calibrate import Study, separable, study
+from .calibrate import Study, pinned, separable, study
 from .carryover import carried_over
 from .channels import ChannelGroup, Channels
 from .ends import ended
@@ -23,7 +23,7 @@ from .heldout import samples_in
 from .levels import levelled, look_at, recorded
 from .merge import MEASURING
 from .options import Options
-from .readers import Key, readers
+from .readers import Key, depthwise_readers, readers
 from .repair import Repair
 from .samples import others_count, pictures, sample_count, synthetic, waveforms, written
 from .states import is_state
@@ -124,9 +124,10 @@ def survey(
 
 def _texture(channels: Channels, folded: Sequence[Folded], options: Options) -> float:
     """How much of it leaves have: without normalizations, that pin what is made of it, as many networks lose by it."""
-    count = len(readers(channels, [re.compile(p) for p in options.exclude]))
-    pinned = 2 * sum(1 for _ in recorded(channels, folded)) >= count
-    return TEXTURE if pinned and separable(channels, options.exclude) else 0.0
+    patterns = [re.compile(p) for p in options.exclude]
+    layers, norms = readers(channels, patterns), sum(1 for _ in recorded(channels, folded))
+    pays = pinned(layers, norms) and separable(layers, depthwise_readers(channels, patterns))
+    return TEXTURE if pays else 0.0
 
 
 def repair_notes(

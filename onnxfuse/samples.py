@@ -24,7 +24,7 @@ from .tensors import Array
 from .tokens import beside, text, vocabularies
 from .writing import is_line, line
 
-LINE = 64
+SIGNAL = 64
 """Last axes of at least this size are taken for a signal in time."""
 COLOURS = (1, 3, 4)
 CHUNK, RUNS = 16, 512
@@ -161,9 +161,9 @@ def _floats(shape: tuple[int, ...], rng: np.random.Generator, texture: float) ->
             return np.stack([line(one, rng) for _ in range(shape[0])])
         return _standard(np.stack([leaves(one, rng, texture) for _ in range(shape[0])]))
     side = math.isqrt(shape[-1]) if shape else 0
-    if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < LINE // 2:  # an image, flattened
+    if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < SIGNAL // 2:  # an image, flattened
         return _floats((shape[0], 1, side, side), rng, texture).reshape(shape)
-    if len(shape) in (2, 3) and shape[-1] >= LINE:
+    if len(shape) in (2, 3) and shape[-1] >= SIGNAL:
         return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])])
     return rng.standard_normal(shape)
 
