@@ -28,14 +28,17 @@ def anchors_of(graph: Graph, folded: Sequence[Folded]) -> Iterator[tuple[int, Fo
 
 def anchor_producer(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto, norm: Folded) -> None:
     """Scale and shift what the producer makes to the normalization's mean and deviation; the twin's weights alike."""
-    chunks = walk.value(norm.output)
-    mean, deviation = statistics(chunks)
+    mean, deviation = statistics(walk.value(norm.output))
     scale = np.where(deviation > TINY, norm.deviation / np.maximum(deviation, TINY), 1)
-    shift = norm.mean - mean * scale
+    adjust(graph, twin, walk, node, scale, norm.mean - mean * scale)
+
+
+def adjust(graph: Graph, twin: dict[str, Array], walk: Walk, node: NodeProto, scale: Array, shift: Array) -> None:
+    """Scale and shift each channel of what a producer with a bias makes; the twin's weights alike."""
     weight, bias = node.input[1:3]
     twin[weight] = scaled_rows(node, graph.array(weight).astype(np.float32), scale)
     twin[bias] = graph.array(bias).astype(np.float64) * scale + shift
-    walk.replace(norm.output, scaled_and_shifted(chunks, scale, shift))
+    walk.replace(node.output[0], scaled_and_shifted(walk.value(node.output[0]), scale, shift))
 
 
 def free_norm(graph: Graph, node: NodeProto) -> bool:

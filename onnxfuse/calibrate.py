@@ -11,6 +11,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from .errors import Unsound
 from .findings import Role
 from .folding import Folded
 from .ids import Ids
+from .inferred import Correction, anchor_inferred
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
 from .readers import Key, Reader, depthwise_readers, hindered, readers
@@ -111,11 +113,13 @@ def study(
     anchored: bool,
     exclude: Sequence[str] = (),
     wanted: Container[Source] = frozenset(Source),
+    inferred: Mapping[int, Correction] = MappingProxyType({}),
 ) -> Study:
     """Walk through the graph once; with `anchored`, correct every normalization on the way.
 
     Nodes that match one of `exclude`, regular expressions, are no readers: their weights keep every bit. Moments are
-    measured if what they would be measured on is `wanted`.
+    measured if what they would be measured on is `wanted`. Layers of which a normalization
+    is `inferred` are corrected, too.
     """
     graph = channels.tracker.graph
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
@@ -130,7 +134,7 @@ def study(
     norms = {i: name for i, name in norms.items() if name not in missing}
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
     pins = pinned(found, len(anchors) + len(norms))
-    source = _drawn(channels, pins, by_channel) if anchored else Source.DATA
+    source = _drawn(channels, pins, by_channel, bool(inferred)) if anchored else Source.DATA
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
@@ -143,6 +147,8 @@ def study(
                 anchor_producer(graph, twin, walk, node, anchors[position])
             elif position in norms:
                 anchor_norm(graph, twin, walk, node)
+            elif position in inferred:
+                anchor_inferred(graph, twin, walk, node, inferred[position])
             if source is Source.DATA and source in wanted:
                 parts.see(walk, node)
     measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
@@ -175,8 +181,8 @@ def _fits(value: Array, ids: Ids) -> bool:
     return value.ndim == ids.ndim and all(n in (1, size) for n, size in zip(ids.shape, value.shape, strict=True))
 
 
-def _drawn(channels: Channels, pins: bool, by_channel: bool) -> Source:
-    """What synthetic samples are worth, if the network is `pinned` and if it is `separable`."""
+def _drawn(channels: Channels, pins: bool, by_channel: bool, inferred: bool) -> Source:
+    """What synthetic samples are worth: if the network is `pinned`, is `separable`, has had normalizations."""
     graph, probe = channels.tracker.graph, channels.tracker.probe
     if pins:
         return Source.SEPARABLE if by_channel else Source.ANCHORED
@@ -184,6 +190,8 @@ def _drawn(channels: Channels, pins: bool, by_channel: bool) -> Source:
         return Source.SOUND
     if all_writing(graph.model, probe):
         return Source.WRITING
+    if inferred:
+        return Source.SEPARABLE if by_channel else Source.INFERRED
     codes = largest_vocabulary(graph.model, probe)
     if codes in BYTES:
         return Source.FILES

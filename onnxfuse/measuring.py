@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from onnx import ModelProto
@@ -20,6 +20,7 @@ from .findings import Role
 from .folding import Folded
 from .graph import Graph
 from .heldout import samples_in
+from .inferred import Correction, infer, looked_at
 from .levels import levelled, look_at, recorded
 from .merge import MEASURING
 from .options import Options
@@ -104,17 +105,8 @@ def survey(
     if batches is not None:
         look_at(channels, folded, batches)
         return study(channels, folded, batches, False, options.exclude, wanted)
-    t = channels.tracker
-    macs = size[1] // _samples_in(t.graph.model, [t.probe.inputs])
-    texture, others = _texture(channels, folded, options), others_count(macs)
-    made = synthetic(t.graph.model, t.probe, sample_count(macs), options.seed, texture)
-    more = synthetic(t.graph.model, t.probe, others, (options.seed, 1), texture) if others else []
     try:
-        level = levelled(channels, folded, [*made, *more], waveforms(t.graph.model))
-        level = ended(channels, folded, level, pictures(t.graph.model, t.probe) - written(t.graph.model, t.probe), macs)
-        level = carried_over(t.graph.model, t.probe, level)
-        found = study(channels, folded, level[: len(made)], True, options.exclude, wanted)
-        return replace(found, others=level[len(made) :])
+        return _on_drawn(channels, folded, options, size[1], wanted)
     except Unsound as error:
         if options.repair:
             raise
@@ -122,12 +114,30 @@ def survey(
         return None
 
 
-def _texture(channels: Channels, folded: Sequence[Folded], options: Options) -> float:
-    """How much of it leaves have: without normalizations, that pin what is made of it, as many networks lose by it."""
-    patterns = [re.compile(p) for p in options.exclude]
-    layers, norms = readers(channels, patterns), sum(1 for _ in recorded(channels, folded))
-    pays = pinned(layers, norms) and separable(layers, depthwise_readers(channels, patterns))
-    return TEXTURE if pays else 0.0
+def _on_drawn(
+    channels: Channels, folded: Sequence[Folded], options: Options, macs: int, wanted: Container[Source]
+) -> Study:
+    """Moments on synthetic samples; others are drawn beside these.
+
+    Raises:
+        Unsound: onnxruntime cannot run the model on them.
+    """
+    model, probe = channels.tracker.graph.model, channels.tracker.probe
+    macs, patterns = macs // _samples_in(model, [probe.inputs]), [re.compile(p) for p in options.exclude]
+    layers, sounds = readers(channels, patterns), waveforms(model)
+    pins, inferred = pinned(layers, sum(1 for _ in recorded(channels, folded))), dict[int, Correction]()
+    if not pins:
+        few = synthetic(model, probe, looked_at(macs), options.seed)
+        inferred = infer(channels, levelled(channels, folded, few, sounds))
+    rough = (pins or inferred) and separable(layers, depthwise_readers(channels, patterns))
+    texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
+    made, others = synthetic(model, probe, sample_count(macs), options.seed, texture), others_count(macs)
+    more = synthetic(model, probe, others, (options.seed, 1), texture) if others else []
+    level = levelled(channels, folded, [*made, *more], sounds)
+    level = ended(channels, folded, level, pictures(model, probe) - written(model, probe), macs)
+    level = carried_over(model, probe, level)
+    found = study(channels, folded, level[: len(made)], True, options.exclude, wanted, inferred)
+    return replace(found, others=level[len(made) :])
 
 
 def repair_notes(

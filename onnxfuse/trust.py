@@ -43,6 +43,7 @@ class Source(Enum):
     DATA = Trust("the user's data")
     ANCHORED = Trust("synthetic inputs, most layers anchored to what their BatchNormalization has seen", evenly=True)
     SEPARABLE = Trust("the same, in a network of depthwise separable convolutions", ridge=0.5, evenly=True)
+    INFERRED = Trust("the same, of normalizations told by biases", ridge=0.3, chooses=False, evenly=True, doubt=0.25)
     WRITING = Trust("synthetic lines of writing", ridge=0.2, doubt=0.5)
     SOUND = Trust("synthetic sound at the level of recordings")
     TEXT = Trust("synthetic text, in short pieces", ridge=1.0)
