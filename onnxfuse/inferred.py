@@ -41,7 +41,7 @@ PARTLY = 0.3
 """How far deviations of other layers are drawn together, as logarithms, where only bottlenecks tell."""
 DEAD = 0.01
 """Of the largest deviation: channels of less have none that tells."""
-SAMPLES, LEAST, WORK = 16, 4, 2e10
+SAMPLES, LEAST, WORK = 16, 2, 8e9
 """Samples that are looked at, at most and at least, and multiply-accumulates that these may cost."""
 
 
