@@ -24,6 +24,7 @@ from .folding import FOLDABLE
 from .graph import Graph
 from .linear import linear
 from .moments import Moment, statistics
+from .readers import own_bias
 from .tensors import Array
 from .walk import Walk
 
@@ -99,15 +100,16 @@ def infer(channels: Channels, batches: Batches) -> dict[int, Correction]:
 def _layers(graph: Graph) -> Iterator[tuple[int, NodeProto]]:
     """(position, node) of what a normalization could be in, of the main graph, but for what makes only outputs."""
     for position, node in enumerate(graph.protos):
-        known = node.op_type in FOLDABLE and len(node.input) > 2 and position not in graph.inner
-        own = known and all(n in graph.constants and len(graph.edges[n]) == 1 for n in node.input[1:3])
-        if own and any(edge.node >= 0 for edge in graph.edges[node.output[0]]):
+        known = node.op_type in FOLDABLE and position not in graph.inner and len(node.input) > 2
+        own = known and node.input[1] in graph.constants and len(graph.edges[node.input[1]]) == 1
+        read = any(edge.node >= 0 for edge in graph.edges[node.output[0]])
+        if own and read and own_bias(graph, node)[0] is not None:
             yield position, node
 
 
 def _told(graph: Graph, node: NodeProto, mean: Moment, deviation: Moment) -> float | None:
     """What its biases leave of the energy of a layer's means; None if either are hardly anything."""
-    bias = np.broadcast_to(graph.array(node.input[2]).ravel(), mean.shape).astype(np.float64)
+    bias = graph.array(node.input[2]).astype(np.float64)
     spread, after, before, added = (float(v @ v) for v in (deviation, mean, mean - bias, bias))
     return after / before if min(before, added) > FAINT * spread else None
 

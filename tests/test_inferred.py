@@ -226,6 +226,21 @@ def test_separable_networks_are_trusted_as_if_they_had_theirs() -> None:
     assert measured.source is Source.SEPARABLE
 
 
+@pytest.mark.parametrize(
+    "gemm",
+    ["Gemm<alpha=0.5>(x, w1, v)", "Gemm<beta=2.0>(x, w1, v)", "Gemm(x, w1, rows)", "Gemm(x, w1, one)", "Gemm(x, w1)"],
+)
+def test_biases_that_are_not_one_number_for_each_channel_tell_nothing(gemm: str) -> None:
+    text = """(float[4,6] x) => (float[4,3] y)
+        <float[6,8] w1, float[8] v, float[4,8] rows, float[1] one, float[8,3] w2> {
+        h = GEMM
+        r = Relu(h)
+        y = Gemm(r, w2)
+    }""".replace("GEMM", gemm)
+    channels = channels_of(from_text(text))
+    assert infer(channels, drawn(channels)) == {}
+
+
 def test_the_result_is_the_same_from_run_to_run() -> None:
     one, other = (fuse(folded_twice(), sparsity=0.3).model.SerializeToString() for _ in range(2))
     assert one == other
