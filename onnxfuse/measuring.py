@@ -129,6 +129,8 @@ def _on_drawn(
     if not pins:
         few = synthetic(model, probe, looked_at(macs), options.seed)
         inferred = infer(channels, levelled(channels, folded, few, sounds))
+    if inferred:
+        log.info("by their biases %d layers had normalizations: what samples make there is corrected", len(inferred))
     rough = (pins or inferred) and separable(layers, depthwise_readers(channels, patterns))
     texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
     made, others = synthetic(model, probe, sample_count(macs), options.seed, texture), others_count(macs)
