@@ -526,8 +526,9 @@ def test_streams_that_are_ascii_or_closed(redirected: str, said: str) -> None:
 
 
 def test_interrupted_while_packages_are_imported(folder: Path) -> None:
-    """The first module that the command line imports sends the signal."""
+    """The first module that the command line imports sends the signal, which nohup would have ignored."""
     code = """import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 class Stop:
     def find_spec(self, name, *_):
         if name == "numpy": import warnings; warnings.warn("of numpy"); os.kill(os.getpid(), signal.SIGHUP)
