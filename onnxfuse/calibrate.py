@@ -2,7 +2,8 @@
 
 Synthetic inputs drift away from what training data looked like, the deeper the more. A BatchNormalization holds
 the true mean β and deviation |γ| σ/√(σ²+ε) of each of its channels, so the *twin* of the network, in which every
-normalization uses the batch's own statistics, has them at every depth. All moments are those of the twin.
+normalization uses the batch's own statistics, has them at every depth. All moments are those of the twin. Of a file
+whose normalizations are folded it has them in part, as far as biases tell (`inferred.py`).
 """
 
 from __future__ import annotations
