@@ -119,8 +119,8 @@ def study(
     """Walk through the graph once; with `anchored`, correct every normalization on the way.
 
     Nodes that match one of `exclude`, regular expressions, are no readers: their weights keep every bit. Moments are
-    measured if what they would be measured on is `wanted`. Layers of which a normalization
-    is `inferred` are corrected, too.
+    measured if what they would be measured on is `wanted`. Layers of which a normalization is `inferred` are corrected,
+    too.
     """
     graph = channels.tracker.graph
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()

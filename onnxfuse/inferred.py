@@ -84,14 +84,14 @@ def infer(channels: Channels, batches: Batches) -> dict[int, Correction]:
     walk, left, levels = Walk(graph, channels.tracker.probe.stand_in, {}, batches), {}, list[float]()
     for position, node in layers.items():
         mean, deviation = statistics(walk.value(node.output[0]))
-        left[position] = _told(graph, node, mean, deviation)
+        left[position] = _uncancelled(graph, node, mean, deviation)
         levels.append(_level(deviation))
     streams = {s.tensor for group in linear(channels) for s in group.slots if s.role is Role.PRODUCES}
     bottlenecks = {i for i, node in layers.items() if node.input[1] in streams}
     others = layers.keys() - bottlenecks
     if _had(left, others):
-        told = layers if _had(left, bottlenecks) else others
-        return {i: Correction(means=True, alike=1, level=levels[0]) for i in told}
+        normalized = layers if _had(left, bottlenecks) else others
+        return {i: Correction(means=True, alike=1, level=levels[0]) for i in normalized}
     if not _had(left, bottlenecks):
         return {}
     return {i: Correction(i in bottlenecks, 0 if i in bottlenecks else PARTLY) for i in layers}
@@ -107,7 +107,7 @@ def _layers(graph: Graph) -> Iterator[tuple[int, NodeProto]]:
             yield position, node
 
 
-def _told(graph: Graph, node: NodeProto, mean: Moment, deviation: Moment) -> float | None:
+def _uncancelled(graph: Graph, node: NodeProto, mean: Moment, deviation: Moment) -> float | None:
     """What its biases leave of the energy of a layer's means; None if either are hardly anything."""
     bias = graph.array(node.input[2]).astype(np.float64)
     spread, after, before, added = (float(v @ v) for v in (deviation, mean, mean - bias, bias))
@@ -127,10 +127,11 @@ def anchor_inferred(graph: Graph, twin: dict[str, Array], walk: Walk, node: Node
     apart: each gets half of it, in orders of magnitude, so that means are multiplied by √r.
     """
     mean, deviation = statistics(walk.value(node.output[0]))
-    left = _told(graph, node, mean, deviation) if how.means else None
+    left = _uncancelled(graph, node, mean, deviation) if how.means else None
     if how.means and (left is None or left >= CANCELLED):
         return
-    alive, level = _alive(deviation), _level(deviation) if how.level is None else how.level
+    level = _level(deviation) if how.level is None else how.level
+    alive = _alive(deviation)
     scale = np.where(alive, level / np.where(alive, deviation, 1), 1) ** how.alike
     adjust(graph, twin, walk, node, scale, (1 if left is None else math.sqrt(left)) * mean - mean * scale)
 
@@ -142,4 +143,5 @@ def _level(deviation: Moment) -> float:
 
 
 def _alive(deviation: Moment) -> NDArray[np.bool_]:
+    """(n,) which channels vary at all."""
     return np.asarray(deviation > DEAD * deviation.max(initial=0))

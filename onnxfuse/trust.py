@@ -44,8 +44,8 @@ class Source(Enum):
 
     DATA = Trust("the user's data")
     ANCHORED = Trust("synthetic inputs, most layers anchored to what their BatchNormalization has seen", evenly=True)
-    SEPARABLE = Trust("the same, in a network of depthwise separable convolutions", ridge=0.5, evenly=True)
-    INFERRED = Trust("the same, of normalizations told by biases", ridge=0.3, chooses=False, evenly=True, doubt=0.5)
+    SEPARABLE = Trust("the same, or told by biases, where many kernels are depthwise", ridge=0.5, evenly=True)
+    INFERRED = Trust("the same, anchored in part, as biases tell", ridge=0.3, chooses=False, evenly=True, doubt=0.5)
     WRITING = Trust("synthetic lines of writing", ridge=0.2, doubt=0.5)
     SOUND = Trust("synthetic sound at the level of recordings")
     TEXT = Trust("synthetic text, in short pieces", ridge=1.0)
