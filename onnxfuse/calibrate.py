@@ -27,6 +27,7 @@ from .ids import Ids
 from .inferred import Correction, anchor_inferred
 from .moments import LARGEST, Moments, measure
 from .parts import Parts
+from .ranges import Range
 from .readers import Key, Reader, depthwise_readers, hindered, readers
 from .samples import all_sound, all_writing
 from .shrinkage import oas
@@ -59,6 +60,8 @@ class Study:
         source: what they are measured on.
         one_sided: If nodes of which all samples take one branch.
         others: synthetic inputs that nothing is measured on, for the result to be compared on.
+        ranges: of synthetic inputs that are not of mean 0 and deviation 1.
+        unknown: images of which nothing tells whether they should be.
     """
 
     batches: Batches
@@ -71,6 +74,8 @@ class Study:
     source: Source
     one_sided: tuple[str, ...] = ()
     others: Batches = field(default_factory=list)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
     def views(self, rows: Mapping[Slot, Array], costs: bool = False) -> list[View]:
         """How the consumers of one group read it; `rows` has the (n, …) weights of its slots.

@@ -16,7 +16,19 @@ from typing import Any
 
 from . import __version__
 from .checks import CHOICES
-from .command import Parser, Progress, guarded, not_written, permissions, present, shapes, side_files, start
+from .command import (
+    RANGES,
+    Parser,
+    Progress,
+    guarded,
+    not_written,
+    permissions,
+    present,
+    ranges,
+    shapes,
+    side_files,
+    start,
+)
 from .config import config_arguments
 from .errors import UsageError
 from .heap import keep_freed
@@ -107,6 +119,7 @@ def _merging(g: Any) -> None:
 
 def _running(g: Any) -> None:
     g.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open dimensions")
+    g.add_argument("--input-range", action="append", default=[], metavar="NAME:0,255", help=RANGES)
     g.add_argument("--provider", default="cpu", help="onnxruntime provider: cpu, cuda, … (default: %(default)s)")
     g.add_argument("--seed", type=int, default=0, help="of the test input and random importance (default: %(default)s)")
     g.add_argument("--latency", action="store_true", help="time the original and the result")
@@ -128,9 +141,10 @@ def _output(g: Any) -> None:
 
 
 def _options(a: argparse.Namespace) -> Options:
-    given = {f.name: getattr(a, f.name) for f in fields(Options) if f.name != "input_shapes"}
+    given = {f.name: getattr(a, f.name) for f in fields(Options) if f.name in a}
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return Options(**{**given, **lists}, input_shapes=shapes(a.input_shape))
+    named = {"input_shapes": shapes(a.input_shape), "input_ranges": ranges(a.input_range)}
+    return Options(**{**given, **lists, **named})
 
 
 COMMANDS = {"ensemble": "cli_ensemble", "inspect": "cli_inspect"}

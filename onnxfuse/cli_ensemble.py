@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command import Parser, Progress, guarded, not_written, present, shapes, side_files, start
+from .command import RANGES, Parser, Progress, guarded, not_written, present, ranges, shapes, side_files, start
 from .ensemble_options import ORDERS, EnsembleOptions
 from .ensembling import ensemble_with
 from .errors import UsageError
@@ -59,6 +59,7 @@ def _pruning(g: argparse._ArgumentGroup) -> None:
 
 def _running(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--input-shape", action="append", default=[], metavar="NAME:1,3,224,224", help="for open dimensions")
+    g.add_argument("--input-range", action="append", default=[], metavar="NAME:0,255", help=RANGES)
     g.add_argument("--provider", default="cpu", help="onnxruntime provider: cpu, cuda, … (default: %(default)s)")
     g.add_argument("--seed", type=int, default=0, help="of the test input and synthetic samples (default: %(default)s)")
     g.add_argument("--min-cosine", type=float, metavar="C", help="smallest similarity to the first model's outputs")
@@ -74,8 +75,9 @@ def _running(g: argparse._ArgumentGroup) -> None:
 def _options(a: argparse.Namespace) -> EnsembleOptions:
     prune = Options(
         a.sparsity, a.method, a.importance, exclude=tuple(a.exclude), round_to=a.round_to, repair=a.repair,
-        calib=a.calib, calib_preprocess=a.calib_preprocess, input_shapes=shapes(a.input_shape), provider=a.provider,
-        seed=a.seed, min_cosine=a.min_cosine, external_data=a.external_data,
+        calib=a.calib, calib_preprocess=a.calib_preprocess, input_shapes=shapes(a.input_shape),
+        input_ranges=ranges(a.input_range), provider=a.provider, seed=a.seed, min_cosine=a.min_cosine,
+        external_data=a.external_data,
     )  # fmt: skip
     return EnsembleOptions(prune, a.order, _numbers(a.weights), a.align, a.restore)
 

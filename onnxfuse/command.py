@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 log = logging.getLogger("onnxfuse")
+RANGES = "values of images, where the graph does not tell: x:0,1 or x:-1,1, say"
+"""The help of the option that `ranges` reads."""
 DELAY = 1.0
 """Seconds before progress is shown."""
 
@@ -69,6 +71,25 @@ def shapes(items: Sequence[str]) -> dict[str, tuple[int, ...]]:
         if not name or not all(d.strip().isascii() and d.strip().isdigit() for d in dims.split(",")):
             raise UsageError(f"--input-shape {item!r} is not NAME:1,3,224,224")
         found[name] = tuple(int(d) for d in dims.split(","))
+    return found
+
+
+def ranges(items: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Input name → least and greatest value, from items such as `x:0,255`.
+
+    Raises:
+        UsageError: an item is not of that form.
+    """
+    found = dict[str, tuple[float, ...]]()
+    for item in items:
+        name, _, ends = item.rpartition(":")
+        try:
+            low, high = map(float, ends.split(","))
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(f"--input-range {item!r} is not NAME:LOW,HIGH, such as x:0,255")
+        found[name] = (low, high)
     return found
 
 

@@ -18,7 +18,7 @@ else:
 
 ALONE = frozenset({"config", "help", "version"})
 """Options that only make sense on the command line."""
-TABLES: Mapping[str, str] = {"ratio": "=", "input-shape": ":"}
+TABLES: Mapping[str, str] = {"ratio": "=", "input-shape": ":", "input-range": ":"}
 """Options whose values may be a table → what stands between its keys and its values on the command line."""
 
 
@@ -31,6 +31,7 @@ def config_arguments(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         exclude = ["head", "stem"]      --exclude=head --exclude=stem
         ratio = {"layer1" = 0.6}        --ratio=layer1=0.6
         input-shape = {x = [1, 3]}      --input-shape=x:1,3
+        input-range = {x = [0, 255]}    --input-range=x:0,255
 
     Args:
         path: the file.
@@ -88,7 +89,7 @@ def _assigned(name: str, value: Any) -> str | None:
 
 
 def _entry(name: str, key: str, value: Any) -> str | None:
-    parts = value if isinstance(value, list) and name == "input-shape" else [value]
+    parts = value if isinstance(value, list) and TABLES[name] == ":" else [value]
     plain = all(isinstance(part, (str, int, float)) and not isinstance(part, bool) for part in parts)
     return f"--{name}={key}{TABLES[name]}{','.join(map(str, parts))}" if plain else None
 

@@ -1,4 +1,4 @@
-"""Where the values of synthetic images end: at black and white, of which training images may have much.
+"""Between what values synthetic images lie, and where they end: at black and white, of which they may have much.
 
 Clothes on black are at one end in most places, photographs are seldom. Every BatchNormalization holds what its channels
 were on the training images, so images cut off where these ended are known by it: the divergence of what channels are
@@ -9,7 +9,7 @@ On Fashion-MNIST's own range drawn images are a fifteenth as far off as without 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -19,15 +19,17 @@ from .folding import Folded
 from .heldout import a_few
 from .levels import Recorded, recorded
 from .moments import statistics
+from .ranges import USUAL, Range, between, put_in
 from .upto import up_to
 from .walk import Chunks
 
 Ends = tuple[float, float]
-NONE: Ends = (-math.inf, math.inf)
 ENDS: Sequence[Ends] = (
     *((low, math.inf) for low in (-1.2, -0.8, -0.4)), *((-math.inf, high) for high in (0.4, 0.8, 1.2)), (-1.0, 1.0),
 )  # fmt: skip
 """Least and greatest value that are tried, of images of mean 0 and deviation 1."""
+APART = 1.0
+"""The divergence from which on the range of images is asked for: deviations twice what they should be do no harm."""
 CLEAR = 0.5
 """Share of the divergence without ends that there must be less of: photographs differ by a tenth."""
 WORK, LEAST, MOST = 1e10, 8, 32
@@ -36,8 +38,33 @@ FAINT = 1e-6
 """Of a recorded deviation: less counts as this much."""
 
 
+def recorded_ranges(
+    channels: Channels, folded: Sequence[Folded], batches: Batches, images: Collection[str]
+) -> dict[str, Range]:
+    """The range of `images` in which the first BatchNormalization sees what it holds, if that is clearly not what it
+    sees of these batches, of mean 0 and deviation 1.
+
+    Raises:
+        Unsound: onnxruntime cannot run the model on them.
+    """
+    norms = [norm for norm in recorded(channels, folded) if norm.value not in batches[0]][:1]
+    if not images or not norms:
+        return {}
+    few, divergence = a_few(batches, LEAST), _divergence(channels, norms)
+    known = [between(*ends, "the first BatchNormalization says") for ends in USUAL]
+    off = [divergence(put_in(one, few, images)) for one in known]
+    best = min(range(len(known)), key=off.__getitem__)
+    apart = divergence(few)
+    return dict.fromkeys(images, known[best]) if apart > APART and off[best] < CLEAR * apart else {}
+
+
 def ended(
-    channels: Channels, folded: Sequence[Folded], batches: Batches, images: Collection[str], macs: int
+    channels: Channels,
+    folded: Sequence[Folded],
+    batches: Batches,
+    images: Collection[str],
+    macs: int,
+    ranges: Mapping[str, Range],
 ) -> Batches:
     """Batches whose `images` end where the training images did, if most of what was recorded bears that out.
 
@@ -47,6 +74,7 @@ def ended(
         batches: synthetic samples.
         images: inputs.
         macs: multiply-accumulates of one sample; a network that takes many is not tried.
+        ranges: of inputs that are not of mean 0 and deviation 1.
 
     Raises:
         Unsound: onnxruntime cannot run the model on them.
@@ -57,13 +85,17 @@ def ended(
         return batches
     few = a_few(batches, min(count, MOST))
     divergence = _divergence(channels, norms)
-    off = {ends: divergence(_cut(ends, few, images)) for ends in (NONE, *ENDS)}
+    off = {ends: divergence(_cut(ends, few, images, ranges)) for ends in ENDS}
     best = min(off, key=off.__getitem__)
-    return _cut(best, batches, images) if off[best] < CLEAR * off[NONE] else batches
+    return _cut(best, batches, images, ranges) if off[best] < CLEAR * divergence(few) else batches
 
 
-def _cut(ends: Ends, batches: Batches, images: Collection[str]) -> Batches:
-    return [{n: np.clip(v, *ends).astype(v.dtype) if n in images else v for n, v in batch.items()} for batch in batches]
+def _cut(ends: Ends, batches: Batches, images: Collection[str], ranges: Mapping[str, Range]) -> Batches:
+    """The batches with images cut off there, of deviation 1 or where that is in their range."""
+    at = {n: [ranges[n].of(np.array(end)) for end in ends] if n in ranges else ends for n in images}
+    return [
+        {n: np.clip(v, *at[n]).astype(v.dtype) if n in images else v for n, v in batch.items()} for batch in batches
+    ]
 
 
 def _divergence(channels: Channels, norms: Sequence[Recorded]) -> Callable[[Batches], float]:

@@ -22,7 +22,7 @@ ORDERS = ("fap", "paf")
 EPSILON = 1e-6
 PRUNING = ("sparsity", "method", "importance", "repair", "exclude", "round_to")
 """Options that only the pruning has."""
-SHARED = ("calib", "calib_preprocess", "input_shapes", "provider", "seed", "min_cosine", "external_data")
+SHARED = tuple("calib calib_preprocess input_shapes input_ranges provider seed min_cosine external_data".split())
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +116,7 @@ def ensemble_with(
         files.check_unread(beside.paths(), source.beside)
         if destination is not None:
             files.check_distinct(Path(name), destination, source.beside)
-    reference = probe(originals[0], providers, prune.input_shapes, prune.seed)
+    reference = _probing(prune)(originals[0])
     reference = defined(reference, originals[0], lambda: _given(originals[0], reference, prune, providers), providers)
     before = Size(0, parameters(originals[0]), macs(originals[0], reference.shapes), sources[0].bytes)
     fused = _fused(names, sources, originals, reference, shares, options, tell)
@@ -174,10 +174,7 @@ def _fused(
     first = options.order == ORDERS[1]
     small = [fuse_with(s.given, None, replace(prune, min_cosine=None), tell) for s in sources] if first else []
     models = [s.model for s in small] or originals
-    parents = [
-        parent(name, model, providers, prune.input_shapes, prune.seed)
-        for name, model in zip(names, models, strict=True)
-    ]
+    parents = [parent(name, model, _probing(prune)) for name, model in zip(names, models, strict=True)]
     for other in parents[1:]:
         check_nodes(other, parents[0])
     batches = _batches(originals[0], reference, options, providers)
@@ -194,9 +191,14 @@ def _fused(
     if small:
         return _small(blended.model, small[0], Plan(options.prune.recorded()), notes)
     count = sum(g.channels for g in blended.channels.groups)
-    made = probe(blended.model, providers, prune.input_shapes, prune.seed)  # put back, its norms name new values
+    made = _probing(prune)(blended.model)  # put back, its norms name new values
     size = macs(blended.model, made.shapes)
     return _Fused(blended.model, (), (), count, count, size, Plan(options.prune.recorded()), notes)
+
+
+def _probing(o: Options) -> Callable[[ModelProto], Probe]:
+    """The run of a model that all else goes by."""
+    return lambda model: probe(model, provider_list(o.provider), o.input_shapes, o.seed, o.input_ranges)
 
 
 def _small(model: ModelProto, result: FuseResult, plan: Plan, notes: tuple[str, ...]) -> _Fused:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from .folding import FOLDABLE
 from .graph import Graph
 from .linear import linear
 from .moments import Moment, statistics
+from .ranges import USUAL, Range, between, put_in
 from .readers import own_bias
 from .tensors import Array
 from .walk import Walk
@@ -40,6 +41,7 @@ MOST, FEWEST = 2 / 3, 3
 nine networks, 0.91 to 1 in the bottlenecks of EfficientNets and PP-OCR, 0.6 at most where there were none."""
 PARTLY = 0.3
 """How far deviations of other layers are drawn together, as logarithms, where only bottlenecks tell."""
+BIASES, TINY = "its biases say", 1e-12
 DEAD = 0.01
 """Of the largest deviation: channels of less have none that tells."""
 SAMPLES, LEAST, WORK = 64, 2, 8e9
@@ -66,35 +68,76 @@ def looked_at(macs: int) -> int:
     return int(np.clip(WORK / max(macs, 1), LEAST, SAMPLES))
 
 
-def infer(channels: Channels, batches: Batches) -> dict[int, Correction]:
-    """What to do to layers that had a normalization, by their positions, as far as biases tell.
+@dataclass(frozen=True)
+class Inferred:
+    """What biases tell.
+
+    Attributes:
+        layers: what is done to those that had a normalization, by their positions.
+        ranges: of images that are not of mean 0 and deviation 1.
+        sure: whether they tell of the range at all.
+    """
+
+    layers: Mapping[int, Correction] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    sure: bool = False
+
+
+def infer(channels: Channels, batches: Batches, images: Collection[str]) -> Inferred:
+    """What to do to layers that had a normalization, as far as biases tell.
 
     Where they do in all kinds of layers, as after moderate training, β are small and γ alike, so that all deviations
     are what those of the first layer are, which drawn samples are right for. Nothing follows a linear bottleneck that
-    its own β could be good for, so that is 0 however long training was: then only bottlenecks tell.
+    its own β could be good for, so that is 0 however long training was: then only bottlenecks tell. Biases cancel what
+    means were on what the network was trained on: on images of another range the means are others.
 
     Args:
         channels: of the graph, nothing merged yet.
         batches: synthetic samples.
+        images: inputs of mean 0 and deviation 1 that may have to be others.
 
     Raises:
         Unsound: onnxruntime cannot run the model on them.
     """
-    graph, layers = channels.tracker.graph, dict(_layers(channels.tracker.graph))
-    walk, left, levels = Walk(graph, channels.tracker.probe.stand_in, {}, batches), {}, list[float]()
+    layers = dict(_layers(channels.tracker.graph))
+    streams = {s.tensor for group in linear(channels) for s in group.slots if s.role is Role.PRODUCES}
+    bottlenecks = {i for i, node in layers.items() if node.input[1] in streams}
+    others, marks, ranges = layers.keys() - bottlenecks, _marks(channels, layers, batches), dict[str, Range]()
+    if images and not _had(marks.left, others):
+        known = [between(*ends, BIASES) for ends in USUAL]
+        tried = [(one, _marks(channels, layers, put_in(one, batches, images))) for one in known]
+        if told := [(one, found) for one, found in tried if _had(found.left, others)]:
+            best, marks = min(told, key=lambda pair: pair[1].size)
+            ranges = dict.fromkeys(images, best)
+    if _had(marks.left, others):
+        normalized = layers if _had(marks.left, bottlenecks) else others
+        return Inferred({i: Correction(means=True, alike=1, level=marks.level) for i in normalized}, ranges, True)
+    if not _had(marks.left, bottlenecks):
+        return Inferred()
+    return Inferred({i: Correction(i in bottlenecks, 0 if i in bottlenecks else PARTLY) for i in layers})
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """What biases leave of the energy of each layer's means, and what deviations the first layer's channels have."""
+
+    left: Mapping[int, float | None]
+    level: float
+
+    @property
+    def size(self) -> float:
+        """The mean, as logarithms."""
+        return float(np.mean([math.log(max(r, TINY)) for r in self.left.values() if r is not None]))
+
+
+def _marks(channels: Channels, layers: Mapping[int, NodeProto], batches: Batches) -> _Marks:
+    graph, left, levels = channels.tracker.graph, dict[int, float | None](), list[float]()
+    walk = Walk(graph, channels.tracker.probe.stand_in, {}, batches)
     for position, node in layers.items():
         mean, deviation = statistics(walk.value(node.output[0]))
         left[position] = _uncancelled(graph, node, mean, deviation)
         levels.append(_level(deviation))
-    streams = {s.tensor for group in linear(channels) for s in group.slots if s.role is Role.PRODUCES}
-    bottlenecks = {i for i, node in layers.items() if node.input[1] in streams}
-    others = layers.keys() - bottlenecks
-    if _had(left, others):
-        normalized = layers if _had(left, bottlenecks) else others
-        return {i: Correction(means=True, alike=1, level=levels[0]) for i in normalized}
-    if not _had(left, bottlenecks):
-        return {}
-    return {i: Correction(i in bottlenecks, 0 if i in bottlenecks else PARTLY) for i in layers}
+    return _Marks(left, levels[0] if levels else 1.0)
 
 
 def _layers(graph: Graph) -> Iterator[tuple[int, NodeProto]]:

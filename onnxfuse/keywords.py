@@ -35,6 +35,7 @@ class SharedKeywords(TypedDict, total=False):
             or a mapping with an array for each layer or group; or a function from `GroupView` to scores.
         exclude: regular expressions; nodes whose name matches keep their input and output channels.
         input_shapes: input name → shape, where dynamic dimensions cannot be guessed.
+        input_ranges: input name → least and greatest value, such as (0, 255), where no graph tells what images have.
         provider: 'cpu', 'cuda' or another of onnxruntime's.
         seed: of the probe input and random importance.
         min_cosine: fail if any output's cosine similarity to the original's falls below: on `calib` its mean over the
@@ -55,6 +56,7 @@ class SharedKeywords(TypedDict, total=False):
     importance: Importance
     exclude: Sequence[str]
     input_shapes: Mapping[str, Sequence[int]] | None
+    input_ranges: Mapping[str, Sequence[float]] | None
     provider: str
     seed: int
     min_cosine: float | None
@@ -140,10 +142,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _ends(given: Mapping[str, Sequence[float]] | None) -> dict[str, tuple[float, ...]] | None:
+    return {name: tuple(map(plain, ends)) for name, ends in given.items()} if given else None
+
+
 PLAIN: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("exclude", "only", "ratio", "keep"), listed),
     **dict.fromkeys(("from_plan", "eval"), _path),
     "input_shapes": _shapes,
+    "input_ranges": _ends,
 }
 """Keywords that may be given in more forms than `Options` holds → the function to the form it holds."""
 

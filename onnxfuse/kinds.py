@@ -74,6 +74,10 @@ KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: _by_name(v, lambda item: _each(item, _whole)),
         "a mapping of names to lists of whole numbers",
     ),
+    "Mapping[str, Sequence[float]]": (
+        lambda v: _by_name(v, lambda item: _each(item, _number)),
+        "a mapping of names to lists of numbers",
+    ),
 }
 """What an annotation consists of → whether a value is that, and how a message says it."""
 

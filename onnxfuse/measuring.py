@@ -7,32 +7,33 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from .calibdata import Batches
 from .calibrate import Study, pinned, separable, study
 from .carryover import carried_over
 from .channels import ChannelGroup, Channels
-from .ends import ended
+from .ends import LEAST as TRIED
+from .ends import ended, recorded_ranges
 from .errors import Unsound
 from .feeds import free_axes
 from .findings import Role
 from .folding import Folded
 from .graph import Graph
 from .heldout import samples_in
-from .inferred import Correction, infer, looked_at
+from .inferred import Inferred, infer, looked_at
 from .levels import levelled, look_at, recorded
 from .merge import MEASURING
 from .options import Options
 from .readers import Key, depthwise_readers, readers
 from .repair import Repair
-from .samples import others_count, pictures, sample_count, synthetic, waveforms, written
-from .states import is_state
+from .samples import others_count, pictures, sample_count, synthetic, written
+from .states import is_state, waveforms
 from .tensors import FLOATS, Array
 from .trust import Source
 
-PASSING = """Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg QuantizeLinear
-DequantizeLinear""".split()
+PASSING = """Flatten Reshape Squeeze Unsqueeze Transpose Cast Identity Add Sub Mul Div Neg Clip Scaler Imputer
+QuantizeLinear DequantizeLinear""".split()
 """Operators through which an input stays what it is."""
 MATRICES = "Gemm MatMul FusedMatMul Einsum Attention".split()
 """Operators that multiply an input by a matrix."""
@@ -41,6 +42,12 @@ ONE_SIDED = (
     "no sample takes the other branch of {}: its weights are refitted to what would reach it, what follows to what the "
     "one that is taken makes"
 )
+UNKNOWN = (
+    "nothing tells between what values images lie: they are drawn with mean 0 and deviation 1, as normalised ones are; "
+    "give {} if yours are not"
+)
+BYTES = (TensorProto.UINT8, TensorProto.INT8)
+"""What images are, if they are no real numbers."""
 NAMED = 3
 """Weights that a note names."""
 TEXTURE = 0.3
@@ -62,12 +69,12 @@ def refusal(channels: Channels, folded: Sequence[Folded], options: Options, size
 
 
 def dense_first(graph: Graph) -> bool:
-    """Whether a matrix reads a float input of the graph itself.
+    """Whether a matrix reads an input of real numbers, or of bytes, of the graph itself.
 
     A convolution reads patches, which look the same in all images and signals; what is where in them, and so what a
     matrix reads, is known to the training data alone.
     """
-    queue = [v.name for v in graph.model.graph.input if v.type.tensor_type.elem_type in FLOATS]
+    queue = [v.name for v in graph.model.graph.input if v.type.tensor_type.elem_type in (*FLOATS, *BYTES)]
     while queue:
         for edge in graph.edges.get(queue.pop(), []):
             node = graph.protos[edge.node] if edge.node >= 0 else None
@@ -124,22 +131,29 @@ def _on_drawn(
     """
     model, probe = channels.tracker.graph.model, channels.tracker.probe
     macs, patterns = macs // _samples_in(model, [probe.inputs]), [re.compile(p) for p in options.exclude]
-    layers, sounds = readers(channels, patterns), waveforms(model)
-    pins, inferred = pinned(layers, sum(1 for _ in recorded(channels, folded))), dict[int, Correction]()
+    layers, norms = readers(channels, patterns), sum(1 for _ in recorded(channels, folded))
+    images, sounds = pictures(model, probe), waveforms(model) - probe.ranges.keys()
+    if norms and (open_ones := images - probe.ranges.keys()):
+        tried = synthetic(model, probe, TRIED, options.seed)
+        probe = replace(probe, ranges={**probe.ranges, **recorded_ranges(channels, folded, tried, open_ones)})
+    pins, inferred = pinned(layers, norms), Inferred()
     if not pins:
         few = synthetic(model, probe, looked_at(macs), options.seed)
-        inferred = infer(channels, levelled(channels, folded, few, sounds))
-    if inferred:
-        log.info("by their biases %d layers had normalizations: what samples make there is corrected", len(inferred))
-    rough = (pins or inferred) and separable(layers, depthwise_readers(channels, patterns))
+        inferred = infer(channels, levelled(channels, folded, few, sounds), images - probe.ranges.keys())
+        probe = replace(probe, ranges={**probe.ranges, **inferred.ranges})
+    if inferred.layers:
+        count = len(inferred.layers)
+        log.info("by their biases %d layers had normalizations: what samples make there is corrected", count)
+    rough = (pins or inferred.layers) and separable(layers, depthwise_readers(channels, patterns))
     texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
     made, others = synthetic(model, probe, sample_count(macs), options.seed, texture), others_count(macs)
     more = synthetic(model, probe, others, (options.seed, 1), texture) if others else []
     level = levelled(channels, folded, [*made, *more], sounds)
-    level = ended(channels, folded, level, pictures(model, probe) - written(model, probe), macs)
+    level = ended(channels, folded, level, images - written(model, probe), macs, probe.ranges)
     level = carried_over(model, probe, level)
-    found = study(channels, folded, level[: len(made)], True, options.exclude, wanted, inferred)
-    return replace(found, others=level[len(made) :])
+    found = study(channels, folded, level[: len(made)], True, options.exclude, wanted, inferred.layers)
+    unknown = () if norms or inferred.sure else tuple(sorted(images - probe.ranges.keys()))
+    return replace(found, others=level[len(made) :], ranges=probe.ranges, unknown=unknown)
 
 
 def repair_notes(
@@ -157,6 +171,8 @@ def repair_notes(
     done: tuple[str, ...] = (f"repaired {len(repairs)} consumers, on {count} {kind} samples",) if repairs else ()
     if repairs and options.calib is None and (sizes := _guessed(model, measured.batches[0], options)):
         done += (f"sizes that the model leaves open were guessed: {sizes}; give those it is used with",)
+    if repairs and options.calib is None:
+        done += _range_notes(measured)
     if repairs and measured.one_sided:
         done += (ONE_SIDED.format(", ".join(measured.one_sided)),)
     slots = [s for g in merged for s in g.slots if s.role is Role.CONSUMES]
@@ -180,6 +196,13 @@ def _guessed(model: ModelProto, batch: Mapping[str, Array], options: Options) ->
             sizes = (1 if i == 0 else n for i, n in enumerate(batch[value.name].shape))
             found.append(f"--input-shape {value.name}:{','.join(map(str, sizes))}")
     return " ".join(found)
+
+
+def _range_notes(measured: Study) -> tuple[str, ...]:
+    """Between what values samples are drawn that are not of mean 0 and deviation 1, or may have had to be others."""
+    notes = tuple(f"{name!r} is drawn {known.words}: {known.by}" for name, known in measured.ranges.items())
+    given = " ".join(f"--input-range {name}:LOW,HIGH" for name in measured.unknown)
+    return notes + ((UNKNOWN.format(given),) if given else ())
 
 
 def _left_notes(left: Mapping[Key, str], count: int) -> tuple[str, ...]:

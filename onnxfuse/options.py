@@ -61,6 +61,7 @@ class Options:
     external_data: bool = False
     allow_norm: bool = False
     prune_heads: bool = False
+    input_ranges: Mapping[str, tuple[float, ...]] | None = None
 
     @property
     def permit(self) -> Permit:

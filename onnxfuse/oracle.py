@@ -53,7 +53,8 @@ def _padded(original: ModelProto, result: FuseResult) -> tuple[ModelProto, Probe
     model = ModelProto()
     model.CopyFrom(original)
     model, options = inline(model), Options(**result.plan.options)
-    reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed)
+    ranges = options.input_ranges
+    reference = probe(model, provider_list(options.provider), options.input_shapes, options.seed, ranges)
     prepare(model, options.exclude, reference.shapes)
     graph, lowered, extended = lowered_graph(model, reference)
     channels = _groups(graph, extended, options) if result.plan.merges else None  # clones shared constants, too

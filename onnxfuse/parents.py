@@ -7,7 +7,7 @@ A BatchNormalization that cannot be folded becomes a plain scale and shift, sinc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from .errors import ModelError, one_line
 from .folding import Folded
 from .graph import Graph
 from .prepare import prepare
-from .probe import Probe, probe
+from .probe import Probe
 from .protos import Edge, add_initializer, attribute, constant_tensors
 from .quantized import lower
 from .tensors import Array, set_values
@@ -43,20 +43,18 @@ class Parent:
     unfolded: Mapping[str, TensorProto]
 
 
-def parent(
-    name: str, model: ModelProto, providers: Sequence[str], shapes: Mapping[str, Sequence[int]] | None, seed: int
-) -> Parent:
-    """Prepare one model in place.
+def parent(name: str, model: ModelProto, run: Callable[[ModelProto], Probe]) -> Parent:
+    """Prepare one model in place, by what `run` makes of it.
 
     Raises:
         ModelError: onnxruntime cannot run it, or it is quantized.
     """
     try:
-        run = probe(model, providers, shapes, seed)
+        reference = run(model)
     except ModelError as error:
         raise ModelError(f"{name}: {one_line(error)}") from error
     densify(model)
-    prepare(model, [""], run.shapes)  # everything but the folding
+    prepare(model, [""], reference.shapes)  # everything but the folding
     _initialize(model)
     unfolded = ModelProto()
     unfolded.CopyFrom(model)
@@ -64,7 +62,7 @@ def parent(
     lowered = lower(model)
     if lowered.schemes or lowered.operators:
         raise ModelError(f"{name}: is quantized, and rounded weights do not average; fuse the models it was made from")
-    return Parent(name, Graph(model), run, tuple(folded), constant_tensors(unfolded.graph))
+    return Parent(name, Graph(model), reference, tuple(folded), constant_tensors(unfolded.graph))
 
 
 def _initialize(model: ModelProto) -> None:

@@ -107,7 +107,7 @@ def fuse_with(
         files.check_distinct(Path(source.name), destination, source.beside)
     check_matches("exclude", options.exclude, "node", _labels(original))
     tell("run the original", 0, 1)
-    reference = probe(original, providers, options.input_shapes, options.seed)
+    reference = probe(original, providers, options.input_shapes, options.seed, options.input_ranges)
     samples = _samples(original, reference, providers, options, tell)
     reference = defined(reference, original, lambda: samples.fitted if samples else [], providers)
     judge = _judge(source, reference, providers, options, samples)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
-from .errors import ModelError, one_line
+from .errors import ModelError, UsageError, one_line
 from .feeds import candidates, check_overrides, made_up, suggested
 from .picking import picks
 from .protos import every_constant, outer_names, proto_label, subgraphs
 from .questions import PREFIX, Questions, ask
+from .ranges import Range, in_ranges, told
 from .sessions import exact_session, native, session_options, without_weights
 from .standin import in_float32, needs_stand_in
 from .states import cast_to_integers, compared_with, reads_lines
@@ -37,6 +38,7 @@ class Probe:
         integers: value of each int or bool tensor of rank 0 or 1.
         noted: what was picked by value, and what picks read, by name.
         stand_in: whether the model ran as `in_float32` makes it, because onnxruntime has no kernels for its numbers.
+        ranges: of inputs that are not of mean 0 and deviation 1, as far as anything tells.
     """
 
     inputs: Mapping[str, Array]
@@ -45,6 +47,7 @@ class Probe:
     integers: Mapping[str, Array]
     noted: Mapping[str, Array]
     stand_in: bool = False
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def with_shapes(self, like: Mapping[str, str]) -> Probe:
         """The run with more values: name → the one that has its shape."""
@@ -147,7 +150,11 @@ def _as_inputs(model: ModelProto, skeleton: ModelProto, weights: dict[str, ort.O
 
 
 def probe(
-    model: ModelProto, providers: Sequence[str], overrides: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+    model: ModelProto,
+    providers: Sequence[str],
+    overrides: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    ends: Mapping[str, Sequence[float]] | None = None,
 ) -> Probe:
     """Run `model` on made-up inputs, trying sizes for its dynamic dimensions until onnxruntime accepts them.
 
@@ -156,20 +163,21 @@ def probe(
         providers: onnxruntime execution providers.
         overrides: input name → shape, for inputs whose dynamic dimensions cannot be guessed.
         seed: of the random inputs.
+        ends: input name → least and greatest value, where the model does not tell.
 
     Raises:
         ModelError: onnxruntime cannot run the model on any of the sizes tried.
-        UsageError: `overrides` names an unknown input, or a shape that contradicts the model.
+        UsageError: `overrides` or `ends` name an unknown input, or a shape or range that cannot be.
     """
     initializers = {t.name for t in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     check_overrides(inputs, overrides or {})
     if not needs_stand_in(model):
-        return _first_that_runs(model, inputs, providers, overrides or {}, seed)
+        return _first_that_runs(model, inputs, providers, overrides or {}, seed, ends or {})
     try:
-        return _first_that_runs(model, inputs, providers, overrides or {}, seed)
+        return _first_that_runs(model, inputs, providers, overrides or {}, seed, ends or {})
     except ModelError:
-        return replace(probe(in_float32(model), providers, overrides, seed), stand_in=True)
+        return replace(probe(in_float32(model), providers, overrides, seed, ends), stand_in=True)
 
 
 def probe_on(reference: Probe, model: ModelProto, providers: Sequence[str], feeds: Mapping[str, Array]) -> Probe:
@@ -185,6 +193,7 @@ def _first_that_runs(
     providers: Sequence[str],
     overrides: Mapping[str, Sequence[int]],
     seed: int,
+    ends: Mapping[str, Sequence[float]],
 ) -> Probe:
     error: Exception = RuntimeError("no inputs could be made")
     opened, chosen = _open(model, providers, trusting=True), compared_with(model)
@@ -192,9 +201,12 @@ def _first_that_runs(
     for guess in candidates(inputs, overrides, reads_lines(model)):
         try:
             feeds = made_up(inputs, overrides, guess, seed, chosen, codes)
+            ranges = told(model, feeds, ends)
+            feeds = in_ranges(feeds, ranges, seed)
             found = _run(opened, feeds)
-            return found if _bears_out(found, opened.questions) else _run(_open(model, providers, False), feeds)
-        except ModelError:
+            found = found if _bears_out(found, opened.questions) else _run(_open(model, providers, False), feeds)
+            return replace(found, ranges=ranges)
+        except (ModelError, UsageError):
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises
             error = failure

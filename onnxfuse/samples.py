@@ -18,15 +18,14 @@ from .bytestreams import BYTES, stream
 from .calibdata import Batches
 from .leaves import leaves
 from .probe import Probe
-from .protos import every_constant
-from .states import batch_is_open, is_state, readers_of
+from .ranges import COLOURS, is_image
+from .states import batch_is_open, is_state, waveforms
 from .tensors import Array
 from .tokens import beside, text, vocabularies
 from .writing import is_line, line
 
 SIGNAL = 64
 """Last axes of at least this size are taken for a signal in time."""
-COLOURS = (1, 3, 4)
 CHUNK, RUNS = 16, 512
 """Samples in a run, where the model leaves that open, and runs, which have a cost of their own."""
 WORK = 30e9
@@ -62,7 +61,8 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     Images are dead leaves or lines of writing; signals and recorded sound are harmonics in noise, of deviation 1;
     tokens are drawn from the rows of the embedding that they index, bytes are those of texts and binary files, and all
     of it is to be seen: masks beside it are ones, positions count; a recurrent network starts from zero, as on its
-    first call; other inputs are normal, or what the probe used if they are not floats. `texture`: of leaves.
+    first call; other inputs are normal, or what the probe used if they are not floats. What has a range is in that.
+    `texture`: of leaves.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
@@ -75,33 +75,15 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     masks = beside({n: (s, probe.inputs[n].dtype) for n, s in shapes.items() if n not in states}, codes)
     drawn, sounds = [v.name for v in inputs if v.name not in states.keys() | masks.keys()], waveforms(model)
     return [
-        {n: _sample(probe.inputs[n], shapes[n], codes.get(n), n in sounds, rng, texture) for n in drawn}
-        | masks
-        | states
+        {n: _sample(n, probe, shapes[n], codes.get(n), n in sounds, rng, texture) for n in drawn} | masks | states
         for _ in range(math.ceil(count / size))
     ]
-
-
-def waveforms(model: ModelProto) -> set[str]:
-    """Inputs of one channel that a convolution reads along one axis: sound as it was recorded."""
-    constants = every_constant(model)
-    weights = {
-        value.name: [constants[n.input[1]].dims for n, slot in readers_of(model, value.name)
-                     if n.op_type == "Conv" and slot == 0 and n.input[1] in constants]
-        for value in model.graph.input
-    }  # fmt: skip
-    return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
-
-
-def _along_one_axis(dims: Sequence[int]) -> bool:
-    return dims[1] == 1 and sum(size > 1 for size in dims[2:]) == 1
 
 
 def pictures(model: ModelProto, probe: Probe) -> set[str]:
     """Inputs that are drawn as images, but for flattened ones."""
     others = waveforms(model)
-    planes = {n for n, p in probe.inputs.items() if p.ndim == 4 and p.dtype in FLOATING and min(p.shape[2:]) > 1}
-    return {n for n in planes if n not in others and not is_state(model, n)}
+    return {n for n, p in probe.inputs.items() if is_image(p) and n not in others and not is_state(model, n)}
 
 
 def written(model: ModelProto, probe: Probe) -> set[str]:
@@ -110,8 +92,8 @@ def written(model: ModelProto, probe: Probe) -> set[str]:
 
 
 def _planes(shape: Sequence[int]) -> tuple[int, int, int]:
-    """(C, H, W) of a batch of images, which may have their channels last."""
-    _, first, second, third = shape
+    """(C, H, W) of a batch of images, which may have their channels last, or of one in colours."""
+    first, second, third = shape[-3:]
     last = third in COLOURS and first not in COLOURS
     return (third, first, second) if last else (first, second, third)
 
@@ -127,22 +109,31 @@ def all_writing(model: ModelProto, probe: Probe) -> bool:
 
 
 def _drawn(model: ModelProto, probe: Probe) -> set[str]:
-    """Inputs of real numbers but for states."""
-    return {n for n, p in probe.inputs.items() if p.dtype in FLOATING and not is_state(model, n)}
+    """Inputs of real numbers, and images of bytes, but for states."""
+    return {n for n, p in probe.inputs.items() if (p.dtype in FLOATING or is_image(p)) and not is_state(model, n)}
 
 
 def _sample(
-    like: Array, shape: tuple[int, ...], vocabulary: int | None, sound: bool, rng: np.random.Generator, texture: float
+    name: str,
+    probe: Probe,
+    shape: tuple[int, ...],
+    vocabulary: int | None,
+    sound: bool,
+    rng: np.random.Generator,
+    texture: float,
 ) -> Array:
+    like, known = probe.inputs[name], probe.ranges.get(name)
     if vocabulary is not None:
         count, size = math.prod(shape[:1]), math.prod(shape[1:])
         read = partial(stream if vocabulary in BYTES else text, vocabulary=vocabulary)
         return np.stack([read(size, rng) for _ in range(count)]).reshape(shape).astype(like.dtype)
-    if like.dtype not in FLOATING:
+    if like.dtype not in FLOATING and known is None:
         return np.resize(like, shape)
     if sound and shape and shape[-1] > 1:
-        return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])]).astype(like.dtype)
-    return _floats(shape, rng, texture).astype(like.dtype)
+        made = np.stack([_signal(shape[1:], rng) for _ in range(shape[0])])
+    else:
+        made = _floats(shape, rng, texture)
+    return made.astype(like.dtype) if known is None else known.as_type(made, like.dtype)
 
 
 FLOATING = tuple(
@@ -160,6 +151,8 @@ def _floats(shape: tuple[int, ...], rng: np.random.Generator, texture: float) ->
         if is_line(one):
             return np.stack([line(one, rng) for _ in range(shape[0])])
         return _standard(np.stack([leaves(one, rng, texture) for _ in range(shape[0])]))
+    if is_image(np.broadcast_to(0.0, shape)):  # one that is no batch
+        return np.asarray(_floats((1, *shape), rng, texture)[0])
     side = math.isqrt(shape[-1]) if shape else 0
     if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < SIGNAL // 2:  # an image, flattened
         return _floats((shape[0], 1, side, side), rng, texture).reshape(shape)

@@ -1,11 +1,11 @@
 """What a graph tells of its inputs: which are states, whether samples are steps of one sequence, which numbers choose
-between branches, and whether images are lines of writing."""
+between branches, which are sound, and whether images are lines of writing."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
@@ -87,6 +87,21 @@ def _comes_back(model: ModelProto, name: str) -> bool:
     rank = len(inputs[name].shape.dim)
     alike = (o for o in named if o.elem_type == inputs[name].elem_type and len(o.shape.dim) == rank)
     return rank not in (0, 4) and any(alike)
+
+
+def waveforms(model: ModelProto) -> set[str]:
+    """Inputs of one channel that a convolution reads along one axis: sound as it was recorded."""
+    constants = every_constant(model)
+    weights = {
+        value.name: [constants[n.input[1]].dims for n, slot in readers_of(model, value.name)
+                     if n.op_type == "Conv" and slot == 0 and n.input[1] in constants]
+        for value in model.graph.input
+    }  # fmt: skip
+    return {name for name, all_dims in weights.items() if any(_along_one_axis(dims) for dims in all_dims)}
+
+
+def _along_one_axis(dims: Sequence[int]) -> bool:
+    return dims[1] == 1 and sum(size > 1 for size in dims[2:]) == 1
 
 
 def reads_lines(model: ModelProto) -> bool:

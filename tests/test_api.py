@@ -36,6 +36,7 @@ def test_defaults_are_the_command_lines() -> None:
     options = dict(inspect.signature(onnxfuse.fuse).parameters)
     flags = vars(parser().parse_args(["in.onnx", "out.onnx", "--sparsity", "0.5"]))
     flags["input_shapes"] = flags.pop("input_shape") or None
+    flags["input_ranges"] = flags.pop("input_range") or None
     for name in ("model", "output", "sparsity", "progress"):
         del options[name]
     for name, option in options.items():
@@ -86,6 +87,7 @@ def test_every_argument_must_be_of_its_kind(function: str) -> None:
         ({"ratio": {"c1": 0.5}}, "ratio is a value of type dict; give a text or a list of texts"),
         ({"only": [5]}, "only is a value of type list; give a text or a list of texts"),
         ({"input_shapes": {"x": 3}}, "give a mapping of names to lists of whole numbers"),
+        ({"input_ranges": {"x": "01"}}, "give a mapping of names to lists of numbers"),
         ({"calib": {"x": [[1], [1, 2]]}}, "'x': is no array"),
     ],
 )
@@ -169,6 +171,7 @@ ERRORS: list[tuple[dict[str, Any], list[object], str]] = [
     ({"exclude": ["("]}, ["--exclude", "("], "UsageError"),
     ({"exclude": ["^c"]}, ["--exclude", "^c"], "NothingToMerge"),
     ({"input_shapes": {"x": [1, 2]}}, ["--input-shape", "x:1,2"], "UsageError"),
+    ({"input_ranges": {"x": [2, 1]}}, ["--input-range", "x:2,1"], "UsageError"),
     ({"min_cosine": 0.99999, "sparsity": 0.9}, ["--min-cosine", 0.99999, "--sparsity", 0.9], "VerificationFailed"),
 ]
 

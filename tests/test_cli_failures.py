@@ -343,6 +343,11 @@ REFUSED = {
     "shape that contradicts": ([*HALF, "--input-shape", "x:1,3,9,9"], "does not fit the model's"),
     "shape of another rank": ([*HALF, "--input-shape", "x:1,3"], "does not fit the model's"),
     "shape of size 0": ([*HALF, "--input-shape", "x:0,3,8,8"], "does not fit the model's"),
+    "range without a name": ([*HALF, "--input-range", "0,1"], "is not NAME:LOW,HIGH, such as x:0,255"),
+    "range of one number": ([*HALF, "--input-range", "x:1"], "is not NAME:LOW,HIGH"),
+    "range in letters": ([*HALF, "--input-range", "x:a,b"], "is not NAME:LOW,HIGH"),
+    "range upside down": ([*HALF, "--input-range", "x:1,-1"], "--input-range x:1,-1 is no range"),
+    "range of an unknown input": ([*HALF, "--input-range", "image:0,1"], "the model's inputs are x"),
     "unknown provider": (
         [*HALF, "--provider", "abacus"],
         "provider 'abacus' is not in this onnxruntime; choose from cpu",

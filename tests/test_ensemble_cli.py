@@ -70,6 +70,7 @@ def test_defaults_are_the_command_lines() -> None:
     options = dict(inspect.signature(onnxfuse.ensemble).parameters)
     flags = vars(parser().parse_args(["a.onnx", "b.onnx", "out.onnx"]))
     flags["input_shapes"] = flags.pop("input_shape") or None
+    flags["input_ranges"] = flags.pop("input_range") or None
     for name in ("models", "output", "progress"):
         del options[name]
     for name, option in options.items():

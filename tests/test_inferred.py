@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -58,7 +58,7 @@ def trained(name: str) -> tuple[Channels, list[Folded]]:
     return channels_of(model), folded
 
 
-def kinds(found: dict[int, Correction], channels: Channels) -> set[tuple[bool, float, str]]:
+def kinds(found: Mapping[int, Correction], channels: Channels) -> set[tuple[bool, float, str]]:
     """What is done, and the first letter of what it is done to."""
     return {(how.means, how.alike, channels.tracker.graph.protos[i].output[0][0]) for i, how in found.items()}
 
@@ -104,7 +104,7 @@ def test_a_trained_network_is_known_and_corrected_towards_what_it_was() -> None:
     """ResNet-20: nearer, in every measure, to the means and deviations that its own normalizations held."""
     channels, folded = trained("resnet20_fmnist")
     batches = drawn(channels, 64)
-    found = infer(channels, batches)
+    found = infer(channels, batches, ()).layers
     assert {(how.means, how.alike) for how in found.values()} == {(True, 1.0)}
     assert len(found) == len(folded)
 
@@ -123,7 +123,7 @@ def test_a_trained_network_is_known_and_corrected_towards_what_it_was() -> None:
 @pytest.mark.parametrize("name", ["svhn", "lenet300_fmnist"])
 def test_one_that_never_had_any_is_left_alone(name: str) -> None:
     channels, _ = trained(name)
-    assert infer(channels, drawn(channels)) == {}
+    assert infer(channels, drawn(channels), ()).layers == {}
 
 
 def test_nor_is_one_whose_biases_are_zero_or_random() -> None:
@@ -134,17 +134,17 @@ def test_nor_is_one_whose_biases_are_zero_or_random() -> None:
             bias = wide * rng.standard_normal(tensor.dims[0])
             tensor.CopyFrom(onnx.numpy_helper.from_array(bias.astype(np.float32), tensor.name))
         channels = channels_of(model)
-        assert infer(channels, drawn(channels)) == {}
+        assert infer(channels, drawn(channels), ()).layers == {}
 
 
 def test_after_long_training_only_bottlenecks_tell() -> None:
     """All layers do while β are small; then means of the bottlenecks, and a part of the others' deviations."""
     young, old, none = (channels_of(bottlenecks(*beta)) for beta in ((0.1,), (3.0,), (3.0, 3.0)))
-    found = infer(young, drawn(young))
+    found = infer(young, drawn(young), ()).layers
     assert kinds(found, young) == {(True, 1, "e"), (True, 1, "d"), (True, 1, "p")}
     assert len({how.level for how in found.values()}) == 1
-    assert kinds(infer(old, drawn(old)), old) == {(False, PARTLY, "e"), (False, PARTLY, "d"), (True, 0, "p")}
-    assert infer(none, drawn(none)) == {}
+    assert kinds(infer(old, drawn(old), ()).layers, old) == {(False, PARTLY, "e"), (False, PARTLY, "d"), (True, 0, "p")}
+    assert infer(none, drawn(none), ()).layers == {}
 
 
 def halves(means: Sequence[float], deviations: Sequence[float]) -> Batches:
@@ -238,7 +238,7 @@ def test_biases_that_are_not_one_number_for_each_channel_tell_nothing(gemm: str)
         y = Gemm(r, w2)
     }""".replace("GEMM", gemm)
     channels = channels_of(from_text(text))
-    assert infer(channels, drawn(channels)) == {}
+    assert infer(channels, drawn(channels), ()).layers == {}
 
 
 def test_the_result_is_the_same_from_run_to_run() -> None:

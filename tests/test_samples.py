@@ -25,7 +25,8 @@ from onnxfuse.prepare import prepare
 from onnxfuse.probe import probe
 from onnxfuse.providers import provider_list
 from onnxfuse.runs import run
-from onnxfuse.samples import sample_count, synthetic, waveforms
+from onnxfuse.samples import sample_count, synthetic
+from onnxfuse.states import waveforms
 from onnxfuse.tensors import Array
 from onnxfuse.trust import Source
 
@@ -317,12 +318,12 @@ def test_images_end_where_those_of_training_did(ends: tuple[float, float]) -> No
     record(model, [np.clip(batch["x"], *ends) for batch in others], FIRST, SECOND)
     folded = prepare(model)
     channels = find_channels(Graph(model), probe(model, provider_list("cpu")))
-    cut = ended(channels, folded, drawn, {"x"}, 1000)
+    cut = ended(channels, folded, drawn, {"x"}, 1000, {})
     assert all(np.array_equal(a["x"], np.clip(b["x"], *ends)) for a, b in zip(cut, drawn, strict=True))
-    assert ended(channels, folded, drawn, {"x"}, 10**9) is drawn
+    assert ended(channels, folded, drawn, {"x"}, 10**9, {}) is drawn
     with pytest.raises(Unsound, match="cannot run the model on synthetic samples"):
-        ended(channels, folded, [{"x": b["x"][:, :2]} for b in drawn], {"x"}, 1000)
-    assert ended(channels, folded, drawn, set(), 1000) is drawn
+        ended(channels, folded, [{"x": b["x"][:, :2]} for b in drawn], {"x"}, 1000, {})
+    assert ended(channels, folded, drawn, set(), 1000, {}) is drawn
 
 
 FIRST, SECOND = ("c", ("m1", "v1")), ("e", ("m2", "v2"))
