@@ -25,6 +25,7 @@ from .inferred import Inferred, infer, looked_at
 from .levels import levelled, look_at, recorded
 from .merge import MEASURING
 from .options import Options
+from .probe import Probe
 from .readers import Key, depthwise_readers, readers
 from .repair import Repair
 from .samples import others_count, pictures, sample_count, synthetic, written
@@ -129,31 +130,38 @@ def _on_drawn(
     Raises:
         Unsound: onnxruntime cannot run the model on them.
     """
-    model, probe = channels.tracker.graph.model, channels.tracker.probe
-    macs, patterns = macs // _samples_in(model, [probe.inputs]), [re.compile(p) for p in options.exclude]
+    model, patterns = channels.tracker.graph.model, [re.compile(p) for p in options.exclude]
+    macs //= _samples_in(model, [channels.tracker.probe.inputs])
     layers, norms = readers(channels, patterns), sum(1 for _ in recorded(channels, folded))
-    images, sounds = pictures(model, probe), waveforms(model) - probe.ranges.keys()
-    if norms and (open_ones := images - probe.ranges.keys()):
-        tried = synthetic(model, probe, TRIED, options.seed)
-        probe = replace(probe, ranges={**probe.ranges, **recorded_ranges(channels, folded, tried, open_ones)})
-    pins, inferred = pinned(layers, norms), Inferred()
-    if not pins:
-        few = synthetic(model, probe, looked_at(macs), options.seed)
-        inferred = infer(channels, levelled(channels, folded, few, sounds), images - probe.ranges.keys())
-        probe = replace(probe, ranges={**probe.ranges, **inferred.ranges})
-    if inferred.layers:
-        count = len(inferred.layers)
+    probe, marks = _told(channels, folded, pinned(layers, norms), macs, options.seed)
+    if marks.layers:
+        count = len(marks.layers)
         log.info("by their biases %d layers had normalizations: what samples make there is corrected", count)
-    rough = (pins or inferred.layers) and separable(layers, depthwise_readers(channels, patterns))
+    rough = (pinned(layers, norms) or marks.layers) and separable(layers, depthwise_readers(channels, patterns))
     texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
     made, others = synthetic(model, probe, sample_count(macs), options.seed, texture), others_count(macs)
     more = synthetic(model, probe, others, (options.seed, 1), texture) if others else []
-    level = levelled(channels, folded, [*made, *more], sounds)
-    level = ended(channels, folded, level, images - written(model, probe), macs, probe.ranges)
-    level = carried_over(model, probe, level)
-    found = study(channels, folded, level[: len(made)], True, options.exclude, wanted, inferred.layers)
-    unknown = () if norms or inferred.sure else tuple(sorted(images - probe.ranges.keys()))
-    return replace(found, others=level[len(made) :], ranges=probe.ranges, unknown=unknown)
+    drawn = levelled(channels, folded, [*made, *more], waveforms(model) - probe.ranges.keys())
+    images = pictures(model, probe)
+    drawn = ended(channels, folded, drawn, images - written(model, probe), macs, probe.ranges)
+    drawn = carried_over(model, probe, drawn)
+    found = study(channels, folded, drawn[: len(made)], True, options.exclude, wanted, marks.layers)
+    unknown = () if norms or marks.sure else tuple(sorted(images - probe.ranges.keys()))
+    return replace(found, others=drawn[len(made) :], ranges=probe.ranges, unknown=unknown)
+
+
+def _told(channels: Channels, folded: Sequence[Folded], pins: bool, macs: int, seed: int) -> tuple[Probe, Inferred]:
+    """The probe with ranges that normalizations tell, or the marks they left; and what these marks tell besides."""
+    model, probe = channels.tracker.graph.model, channels.tracker.probe
+    if images := pictures(model, probe) - probe.ranges.keys():
+        ranges = recorded_ranges(channels, folded, synthetic(model, probe, TRIED, seed), images)
+        probe = replace(probe, ranges={**probe.ranges, **ranges})
+    if pins:
+        return probe, Inferred()
+    few = synthetic(model, probe, looked_at(macs), seed)
+    few = levelled(channels, folded, few, waveforms(model) - probe.ranges.keys())
+    marks = infer(channels, few, images - probe.ranges.keys())
+    return replace(probe, ranges={**probe.ranges, **marks.ranges}), marks
 
 
 def repair_notes(

@@ -15,10 +15,11 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from .errors import ModelError, UsageError, one_line
 from .feeds import candidates, check_overrides, made_up, suggested
+from .intake import told
 from .picking import picks
 from .protos import every_constant, outer_names, proto_label, subgraphs
 from .questions import PREFIX, Questions, ask
-from .ranges import Range, in_ranges, told
+from .ranges import Range, in_ranges
 from .sessions import exact_session, native, session_options, without_weights
 from .standin import in_float32, needs_stand_in
 from .states import cast_to_integers, compared_with, reads_lines

@@ -222,7 +222,29 @@ def test_biases_tell_where_normalizations_were_folded(ends: tuple[float, float] 
     name = model.graph.input[0].name
     notes = fuse(model, sparsity=0.3).report.notes
     told = [note for note in notes if "drawn" in note]
-    assert told == ([] if ends is None else [f"'{name}' is drawn from {ends[0]} to {ends[1]}: its biases say"])
+    by = "the first layer's biases say" if ends == (0, 255) else "its biases say"
+    assert told == ([] if ends is None else [f"'{name}' is drawn from {ends[0]} to {ends[1]}: {by}"])
+
+
+def with_biases(biases: Array, mean: float) -> ModelProto:
+    """One whose first layer adds these to W (x − mean), in units of what W makes of bytes: in its own bias."""
+    model = from_text(IMAGES.replace("TYPE[SHAPE]", "float[N,3,24,24]").replace("WEIGHTS", "float[16] b1, ").
+                      replace("STEPS", "s = Identity(x)").replace("Conv(s, w1)", "Conv(s, w1, b1)"))  # fmt: skip
+    tensors = {t.name: t for t in model.graph.initializer}
+    rows = numpy_helper.to_array(tensors["w1"]).reshape(16, -1)
+    values = biases * 64 * np.linalg.norm(rows, axis=1) - mean * rows.sum(axis=1)
+    tensors["b1"].CopyFrom(numpy_helper.from_array(values.astype(np.float32), "b1"))
+    return model
+
+
+def test_a_first_layer_that_takes_bytes_is_known_by_its_biases() -> None:
+    """In numbers of deviation 1 they would be all that it makes: as in Caffe's networks, or YOLOX."""
+    biases = np.random.default_rng(3).uniform(-1, 1, 16)
+    for mean, ends in ((115, (0, 255)), (0, (-128, 128))):
+        found = probe(with_biases(biases, mean), CPU).ranges["x"]
+        assert (found.low, found.high, found.by) == (*ends, "the first layer's biases say")
+    assert probe(with_biases(biases / 32, 0), CPU).ranges == {}
+    assert probe(with_biases(100 * biases, 0), CPU).ranges == {}  # no range explains that
 
 
 def test_a_network_that_never_had_any_says_that_nothing_tells() -> None:

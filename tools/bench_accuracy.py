@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 from accuracy_plot import plot
 from accuracy_tables import GOALS, goals, group_tables, loss_table, mean_table, whole_table
-from cases import QUANTIZERS, Case, cases, quantized
+from cases import NORMALISING, QUANTIZERS, Case, cases, of_bytes, quantized
 from cells import Bench, Cache, Cell, Row, source_digest
 from common import MODELS, RESULTS, ROOT, ToolError, entry, write_csv
 
@@ -95,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="fractions of channels")
     parser.add_argument("--one-group", action="store_true", help="one channel group at a time")
     parser.add_argument("--quantized", choices=QUANTIZERS, help="the models quantized so, not as they are")
+    parser.add_argument("--bytes", choices=NORMALISING, help="the models as such that normalise images of bytes there")
     parser.add_argument("--subset", type=int, metavar="N", help="test samples, evenly spaced (default: all)")
     parser.add_argument("--out", type=Path, help="CSV file (default: accuracy.csv or one_group.csv in tools/results)")
     parser.add_argument("--cache", type=Path, default=ROOT / "tools" / ".cache" / "accuracy.jsonl", help="of all cells")
@@ -111,14 +112,15 @@ def main() -> None:
     out = a.out or RESULTS / ("one_group.csv" if a.one_group else "accuracy.csv")
     cache, code, rows = Cache(a.cache, a.fresh), source_digest(), list[Row]()
     for name in chosen(a.models, list(found), "model"):
-        bench = Bench(quantized(found[name], a.quantized) if a.quantized else found[name], cache, code)
+        case = of_bytes(found[name], a.bytes) if a.bytes else found[name]
+        bench = Bench(quantized(case, a.quantized) if a.quantized else case, cache, code)
         rows += measure(bench, list(cells(bench.case, methods, sparsities, a.one_group)))
         write_csv(out, [f.name for f in fields(Row)], map(astuple, rows))
     norms = {case.name for case in found.values() if case.keeps_norms}
     tables = (
         [*group_tables(rows), mean_table(rows)]
         if a.one_group
-        else [whole_table(rows), loss_table(rows), *([] if a.quantized else goals(rows, norms))]
+        else [whole_table(rows), loss_table(rows), *([] if a.quantized or a.bytes else goals(rows, norms))]
     )
     text = "\n\n".join(tables)
     out.with_suffix(".md").write_text(text + "\n")

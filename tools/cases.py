@@ -16,6 +16,7 @@ import onnxruntime as ort
 from common import ToolError, digest, module
 from evaluate import load_data, load_images, score, session
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from onnxfuse.prepare import prepare
 
@@ -109,6 +110,60 @@ QUANTIZERS: Mapping[str, Callable[[Case, Path, Path], None]] = {
     "qoperator": functools.partial(_statically, "QOperator"),
 }
 """By the activations: quantized as they come, or by fixed scales, between nodes or in integer operators."""
+
+
+def of_bytes(case: Case, where: str) -> Case:
+    """The model as one that takes images from 0 to 255, and normalises them itself in one of `NORMALISING`.
+
+    Of images of mean 0 and deviation 1 it makes what it made of them before, but at padded edges: what is not there is
+    black there, and grey before.
+    """
+    model = onnx.load_from_string(case.model)
+    NORMALISING[where](model)
+
+    def measure(small: bytes) -> float:
+        """Of a file that takes such images, fed with them."""
+        fed = onnx.load_from_string(small)
+        _before(fed, ("Mul", DEVIATION), ("Add", MEAN))
+        return case.score(fed.SerializeToString())
+
+    def calibration(count: int) -> dict[str, Array]:
+        return {n: np.asarray(v * DEVIATION + MEAN, v.dtype) for n, v in case.calibration(count).items()}
+
+    data = f"{case.data}:bytes"
+    return replace(case, model=model.SerializeToString(), data=data, score=measure, calibration=calibration)
+
+
+def _before(model: onnx.ModelProto, *steps: tuple[str, float]) -> None:
+    """Put operators, each with its constant, between a model's input and what reads it."""
+    graph, name = model.graph, model.graph.input[0].name
+    made = [name, *(f"{name}_after_{operator}" for operator, _ in steps)]
+    for node in graph.node:
+        node.input[:] = [made[-1] if read == name else read for read in node.input]
+    for i, (operator, value) in reversed(list(enumerate(steps))):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{name}_{operator}"))
+        graph.node.insert(0, helper.make_node(operator, [made[i], f"{name}_{operator}"], [made[i + 1]]))
+
+
+def _in_weights(model: onnx.ModelProto) -> None:
+    """Into the first convolution, which must have a bias: W (x − m) / s + b = (W / s) x + (b − ΣW m / s)."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    first = next((n for n in model.graph.node if n.op_type == "Conv"), None)
+    if first is None or len(first.input) < 3 or any(name not in tensors for name in first.input[1:]):
+        raise ToolError("the first layer is no convolution with a bias; fold its BatchNormalization first")
+    kernel, bias = (numpy_helper.to_array(tensors[name]) for name in first.input[1:])
+    kernel = kernel / DEVIATION
+    for name, values in zip(first.input[1:], (kernel, bias - MEAN * kernel.sum(axis=(1, 2, 3))), strict=True):
+        tensors[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
+
+
+MEAN, DEVIATION = 114.75, 63.75
+"""Of images from 0 to 255."""
+NORMALISING: Mapping[str, Callable[[onnx.ModelProto], None]] = {
+    "nodes": lambda model: _before(model, ("Sub", MEAN), ("Div", DEVIATION)),
+    "weights": _in_weights,
+}
+"""Where a model normalises its images."""
 
 
 def spread(n: int, subset: int | None) -> NDArray[np.int64]:
