@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +15,15 @@ from onnx import ModelProto
 from . import files
 from .attempt import write
 from .calibdata import Batches, calibration
-from .channels import Locked
+from .channels import Channels, Locked
 from .comparison import Comparison, compare
 from .compress import Progress
 from .counts import macs, parameters
 from .defined import defined
+from .drawing import draw
 from .ensemble_options import ORDERS, EnsembleOptions, check_ensemble, recorded
 from .fusion import Blend, Blended, blend
-from .heldout import samples_in
+from .heldout import a_few, samples_in
 from .keywords import SharedKeywords, documented, options_of, plain
 from .kinds import checked
 from .options import Options
@@ -33,7 +35,6 @@ from .probe import Probe, probe
 from .providers import provider_list
 from .report import GroupRow, Report, Size
 from .runs import run
-from .samples import sample_count, synthetic
 from .sidefiles import NONE, SideFiles
 from .tensors import Array, read_in
 from .topology import check_interface, check_nodes
@@ -177,14 +178,12 @@ def _fused(
     parents = [parent(name, model, _probing(prune)) for name, model in zip(names, models, strict=True)]
     for other in parents[1:]:
         check_nodes(other, parents[0])
-    batches = _batches(originals[0], reference, options, providers)
     mean = _mean_outputs(parents, shares)
     how = Blend(shares, options.align, options.restore, prune.calib is None)
-    blended = blend(parents, how, batches, providers, tell)
+    sample = functools.partial(_batches, originals[0], reference, options, providers)
+    blended = blend(parents, how, sample, providers, tell)
     read_in(blended.model)
-    notes = _notes(
-        names, options, batches, blended, mean, run(blended.model, parents[0].probe.inputs, providers, False)
-    )
+    notes = _notes(names, options, blended, mean, run(blended.model, parents[0].probe.inputs, providers, False))
     if prune.sparsity is not None and not small:
         small = [fuse_with(blended.model, None, replace(prune, min_cosine=None), tell)]
         return _small(small[0].model, small[0], small[0].plan, (*notes, *small[0].report.notes))
@@ -206,15 +205,21 @@ def _small(model: ModelProto, result: FuseResult, plan: Plan, notes: tuple[str, 
     return _Fused(model, r.groups, r.locked, r.before.channels, r.after.channels, r.after.macs, plan, notes)
 
 
-def _batches(model: ModelProto, reference: Probe, o: EnsembleOptions, providers: Sequence[str]) -> Batches:
+def _batches(
+    model: ModelProto,
+    reference: Probe,
+    o: EnsembleOptions,
+    providers: Sequence[str],
+    channels: Channels,
+    first: Parent,
+) -> Batches:
     """The user's samples, or synthetic ones; none where nothing is measured."""
     if o.align != "activations" and not o.restore:
         return []
     if o.prune.calib is not None:
         return _given(model, reference, o.prune, providers)
-    batch = samples_in(reference.inputs)
-    count = min(SAMPLES, sample_count(macs(model, reference.shapes) // batch))
-    return synthetic(model, reference, count, o.prune.seed)
+    drawn = draw(channels, first.folded, macs(model, reference.shapes), o.prune.seed)
+    return a_few(drawn.fitted, SAMPLES)
 
 
 def _given(model: ModelProto, reference: Probe, prune: Options, providers: Sequence[str]) -> Batches:
@@ -237,13 +242,12 @@ def _mean_outputs(parents: Sequence[Parent], shares: Sequence[float]) -> dict[st
 def _notes(
     names: Sequence[str],
     o: EnsembleOptions,
-    batches: Batches,
     blended: Blended,
     mean: Mapping[str, Array],
     result: Mapping[str, Array],
 ) -> tuple[str, ...]:
     """What the report says of the fusion."""
-    count = sum(map(samples_in, batches))
+    count = sum(map(samples_in, blended.batches))
     samples = f"{count} {'synthetic' if o.prune.calib is None else 'given'} samples"
     by = {"activations": f"aligned by activations of {samples}", "weights": "aligned by weights", "none": "not aligned"}
     cosine = min((e.cosine for e in compare(mean, {n: result[n] for n in mean})), default=1.0)

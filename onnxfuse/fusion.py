@@ -15,6 +15,8 @@ from .calibdata import Batches
 from .calibrate import study
 from .carry import Carrier
 from .channels import Channels
+from .counts import macs
+from .drawing import marks_on
 from .errors import ModelError
 from .folding import Folded
 from .grouping import find_channels
@@ -39,11 +41,13 @@ class Blended:
         model: the first one, with all models' weights.
         channels: of it, before BatchNormalization was put back.
         restored: layers whose mean and deviation were restored.
+        batches: the samples.
     """
 
     model: ModelProto
     channels: Channels
     restored: int
+    batches: Batches
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Blend:
 def blend(
     parents: Sequence[Parent],
     how: Blend,
-    batches: Batches,
+    sample: Callable[[Channels, Parent], Batches],
     providers: Sequence[str],
     tell: Callable[[str, int, int], None],
 ) -> Blended:
@@ -75,7 +79,7 @@ def blend(
     Args:
         parents: the models, which have passed `check_nodes`.
         how: to average.
-        batches: samples for alignment by activations and for the restoring.
+        sample: gives samples for alignment by activations and for the restoring, by the first model.
         providers: of onnxruntime.
         tell: called with the stage, and how many of how many models are done.
 
@@ -85,6 +89,7 @@ def blend(
     first = parents[0]
     unshare_alike([p.graph for p in parents])
     found = [find_channels(p.graph, p.probe, permit=Permit(norms=True)) for p in parents]
+    batches = sample(found[0], first)
     pairings = [pair(p, c, first, found[0]) for p, c in zip(parents[1:], found[1:], strict=True)]
     twins = _twins(parents, found, how, batches, tell)
     for p, twin in zip(parents, twins, strict=True):
@@ -107,7 +112,7 @@ def blend(
             align(carrier, (seen[0], seen[i + 1]) if seen else None)
     shares = [Share(w, p, t, c) for w, p, t, c in zip(how.weights, parents, twins, [None, *carriers], strict=True)]
     restored = _average(shares, how, batches, tell)
-    return Blended(first.graph.model, found[0], restored)
+    return Blended(first.graph.model, found[0], restored, batches)
 
 
 def _twins(
@@ -119,7 +124,8 @@ def _twins(
     twins = []
     for i, (p, channels) in enumerate(zip(parents, found, strict=True)):
         tell("measure", i, len(parents))
-        twins.append(dict(study(channels, p.folded, batches, True).twin))
+        marks = marks_on(channels, p.folded, batches, macs(p.graph.model, p.probe.shapes))
+        twins.append(dict(study(channels, p.folded, batches, True, inferred=marks).twin))
     return twins
 
 

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from onnx import ModelProto, TensorProto
 
 from .calibdata import Batches
-from .calibrate import Study, pinned, separable, study
-from .carryover import carried_over
+from .calibrate import Study, study
 from .channels import ChannelGroup, Channels
-from .ends import LEAST as TRIED
-from .ends import ended, recorded_ranges
+from .drawing import draw, drawn_in
 from .errors import Unsound
 from .feeds import free_axes
 from .findings import Role
 from .folding import Folded
 from .graph import Graph
-from .heldout import samples_in
-from .inferred import Inferred, infer, looked_at
-from .levels import levelled, look_at, recorded
+from .levels import look_at
 from .merge import MEASURING
 from .options import Options
-from .probe import Probe
-from .readers import Key, depthwise_readers, readers
+from .readers import Key
 from .repair import Repair
-from .samples import others_count, pictures, sample_count, synthetic, written
-from .states import is_state, waveforms
+from .states import is_state
 from .tensors import FLOATS, Array
 from .trust import Source
 
@@ -51,9 +44,6 @@ BYTES = (TensorProto.UINT8, TensorProto.INT8)
 """What images are, if they are no real numbers."""
 NAMED = 3
 """Weights that a note names."""
-TEXTURE = 0.3
-"""Deviation of what lies over synthetic images, at most, in networks of depthwise separable convolutions with their
-normalizations: on even areas each of their kernels has nothing to tell its taps apart by."""
 LARGE = 250_000_000
 """Parameters from which on a model is repaired only on demand: weights and moments are held twice for it."""
 
@@ -130,38 +120,12 @@ def _on_drawn(
     Raises:
         Unsound: onnxruntime cannot run the model on them.
     """
-    model, patterns = channels.tracker.graph.model, [re.compile(p) for p in options.exclude]
-    macs //= _samples_in(model, [channels.tracker.probe.inputs])
-    layers, norms = readers(channels, patterns), sum(1 for _ in recorded(channels, folded))
-    probe, marks = _told(channels, folded, pinned(layers, norms), macs, options.seed)
-    if marks.layers:
-        count = len(marks.layers)
+    drawn = draw(channels, folded, macs, options.seed, options.exclude)
+    if drawn.marks:
+        count = len(drawn.marks)
         log.info("by their biases %d layers had normalizations: what samples make there is corrected", count)
-    rough = (pinned(layers, norms) or marks.layers) and separable(layers, depthwise_readers(channels, patterns))
-    texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
-    made, others = synthetic(model, probe, sample_count(macs), options.seed, texture), others_count(macs)
-    more = synthetic(model, probe, others, (options.seed, 1), texture) if others else []
-    drawn = levelled(channels, folded, [*made, *more], waveforms(model) - probe.ranges.keys())
-    images = pictures(model, probe)
-    drawn = ended(channels, folded, drawn, images - written(model, probe), macs, probe.ranges)
-    drawn = carried_over(model, probe, drawn)
-    found = study(channels, folded, drawn[: len(made)], True, options.exclude, wanted, marks.layers)
-    unknown = () if norms or marks.sure else tuple(sorted(images - probe.ranges.keys()))
-    return replace(found, others=drawn[len(made) :], ranges=probe.ranges, unknown=unknown)
-
-
-def _told(channels: Channels, folded: Sequence[Folded], pins: bool, macs: int, seed: int) -> tuple[Probe, Inferred]:
-    """The probe with ranges that normalizations tell, or the marks they left; and what these marks tell besides."""
-    model, probe = channels.tracker.graph.model, channels.tracker.probe
-    if images := pictures(model, probe) - probe.ranges.keys():
-        ranges = recorded_ranges(channels, folded, synthetic(model, probe, TRIED, seed), images)
-        probe = replace(probe, ranges={**probe.ranges, **ranges})
-    if pins:
-        return probe, Inferred()
-    few = synthetic(model, probe, looked_at(macs), seed)
-    few = levelled(channels, folded, few, waveforms(model) - probe.ranges.keys())
-    marks = infer(channels, few, images - probe.ranges.keys())
-    return replace(probe, ranges={**probe.ranges, **marks.ranges}), marks
+    found = study(channels, folded, drawn.fitted, True, options.exclude, wanted, drawn.marks)
+    return replace(found, others=drawn.others, ranges=drawn.ranges, unknown=drawn.unknown)
 
 
 def repair_notes(
@@ -174,7 +138,7 @@ def repair_notes(
     """What the report says of the repair: on what, and which weights that read the groups `merged` it left out."""
     if measured is None or not options.repairs:
         return ()
-    count = _samples_in(model, measured.batches)
+    count = drawn_in(model, measured.batches)
     kind = "synthetic" if options.calib is None else "given"
     done: tuple[str, ...] = (f"repaired {len(repairs)} consumers, on {count} {kind} samples",) if repairs else ()
     if repairs and options.calib is None and (sizes := _guessed(model, measured.batches[0], options)):
@@ -187,12 +151,6 @@ def repair_notes(
     keys = dict.fromkeys((s.tensor, s.axes, s.split) for s in slots)
     left = {key: measured.hindered[key] for key in keys if key in measured.hindered}
     return done + _left_notes(left, len(repairs) + len(left))
-
-
-def _samples_in(model: ModelProto, batches: Sequence[Mapping[str, Array]]) -> int:
-    """How many samples runs have; of a state the first axis may count its layers."""
-    drawn = [name for name in batches[0] if not is_state(model, name)]
-    return sum(samples_in({name: batch[name] for name in drawn or batch}) for batch in batches)
 
 
 def _guessed(model: ModelProto, batch: Mapping[str, Array], options: Options) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,10 @@ import pytest
 from onnx import ModelProto
 
 import onnxfuse
+from onnxfuse.calibdata import Batches
+from onnxfuse.channels import Channels
+from onnxfuse.segments import Segments
+from onnxfuse.traces import traces
 
 from .copies import renamed, shuffled, with_weights
 from .graphs import Array, build, dims, from_text, gap, inputs, run, weights
@@ -134,6 +139,25 @@ def test_where_size_means_something_it_is_left_alone() -> None:
     model = from_text(SMOOTH)
     result = onnxfuse.ensemble([model, shuffled(model, 3, scaled=False)], align="weights", restore=False)
     assert max_error(model, result.model) < 1e-5
+
+
+def test_models_of_bytes_are_run_on_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without data: images from 0 to 255, for a graph that divides by 255."""
+    text = PLAIN.replace("<float[8", "<float[] k, float[8", 1).replace(">(x, w1", ">(s, w1")
+    given = {**weights(from_text(PLAIN)), "k": np.array(255)}
+    model = from_text(text.replace("c1 =", "s = Div(x, k)\n    c1 ="), given)
+    seen = list[Array]()
+
+    def watched(channels: Channels, own: list[Segments], batches: Batches, *more: Any) -> Any:
+        seen.extend(batch["x"] for batch in batches)
+        return traces(channels, own, batches, *more)
+
+    monkeypatch.setattr("onnxfuse.fusion.traces", watched)
+    result = onnxfuse.ensemble([model, shuffled(model, 1)]).model
+    assert min(x.min() for x in seen) == 0
+    assert max(x.max() for x in seen) > 200
+    images = {"x": np.random.default_rng(1).uniform(0, 255, (4, 3, 8, 8)).astype(np.float32)}
+    assert gap(run(model, images), run(result, images)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["conv_bn", "residual", "bn_after_relu"])

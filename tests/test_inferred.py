@@ -12,6 +12,7 @@ from onnxfuse import fuse
 from onnxfuse.calibdata import Batches
 from onnxfuse.calibrate import Study, study
 from onnxfuse.channels import Channels
+from onnxfuse.drawing import marks_on
 from onnxfuse.folding import Folded
 from onnxfuse.graph import Graph
 from onnxfuse.grouping import find_channels
@@ -124,6 +125,15 @@ def test_a_trained_network_is_known_and_corrected_towards_what_it_was() -> None:
 def test_one_that_never_had_any_is_left_alone(name: str) -> None:
     channels, _ = trained(name)
     assert infer(channels, drawn(channels), ()).layers == {}
+
+
+def test_fused_models_are_corrected_alike() -> None:
+    """Where channels are matched on drawn samples, each by its own marks; not where it has its normalizations."""
+    channels, folded = trained("resnet20_fmnist")
+    batches = drawn(channels, 64)
+    found = marks_on(channels, [], batches, 62_000_000)
+    assert found.keys() == infer(channels, batches, ()).layers.keys() != set()
+    assert marks_on(channels, folded, batches, 62_000_000) == {}
 
 
 def test_nor_is_one_whose_biases_are_zero_or_random() -> None:
