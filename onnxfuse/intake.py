@@ -181,27 +181,27 @@ def _undone(run: Run, feed: Array) -> Range | None:
 
 
 def _heard(graph: GraphProto, read: Sequence[str]) -> Range | None:
-    """Bytes, where convolutions that read an image have biases many times what they make of values of deviation 1."""
-    constants = constant_tensors(graph)
-    layers = [
-        (values_of(constants[n.input[1]]), values_of(constants[n.input[2]]))
-        for n in graph.node
-        if n.op_type == "Conv" and n.input[0] in read and len(n.input) > 2 and set(n.input[1:]) <= constants.keys()
-    ]
-    if not layers:
+    """Bytes, where convolutions that read an image have biases many times what they make of values of deviation 1.
+
+    Folded normalizations left −μ ΣW in them: the μ that explains most tells whether the mean was taken away before.
+    """
+    rows, biases = _first_layer(graph, read)
+    size, sums = np.linalg.norm(rows, axis=1), rows.sum(axis=1)
+    alive = size > DEAD * size.max(initial=0)
+    if not alive.any() or np.median(np.abs(biases)[alive] / size[alive]) <= DEAF:
         return None
-    found = [between(*ends, FIRST) for ends in OF_BYTES]
-    over = [_biases_over(layers, known.shift, known.scale) for known in found]
-    best = int(np.argmin(over))
-    return found[best] if over[best] < DEAF < _biases_over(layers, 0, 1) else None
+    mean = -float(biases @ sums) / max(float(sums @ sums), FAINT)
+    known = min((between(*ends, FIRST) for ends in OF_BYTES), key=lambda one: abs(float(one.shift) - mean))
+    left = np.abs(biases + known.shift * sums)[alive] / size[alive]
+    return known if np.median(left) <= DEAF * known.scale else None
 
 
-def _biases_over(layers: Sequence[tuple[Array, Array]], shift: float | Array, scale: float | Array) -> float:
-    """How far means are from 0, in deviations, if inputs are independent of each other: median over the channels."""
-    ratios = []
-    for kernel, bias in layers:
-        rows = kernel.reshape(len(kernel), -1).astype(np.float64)
-        size = np.linalg.norm(rows, axis=1)
-        alive = size > DEAD * size.max(initial=0)
-        ratios.append(np.abs(bias + shift * rows.sum(axis=1))[alive] / (scale * size[alive]))
-    return float(np.median(np.concatenate(ratios))) if any(map(len, ratios)) else 0.0
+def _first_layer(graph: GraphProto, read: Sequence[str]) -> tuple[Array, Array]:
+    """(channels, taps) kernels of the first convolution that reads one of these values, and its (channels,) biases."""
+    constants, found = constant_tensors(graph), list[tuple[Array, Array]]()
+    for node in graph.node:
+        reads = node.op_type == "Conv" and node.input[0] in read and len(node.input) > 2
+        if reads and set(node.input[1:]) <= constants.keys():
+            kernels, bias = (values_of(constants[name]).astype(np.float64) for name in node.input[1:])
+            found.append((kernels.reshape(len(kernels), -1), bias))
+    return found[0] if found else (np.zeros((0, 1)), np.zeros(0))
