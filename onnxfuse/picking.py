@@ -105,7 +105,7 @@ def in_order_of(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[st
     Picks whose scores are the same but for a rounding change places, in all outputs at once.
     """
     result, numbers = dict(other), numeric(one)
-    for count in sorted({len(a) for a in numbers.values() if a.ndim}):
+    for count in sorted({len(a) for a in numbers.values() if a.ndim} - {0}):
         names = [n for n, a in numbers.items() if a.shape[:1] == (count,) and other[n].shape == a.shape]
         order = None if count**2 > COMPARED else _nearest([(one[n], other[n]) for n in names], count)
         if order is not None:

@@ -20,7 +20,7 @@ from .defined import UNDEFINED, check_defined, is_real
 from .errors import Unsound, VerificationFailed, one_line
 from .fidelity import comparable
 from .files import too_large
-from .picking import in_order_of
+from .picking import in_order_of, numeric
 from .probe import Probe
 from .quantized import rounds
 from .runs import Runs, agreements_elsewhere, many_weights, own_agreements, run, run_both, with_given_picks
@@ -122,7 +122,9 @@ def _comparison(runs: Runs) -> Comparison:
 
 
 def _doubtful(runs: Runs, agreement: float) -> bool:
-    return not runs.agreement <= agreement or any(math.isnan(e.cosine) for e in _comparison(runs).outputs)
+    """Or the original makes nothing, as a detector that finds no box: that tells nothing."""
+    nothing = not any(a.size for a in numeric(runs.original).values())
+    return nothing or not runs.agreement <= agreement or any(math.isnan(e.cosine) for e in _comparison(runs).outputs)
 
 
 def _checked(model: Path | ModelProto, original: Callable[[], ModelProto], running: Callable[[], Runs]) -> Runs:
@@ -142,9 +144,10 @@ def _stand_in(model: Path | ModelProto) -> ModelProto:
 
 
 def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
-    """How the model's outputs differ; what its picks read, if all of its outputs are picks."""
+    """How the model's outputs differ; what its picks read, if all of its outputs are picks, or hold nothing."""
     errors = compare(runs.original, runs.plain)
-    return tuple(e for e in errors if e.name in reference.outputs) or errors
+    full = tuple(e for e in errors if runs.original[e.name].size)
+    return tuple(e for e in full if e.name in reference.outputs) or full or errors
 
 
 def _refuse_apart(runs: Runs, own: Iterable[float], others: Iterable[float], agreement: float, wary: bool) -> None:

@@ -129,6 +129,24 @@ def test_a_result_that_picks_nothing_is_run_with_the_originals_picks(caplog: pyt
     assert oracle_error(model, result, feeds) < 1e-5
 
 
+def test_where_the_original_picks_nothing_what_its_picks_read_is_compared() -> None:
+    """A detector finds no box in noise: that a result finds none either says nothing."""
+    text = BEHIND.replace("q = Reshape(p, shape)", "q = Identity(p)")
+    model = from_text(text.replace(", int64[2] shape = {0, -1}", ""))
+    level(model, np.array(1000))
+    assert probe(model, CPU).outputs["y"].shape == (0, 8)
+    (found,) = fused(model).report.comparison.outputs
+    assert (found.name, found.cosine < 0.9999) == ("s", True)
+    with pytest.raises(onnxfuse.VerificationFailed, match="output 's' has cosine similarity"):
+        fused(model, min_cosine=0.9999)
+
+
+def test_rows_without_any_are_in_order() -> None:
+    none, some = {"y": np.zeros((0, 8))}, {"y": np.ones((2, 8))}
+    assert in_order_of(none, none) == none
+    assert in_order_of(none, some) == some
+
+
 def test_rows_that_change_places_are_put_back() -> None:
     """Two picks whose scores differ by a rounding; of rows that are the same, none is nearest to one only."""
     rng = np.random.default_rng(0)
