@@ -75,7 +75,8 @@ def draw(channels: Channels, folded: Sequence[Folded], macs: int, seed: int, exc
 def _told(channels: Channels, folded: Sequence[Folded], pins: bool, macs: int, seed: int) -> tuple[Probe, Inferred]:
     """The probe with ranges that normalizations tell, or the marks they left; and what these marks tell besides."""
     model, probe = channels.tracker.graph.model, channels.tracker.probe
-    if images := pictures(model, probe) - probe.ranges.keys():
+    images = pictures(model, probe) - probe.ranges.keys()
+    if images and next(recorded(channels, folded), None) is not None:
         ranges = recorded_ranges(channels, folded, synthetic(model, probe, LEAST, seed), images)
         probe = replace(probe, ranges={**probe.ranges, **ranges})
     if pins:

@@ -24,7 +24,7 @@ from .folding import FOLDABLE
 from .graph import Graph
 from .linear import linear
 from .moments import Moment, statistics
-from .ranges import USUAL, Range, between, put_in
+from .ranges import Range, between, put_in
 from .readers import own_bias
 from .tensors import Array
 from .walk import Walk
@@ -33,6 +33,8 @@ CANCELLED = 0.5
 """Of the energy of a layer's means biases leave at most so much where a normalization was. On drawn samples it is 0.16
 to 0.3 in the median layer that tells of four networks, folded (ResNet-20, VGG-11, two MobileNets), 1.2 in Silero and 2
 in CREPE, which had none there; 0.45 in SVHN, three of whose five do."""
+SHARES = (0.0, 1.0)
+"""The range of images that is tried, too: bytes are known before (`intake.py`), and a factor of two changes little."""
 FAINT = 0.02
 """Energy of means without biases, and of biases, as a share of the variances, from which a layer tells: what reads
 means of zero has none to cancel."""
@@ -41,7 +43,6 @@ MOST, FEWEST = 2 / 3, 3
 nine networks, 0.91 to 1 in the bottlenecks of EfficientNets and PP-OCR, 0.6 at most where there were none."""
 PARTLY = 0.3
 """How far deviations of other layers are drawn together, as logarithms, where only bottlenecks tell."""
-BIASES, TINY = "its biases say", 1e-12
 DEAD = 0.01
 """Of the largest deviation: channels of less have none that tells."""
 SAMPLES, LEAST, WORK = 64, 2, 8e9
@@ -104,11 +105,9 @@ def infer(channels: Channels, batches: Batches, images: Collection[str]) -> Infe
     bottlenecks = {i for i, node in layers.items() if node.input[1] in streams}
     others, marks, ranges = layers.keys() - bottlenecks, _marks(channels, layers, batches), dict[str, Range]()
     if images and not _had(marks.left, others):
-        known = [between(*ends, BIASES) for ends in USUAL]
-        tried = [(one, _marks(channels, layers, put_in(one, batches, images))) for one in known]
-        if told := [(one, found) for one, found in tried if _had(found.left, others)]:
-            best, marks = min(told, key=lambda pair: pair[1].size)
-            ranges = dict.fromkeys(images, best)
+        known = between(*SHARES, "its biases say")
+        if _had((found := _marks(channels, layers, put_in(known, batches, images), others)).left, others):
+            marks, ranges = found, dict.fromkeys(images, known)
     if _had(marks.left, others):
         normalized = layers if _had(marks.left, bottlenecks) else others
         return Inferred({i: Correction(means=True, alike=1, level=marks.level) for i in normalized}, ranges, True)
@@ -124,19 +123,20 @@ class _Marks:
     left: Mapping[int, float | None]
     level: float
 
-    @property
-    def size(self) -> float:
-        """The mean, as logarithms."""
-        return float(np.mean([math.log(max(r, TINY)) for r in self.left.values() if r is not None]))
 
-
-def _marks(channels: Channels, layers: Mapping[int, NodeProto], batches: Batches) -> _Marks:
+def _marks(
+    channels: Channels, layers: Mapping[int, NodeProto], batches: Batches, others: Collection[int] = ()
+) -> _Marks:
+    """Of every layer, until too many of the `others` tell that they had no normalization for most to have had one."""
     graph, left, levels = channels.tracker.graph, dict[int, float | None](), list[float]()
-    walk = Walk(graph, channels.tracker.probe.stand_in, {}, batches)
+    walk, against = Walk(graph, channels.tracker.probe.stand_in, {}, batches), 0
     for position, node in layers.items():
         mean, deviation = statistics(walk.value(node.output[0]))
-        left[position] = _uncancelled(graph, node, mean, deviation)
+        left[position] = r = _uncancelled(graph, node, mean, deviation)
         levels.append(_level(deviation))
+        against += position in others and r is not None and r >= CANCELLED
+        if against > (1 - MOST) * len(others) > 0:
+            break
     return _Marks(left, levels[0] if levels else 1.0)
 
 
@@ -159,7 +159,7 @@ def _uncancelled(graph: Graph, node: NodeProto, mean: Moment, deviation: Moment)
 
 def _had(left: Mapping[int, float | None], layers: Collection[int]) -> bool:
     """Whether most of the layers that tell had a normalization."""
-    told = [r for i in layers if (r := left[i]) is not None]
+    told = [r for i in layers if (r := left.get(i)) is not None]
     return len(told) >= FEWEST and sum(r < CANCELLED for r in told) >= MOST * len(told)
 
 
