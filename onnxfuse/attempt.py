@@ -156,7 +156,7 @@ class Setting:
         if self.samples is None:
             return None
         self.tell("compare on the samples", 0, 1)
-        found = fidelity(self.source.load(), result, self.samples, self.providers, self.reference.stand_in)
+        found = fidelity(self.source.load(), result, self.samples, self.providers, self.reference)
         missed = floor_missed(found.outputs, options.min_cosine, options.max_error)
         if missed is not None:
             raise VerificationFailed(f"on {found.samples} of your samples {missed}")
@@ -167,8 +167,7 @@ class Setting:
         if not small.others:
             return None
         self.tell("compare on synthetic samples", 0, 1)
-        stand_in = self.reference.stand_in
-        found = fidelity_on_drawn(self.source.load(), small.model, small.others, self.providers, stand_in)
+        found = fidelity_on_drawn(self.source.load(), small.model, small.others, self.providers, self.reference)
         if found:
             _refuse_far(found, most)
         missed = floor_missed(found.outputs, options.min_cosine, options.max_error) if found else None

@@ -20,7 +20,9 @@ from .calibdata import Batches, Samples
 from .comparison import OutputError, Vector, cleared, of_numbers
 from .errors import ModelError, OnnxFuseError, Unsound, one_line
 from .heldout import a_few, samples_in
+from .joined import taken_apart
 from .picking import behind_picks, numeric
+from .probe import Probe
 from .sessions import session
 from .standin import in_float32
 from .tensors import Array
@@ -74,7 +76,7 @@ class _Sums:
 
 
 def fidelity(
-    original: ModelProto, result: ModelProto, samples: Samples, providers: Sequence[str], stand_in: bool = False
+    original: ModelProto, result: ModelProto, samples: Samples, providers: Sequence[str], reference: Probe
 ) -> Fidelity:
     """Run both models on the samples that were held out, or on some of the others.
 
@@ -82,13 +84,13 @@ def fidelity(
         original, result: the models.
         samples: the user's, or drawn ones.
         providers: of onnxruntime.
-        stand_in: whether onnxruntime has no kernels for the models' types, so that both are run as float32.
+        reference: the original's run, which tells whether both are run as float32, and which outputs have faint parts.
 
     Raises:
         ModelError: the original does not run on them.
         Unsound: the result does not.
     """
-    sessions = [session(in_float32(m) if stand_in else m, providers) for m in (original, result)]
+    sessions = [session(in_float32(m) if reference.stand_in else m, providers) for m in (original, result)]
     names, wanted = [o.name for o in sessions[0].get_outputs()], set(comparable(original))
     found: dict[str, list[_Sums]] = {}
     tops: list[NDArray[np.bool_]] = []
@@ -99,9 +101,10 @@ def fidelity(
         after = _run(sessions[1], names, feeds, Unsound, "the result")
         count += n
         before = {name: a for name, a in before.items() if name in wanted}
+        tops += _same_top(before.get(names[0]), after.get(names[0]), n)
+        before, after = taken_apart(before, after, reference.faint)
         for name, a in before.items():
             found.setdefault(name, []).append(_sums(a, after[name], n))
-        tops += _same_top(before.get(names[0]), after.get(names[0]), n)
     outputs = tuple(_error(name, sums) for name, sums in found.items())
     least = float(np.min([o.cosine for o in outputs])) if outputs else float("nan")  # NaN, if one is
     top = float(np.concatenate(tops).mean()) if tops else None
@@ -110,13 +113,13 @@ def fidelity(
 
 
 def fidelity_on_drawn(
-    original: ModelProto, result: ModelProto, drawn: Batches, providers: Sequence[str], stand_in: bool = False
+    original: ModelProto, result: ModelProto, drawn: Batches, providers: Sequence[str], reference: Probe
 ) -> Fidelity | None:
     """The same on drawn samples; None if there are none, values are picked, or the original does not run on them."""
     if not drawn or behind_picks(original.graph):
         return None
     try:
-        found = fidelity(original, result, Samples([], drawn), providers, stand_in)
+        found = fidelity(original, result, Samples([], drawn), providers, reference)
     except ModelError as error:
         log.debug("no comparison on synthetic samples: %s", error)
         return None

@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from .errors import ModelError, UsageError, one_line
 from .feeds import candidates, check_overrides, made_up, suggested
 from .intake import told
+from .joined import Faint, faint_parts
 from .picking import picks
 from .protos import every_constant, outer_names, proto_label, subgraphs
 from .questions import PREFIX, Questions, ask
@@ -40,6 +41,7 @@ class Probe:
         noted: what was picked by value, and what picks read, by name.
         stand_in: whether the model ran as `in_float32` makes it, because onnxruntime has no kernels for its numbers.
         ranges: of inputs that are not of mean 0 and deviation 1, as far as anything tells.
+        faint: parts of outputs that count for nothing beside the rest of these.
     """
 
     inputs: Mapping[str, Array]
@@ -49,6 +51,7 @@ class Probe:
     noted: Mapping[str, Array]
     stand_in: bool = False
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    faint: Mapping[str, Faint] = field(default_factory=dict)
 
     def with_shapes(self, like: Mapping[str, str]) -> Probe:
         """The run with more values: name → the one that has its shape."""
@@ -206,7 +209,7 @@ def _first_that_runs(
             feeds = in_ranges(feeds, ranges, seed)
             found = _run(opened, feeds)
             found = found if _bears_out(found, opened.questions) else _run(_open(model, providers, False), feeds)
-            return replace(found, ranges=ranges)
+            return replace(found, ranges=ranges, faint=faint_parts(model, found.outputs, found.shapes))
         except (ModelError, UsageError):
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises

@@ -75,10 +75,10 @@ class Judge:
         return self._lost(self.quality(small.model))
 
     def _outputs(self, small: Small) -> Sequence[OutputError]:
-        providers, stand_in = self.providers, self.reference.stand_in
+        providers = self.providers
         if self.samples is not None and comparable(self.original):
-            return fidelity(self.original, small.model, self.samples, providers, stand_in).outputs
-        drawn = fidelity_on_drawn(self.original, small.model, small.others, providers, stand_in)
+            return fidelity(self.original, small.model, self.samples, providers, self.reference).outputs
+        drawn = fidelity_on_drawn(self.original, small.model, small.others, providers, self.reference)
         on_random = verify(small.model, self.reference, providers, None, None, lambda: self.original).outputs
         return (*on_random, *(drawn.outputs if drawn else ()))
 

@@ -20,6 +20,7 @@ from .defined import UNDEFINED, check_defined, is_real
 from .errors import Unsound, VerificationFailed, one_line
 from .fidelity import comparable
 from .files import too_large
+from .joined import taken_apart
 from .picking import in_order_of, numeric
 from .probe import Probe
 from .quantized import rounds
@@ -77,16 +78,17 @@ def verify(
     agreement = WARY if wary else AGREEMENT
     if reference.noted and not runs.agreement <= agreement:
         runs = replace(runs, fast=in_order_of(runs.plain, runs.fast))
-    if _doubtful(runs, agreement) or floor_missed(compare(runs.original, runs.plain), min_cosine, max_error):
+    if _doubtful(runs, agreement) or floor_missed(_errors(runs, reference), min_cosine, max_error):
         runs = with_given_picks(opened, reference, providers) or runs
     if not runs.agreement <= agreement:
         source = _source(original(), reference)
         others = agreements_elsewhere(opened, reference, providers) if rounds(source) else ()
         _refuse_apart(runs, own_agreements(reference, providers, source), others, agreement, wary)
     result = Comparison(_of_outputs(runs, reference), runs.agreement)
+    whole = Comparison(compare(runs.original, runs.plain), runs.agreement)
     if wary:
-        _refuse_exploded(result, runs)
-    _refuse_undefined(result, runs)
+        _refuse_exploded(whole, runs)
+    _refuse_undefined(whole, runs)
     if (missed := floor_missed(result.outputs, min_cosine, max_error)) is not None:
         raise VerificationFailed(f"{missed} (on random input)")
     return result
@@ -145,9 +147,15 @@ def _stand_in(model: Path | ModelProto) -> ModelProto:
 
 def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
     """How the model's outputs differ; what its picks read, if all of its outputs are picks, or hold nothing."""
-    errors = compare(runs.original, runs.plain)
-    full = tuple(e for e in errors if runs.original[e.name].size)
-    return tuple(e for e in full if e.name in reference.outputs) or full or errors
+    original, result = taken_apart(runs.original, runs.plain, reference.faint)
+    errors = compare(original, result)
+    own = reference.outputs.keys() | (original.keys() - runs.original.keys())
+    full = tuple(e for e in errors if original[e.name].size)
+    return tuple(e for e in full if e.name in own) or full or errors
+
+
+def _errors(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
+    return compare(*taken_apart(runs.original, runs.plain, reference.faint))
 
 
 def _refuse_apart(runs: Runs, own: Iterable[float], others: Iterable[float], agreement: float, wary: bool) -> None:

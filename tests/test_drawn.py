@@ -143,12 +143,13 @@ def test_where_a_model_does_not_run_on_them() -> None:
         from_text("(float[N,4] x) => (float[N,M] y) <int64[2] shape = {7, 1}> { y = Reshape(x, shape) }"),
     )
     drawn = [{"x": np.ones((2, 4), np.float32)}]
-    assert fidelity_on_drawn(runs, runs, drawn, CPU) is not None
-    assert fidelity_on_drawn(fails, runs, drawn, CPU) is None
+    assert fidelity_on_drawn(runs, runs, drawn, CPU, probe(runs, CPU)) is not None
+    assert fidelity_on_drawn(fails, runs, drawn, CPU, probe(runs, CPU)) is None
     with pytest.raises(onnxfuse.VerificationFailed, match="the result does not run on the samples"):
-        fidelity_on_drawn(runs, fails, drawn, CPU)
+        fidelity_on_drawn(runs, fails, drawn, CPU, probe(runs, CPU))
 
 
 def test_what_is_picked_by_value_is_not_compared_on_them() -> None:
     text = """(float[N,9] x) => (float[N,5] v) <int64[1] k = {5}> { v, i = TopK(x, k) }"""
-    assert fidelity_on_drawn(from_text(text), from_text(text), [{"x": np.ones((2, 9), np.float32)}], CPU) is None
+    model, drawn = from_text(text), [{"x": np.ones((2, 9), np.float32)}]
+    assert fidelity_on_drawn(model, model, drawn, CPU, probe(model, CPU)) is None

@@ -176,14 +176,13 @@ def scaled(gain: float) -> onnx.ModelProto:
 
 def test_errors_over_several_runs_are_those_of_all_samples() -> None:
     runs: Batches = [{"x": np.array([[3, 4]], np.float32)}, {"x": np.array([[0, 5], [0, 0]], np.float32)}]
-    found = fidelity(scaled(1), scaled(1.5), Samples([], runs), CPU)
+    found = fidelity(scaled(1), scaled(1.5), Samples([], runs), CPU, probe(scaled(1), CPU))
     assert (found.samples, found.cosine, found.same_top) == (3, 1.0, 1.0)
     assert (found.outputs[0].max_abs, found.outputs[0].relative) == (2.5, 0.5)
     infinite: Batches = [{"x": np.array([[np.inf, 1]], np.float32)}]
-    assert fidelity(scaled(1), scaled(1), Samples([], infinite), CPU).outputs[0].max_abs == 0
-    other = fidelity(
-        scaled(1), from_text("(float[N,2] x) => (float[M,K] y) { y = Transpose(x) }"), Samples([], runs), CPU
-    )
+    assert fidelity(scaled(1), scaled(1), Samples([], infinite), CPU, probe(scaled(1), CPU)).outputs[0].max_abs == 0
+    turned = from_text("(float[N,2] x) => (float[M,K] y) { y = Transpose(x) }")
+    other = fidelity(scaled(1), turned, Samples([], runs), CPU, probe(scaled(1), CPU))
     assert np.isnan(other.cosine)
     assert floor_missed(other.outputs, -1, None) == "output 'y' has cosine similarity nan, below the minimum -1"
 
@@ -261,5 +260,5 @@ def test_picks_have_no_class_on_top() -> None:
         y = Relu(x)
         v, i = TopK(y, k)
     }""")
-    found = fidelity(model, model, Samples([], [{"x": normal(4, 9)}]), CPU)
+    found = fidelity(model, model, Samples([], [{"x": normal(4, 9)}]), CPU, probe(model, CPU))
     assert (found.same_top, [o.name for o in found.outputs]) == (None, ["y"])

@@ -47,7 +47,7 @@ def measure(case: Case, sparsity: float) -> Row:
     result = fuse(model, sparsity=sparsity)
     report, reference = result.report, probe(model, cpu)
     samples = calibration(case.calibration(SAMPLES), None, model, reference, cpu, hold_out=False)
-    real = fidelity(model, result.model, samples, cpu).cosine
+    real = fidelity(model, result.model, samples, cpu, reference).cosine
     drawn = np.nan if report.synthetic is None else report.synthetic.cosine
     lost = case.score(case.model) - case.score(result.model.SerializeToString())
     random, drawn, real = (round(float(x), 3) for x in (report.comparison.cosine, drawn, real))
