@@ -149,11 +149,15 @@ def _furthest(
     providers: Sequence[str],
     given: Mapping[str, Array] = MappingProxyType({}),
 ) -> float:
-    """Largest relative error of any output that both have; infinite if a model that picks has nothing to go on with."""
+    """Largest relative error of any output that both have; infinite if a model that picks has nothing to go on with, or
+    makes nothing of it, which proves nothing."""
     try:
         large, small = (run(m, feeds_of(m, feeds, given), providers, optimized=False) for m in pair)
     except Exception:  # onnxruntime has no base class for what it raises
         if given or not picked(pair[0].graph):
             raise
         return math.inf
-    return max((e.relative for e in compare({n: a for n, a in large.items() if n in small}, small)), default=0.0)
+    both = {n: a for n, a in large.items() if n in small}
+    if not given and picked(pair[0].graph) and not any(a.size for a in numeric(both).values()):
+        return math.inf
+    return max((e.relative for e in compare(both, small)), default=0.0)

@@ -139,6 +139,10 @@ def test_where_the_original_picks_nothing_what_its_picks_read_is_compared() -> N
     assert (found.name, found.cosine < 0.9999) == ("s", True)
     with pytest.raises(onnxfuse.VerificationFailed, match="output 's' has cosine similarity"):
         fused(model, min_cosine=0.9999)
+    result, feeds = fused(model), probe(model, CPU).inputs
+    assert oracle_error(model, result, feeds) < 1e-5
+    next(n for n in result.model.graph.node if n.op_type == "Relu").op_type = "Neg"
+    assert oracle_error(model, result, feeds) > 0.1
 
 
 def test_rows_without_any_are_in_order() -> None:

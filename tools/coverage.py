@@ -91,7 +91,9 @@ def judged(model: ModelProto, feeds: Mapping[str, Any], result: FuseResult) -> R
     from onnxfuse.probe import probe
     from onnxfuse.providers import provider_list
 
-    inputs = feeds or probe(model, provider_list("cpu"), seed=7).inputs
+    shapes = {name: values.shape for name, values in feeds.items()}
+    own = probe(model, provider_list("cpu"), shapes, seed=7)
+    inputs = {**(feeds or own.inputs), **{name: own.inputs[name] for name in own.ranges}}  # in the range that it takes
     error, report, changed = oracle_error(model, result, inputs), result.report, preparation_error(model, inputs)
     before, after = report.before, report.after
     return {
