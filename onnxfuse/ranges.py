@@ -71,9 +71,13 @@ def is_image(values: Array) -> bool:
     """Whether an input is a batch of images: real numbers, or bytes for each colour."""
     if values.ndim == 3:  # one in colours, as detectors take
         return values.dtype.kind not in "iub" and values.shape[0] == 3 and min(values.shape[1:]) >= SIDE
-    planes = values.ndim == 4 and min(values.shape[2:]) > 1
-    colours = planes and (values.shape[1] in COLOURS or values.shape[3] in COLOURS)
-    return planes and (values.dtype.kind not in "iub" or (values.dtype.name in BYTES and colours))
+    if values.ndim != 4:
+        return False
+    _, first, *_, last = values.shape
+    turned = last in COLOURS and first not in COLOURS
+    planes = min(values.shape[1:3] if turned else values.shape[2:]) > 1
+    in_bytes = values.dtype.name in BYTES and (turned or first in COLOURS)
+    return planes and (in_bytes or values.dtype.kind not in "iub")
 
 
 def put_in(known: Range, batches: Sequence[Mapping[str, Array]], names: Collection[str]) -> list[dict[str, Array]]:

@@ -101,7 +101,8 @@ def bytes_first(shape: str = "N,3,24,24", moved: str = "a = Cast<to = 1>(x)") ->
 
 def test_images_of_bytes_are_drawn_as_such() -> None:
     turned = "b = Cast<to = 1>(x)\n a = Transpose<perm = [0, 3, 1, 2]>(b)"
-    for model in (bytes_first(), bytes_first("N,24,24,3", turned)):
+    grey = turned.replace("a =", "g =") + "\n a = Concat<axis = 1>(g, g, g)"
+    for model in (bytes_first(), bytes_first("N,24,24,3", turned), bytes_first("N,24,24,1", grey)):
         found = probe(model, CPU)
         (batch, *_) = synthetic(model, found, 64, seed=1)
         for values in (found.inputs["x"], batch["x"]):
