@@ -1,4 +1,4 @@
-"""What values an input has, by its type, by what a graph does to it first, or as the user says.
+"""What values inputs have, where these are not of mean 0 and deviation 1: how they are drawn then.
 
 Images come as bytes, from 0 to 1 or normalised, and many a graph normalises its own. One that divides by 255 sees a
 single grey in numbers of deviation 1: whatever becomes of its weights, its outputs stay what they were.
