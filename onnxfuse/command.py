@@ -84,11 +84,9 @@ def ranges(items: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for item in items:
         name, _, ends = item.rpartition(":")
         try:
-            low, high = map(float, ends.split(","))
-        except ValueError:
-            name = ""
-        if not name:
-            raise UsageError(f"--input-range {item!r} is not NAME:LOW,HIGH, such as x:0,255")
+            low, high = map(float, ends.split(",") if name else ())
+        except ValueError as error:
+            raise UsageError(f"--input-range {item!r} is not NAME:LOW,HIGH, such as x:0,255") from error
         found[name] = (low, high)
     return found
 
