@@ -59,8 +59,9 @@ def draw(channels: Channels, folded: Sequence[Folded], macs: int, seed: int, exc
     model, patterns = channels.tracker.graph.model, [re.compile(p) for p in exclude]
     macs //= drawn_in(model, [channels.tracker.probe.inputs])
     layers, norms = readers(channels, patterns), sum(1 for _ in recorded(channels, folded))
-    probe, marks = _told(channels, folded, pinned(layers, norms), macs, seed)
-    rough = (pinned(layers, norms) or marks.layers) and separable(layers, depthwise_readers(channels, patterns))
+    pins = pinned(layers, norms)
+    probe, marks = _with_ranges(channels, folded, pins, macs, seed)
+    rough = (pins or marks.layers) and separable(layers, depthwise_readers(channels, patterns))
     texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
     made, others = synthetic(model, probe, sample_count(macs), seed, texture), others_count(macs)
     more = synthetic(model, probe, others, (seed, 1), texture) if others else []
@@ -72,7 +73,9 @@ def draw(channels: Channels, folded: Sequence[Folded], macs: int, seed: int, exc
     return Drawn(drawn[: len(made)], drawn[len(made) :], marks.layers, probe.ranges, unknown)
 
 
-def _told(channels: Channels, folded: Sequence[Folded], pins: bool, macs: int, seed: int) -> tuple[Probe, Inferred]:
+def _with_ranges(
+    channels: Channels, folded: Sequence[Folded], pins: bool, macs: int, seed: int
+) -> tuple[Probe, Inferred]:
     """The probe with ranges that normalizations tell, or the marks they left; and what these marks tell besides."""
     model, probe = channels.tracker.graph.model, channels.tracker.probe
     images = pictures(model, probe) - probe.ranges.keys()

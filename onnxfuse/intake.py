@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
@@ -56,24 +56,25 @@ def told(model: ModelProto, feeds: Mapping[str, Array], given: Mapping[str, Sequ
         given: input → least and greatest value, as the user says.
 
     Raises:
-        UsageError: `given` names no input, one that is no real numbers or bytes, or no range.
+        UsageError: `given` names no input, one that is drawn otherwise, or no range.
     """
-    for name, ends in given.items():
-        _check(name, ends, feeds)
     codes, sounds = cast_to_integers(model), waveforms(model)
-    ours = [n for n in feeds if n not in given and n not in codes | sounds and not is_state(model, n)]
-    found = {n: known for n in ours if _ranges_over(feeds[n]) and (known := _told(model, n, feeds[n])) is not None}
+    real = {n for n in feeds if _ranges_over(feeds[n]) and n not in codes and not is_state(model, n)}
+    for name, ends in given.items():
+        _check(name, ends, feeds, real)
+    ours = [n for n in feeds if n in real and n not in sounds and n not in given]
+    found = {n: known for n in ours if (known := _told(model, n, feeds[n])) is not None}
     said = {n: between(e[0], e[1], SAID, LOUD if n in sounds else SPREAD) for n, e in given.items()}
     return found | said
 
 
-def _check(name: str, ends: Sequence[float], feeds: Mapping[str, Array]) -> None:
+def _check(name: str, ends: Sequence[float], feeds: Mapping[str, Array], real: Collection[str]) -> None:
     if name not in feeds:
         raise UsageError(f"--input-range names {name!r}, but the model's inputs are {', '.join(feeds) or 'none'}")
     if len(ends) != 2 or not -np.inf < ends[0] < ends[1] < np.inf:
         raise UsageError(f"--input-range {name}:{','.join(f'{e:g}' for e in ends)} is no range; give LOW,HIGH")
-    if not _ranges_over(feeds[name]):
-        raise UsageError(f"--input-range: {name!r} is {feeds[name].dtype}, not real numbers or the bytes of images")
+    if name not in real:
+        raise UsageError(f"--input-range: {name!r} holds codes, whole numbers or a state, which have no range")
 
 
 def _ranges_over(values: Array) -> bool:
@@ -197,11 +198,12 @@ def _heard(graph: GraphProto, read: Sequence[str]) -> Range | None:
 
 
 def _first_layer(graph: GraphProto, read: Sequence[str]) -> tuple[Array, Array]:
-    """(channels, taps) kernels of the first convolution that reads one of these values, and its (channels,) biases."""
-    constants, found = constant_tensors(graph), list[tuple[Array, Array]]()
+    """(channels, taps) kernels of the first convolution that reads one of these values, and its (channels,) biases; of
+    no channels if there is none."""
+    constants = constant_tensors(graph)
     for node in graph.node:
         reads = node.op_type == "Conv" and node.input[0] in read and len(node.input) > 2
         if reads and set(node.input[1:]) <= constants.keys():
             kernels, bias = (values_of(constants[name]).astype(np.float64) for name in node.input[1:])
-            found.append((kernels.reshape(len(kernels), -1), bias))
-    return found[0] if found else (np.zeros((0, 1)), np.zeros(0))
+            return kernels.reshape(len(kernels), -1), bias
+    return np.zeros((0, 1)), np.zeros(0)

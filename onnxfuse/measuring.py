@@ -6,7 +6,7 @@ import logging
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from .calibdata import Batches
 from .calibrate import Study, study
@@ -20,6 +20,7 @@ from .graph import Graph
 from .levels import look_at
 from .merge import MEASURING
 from .options import Options
+from .qoperators import BYTES
 from .readers import Key
 from .repair import Repair
 from .states import is_state
@@ -40,8 +41,6 @@ UNKNOWN = (
     "nothing tells between what values images lie: they are drawn with mean 0 and deviation 1, as normalised ones are; "
     "give {} if yours are not"
 )
-BYTES = (TensorProto.UINT8, TensorProto.INT8)
-"""What images are, if they are no real numbers."""
 NAMED = 3
 """Weights that a note names."""
 LARGE = 250_000_000

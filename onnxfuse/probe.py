@@ -209,11 +209,12 @@ def _first_that_runs(
             feeds = in_ranges(feeds, ranges, seed)
             found = _run(opened, feeds)
             found = found if _bears_out(found, opened.questions) else _run(_open(model, providers, False), feeds)
-            return replace(found, ranges=ranges, faint=faint_parts(model, found.outputs, found.shapes))
         except (ModelError, UsageError):
             raise
         except Exception as failure:  # onnxruntime has no base class for what it raises
             error = failure
+        else:
+            return replace(found, ranges=ranges, faint=faint_parts(model, found.outputs, found.shapes))
     options = suggested(inputs, overrides)
     advice = f"give the right shapes, as in {options}" if options else "repair the model first"
     raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}; {advice}") from error

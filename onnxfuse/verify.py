@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from .defined import UNDEFINED, check_defined, is_real
 from .errors import Unsound, VerificationFailed, one_line
 from .fidelity import comparable
 from .files import too_large
-from .joined import taken_apart
+from .joined import Faint, taken_apart
 from .picking import in_order_of, numeric
 from .probe import Probe
 from .quantized import rounds
@@ -84,8 +84,8 @@ def verify(
         source = _source(original(), reference)
         others = agreements_elsewhere(opened, reference, providers) if rounds(source) else ()
         _refuse_apart(runs, own_agreements(reference, providers, source), others, agreement, wary)
-    result = Comparison(_of_outputs(runs, reference), runs.agreement)
-    whole = Comparison(compare(runs.original, runs.plain), runs.agreement)
+    result = Comparison(_of_outputs(runs, reference, reference.faint), runs.agreement)
+    whole = replace(result, outputs=_of_outputs(runs, reference, {})) if reference.faint else result
     if wary:
         _refuse_exploded(whole, runs)
     _refuse_undefined(whole, runs)
@@ -145,9 +145,9 @@ def _stand_in(model: Path | ModelProto) -> ModelProto:
     return in_float32(model if isinstance(model, ModelProto) else onnx.load(model))
 
 
-def _of_outputs(runs: Runs, reference: Probe) -> tuple[OutputError, ...]:
+def _of_outputs(runs: Runs, reference: Probe, faint: Mapping[str, Faint]) -> tuple[OutputError, ...]:
     """How the model's outputs differ; what its picks read, if all of its outputs are picks, or hold nothing."""
-    original, result = taken_apart(runs.original, runs.plain, reference.faint)
+    original, result = taken_apart(runs.original, runs.plain, faint)
     errors = compare(original, result)
     own = reference.outputs.keys() | (original.keys() - runs.original.keys())
     full = tuple(e for e in errors if original[e.name].size)

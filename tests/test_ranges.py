@@ -26,6 +26,7 @@ from onnxfuse.tensors import Array
 
 from .graphs import MODELS, from_text, run
 from .test_cli import call
+from .test_probe import stateful
 from .test_samples import FIRST, record
 
 CPU = provider_list("cpu")
@@ -315,11 +316,17 @@ def test_ranges_that_cannot_be(name: str) -> None:
         fuse(network("s = Identity(x)"), sparsity=0.5, input_ranges=given)  # type: ignore[arg-type]
 
 
-def test_codes_have_no_range() -> None:
+def test_codes_and_states_have_no_range() -> None:
     text = """(int64[N,6] x) => (float[N,6,4] y) <float[50,8] w1, float[8,4] w2> {
         e = Gather(w1, x)
         r = Relu(e)
         y = MatMul(r, w2)
     }"""
-    with pytest.raises(UsageError, match="'x' is int64, not real numbers or the bytes of images"):
-        fuse(from_text(text), sparsity=0.5, input_ranges={"x": (0, 1)})
+    cast = (
+        text.replace("int64[N,6] x", "float[N,6] x")
+        .replace("w1, x)", "w1, i)")
+        .replace("e =", "i = Cast<to = 7>(x)\n e =")
+    )
+    for name, model in (("x", from_text(text)), ("x", from_text(cast)), ("state", stateful())):
+        with pytest.raises(UsageError, match=f"{name!r} holds codes, whole numbers or a state, which have no range"):
+            fuse(model, sparsity=0.5, input_ranges={name: (0, 1)})
