@@ -128,7 +128,7 @@ class Setting:
         latency, quality = self.judge.verdict(small.model) if self.judge else (None, None)
 
         def prove(model: Path | ModelProto) -> tuple[Comparison, Fidelity | None, Fidelity | None]:
-            compared = self._compared(model, small.model, options, wary)
+            compared = self._compared(model, small, options, wary)
             return compared, self._fidelity(small.model, options), self._on_drawn(small, options, most)
 
         def conclude(proof: tuple[Comparison, Fidelity | None, Fidelity | None], size: int) -> Report:
@@ -136,8 +136,9 @@ class Setting:
 
         return write(small.model, self.destination, options.external_data, prove, conclude)
 
-    def _compared(self, model: Path | ModelProto, small: ModelProto, options: Options, wary: bool) -> Comparison:
-        on_samples = self.samples is not None and bool(comparable(small))
+    def _compared(self, model: Path | ModelProto, made: Small, options: Options, wary: bool) -> Comparison:
+        small = made.model
+        on_samples = (self.samples is not None or bool(made.others and made.read)) and bool(comparable(small))
         floors = (None, None) if on_samples else (options.min_cosine, options.max_error)
         comparison = verify(model, self.reference, self.providers, *floors, self.source.load, wary)
         if options.lossless:

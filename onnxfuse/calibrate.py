@@ -53,10 +53,10 @@ class Study:
         twin: constants of the twin that differ from the graph's.
         readers: in graph order.
         hindered: weights that read channels but are no readers, with the reason.
-        depthwise: kernels that read, and make, one channel each; none on synthetic inputs.
+        depthwise: kernels that read, and make, one channel each; none where samples are not like real ones.
         moments: of each reader; empty if they were not wanted.
-        parts: what each reader makes, as a share of the variance of the sum it is added to; 1 if to none, and on
-            synthetic samples, where variances are not what training data makes them.
+        parts: what each reader makes, as a share of the variance of the sum it is added to; 1 if to none, and where
+            samples are not like real ones, since variances are not what training data makes them.
         source: what they are measured on.
         one_sided: If nodes of which all samples take one branch.
         others: synthetic inputs that nothing is measured on, for the result to be compared on.
@@ -116,21 +116,21 @@ def study(
     channels: Channels,
     folded: Sequence[Folded],
     batches: Batches,
-    anchored: bool,
+    known: Source | None,
     exclude: Sequence[str] = (),
     wanted: Container[Source] = frozenset(Source),
     inferred: Mapping[int, Correction] = MappingProxyType({}),
 ) -> Study:
-    """Walk through the graph once; with `anchored`, correct every normalization on the way.
+    """Walk through the graph once; if it is not `known` what samples are, correct every normalization on the way.
 
-    Nodes that match one of `exclude`, regular expressions, are no readers: their weights keep every bit. Moments are
-    measured if what they would be measured on is `wanted`. Layers of which a normalization is `inferred` are corrected,
-    too.
+    What samples of our own are worth goes by the network then. Nodes that match one of `exclude`, regular expressions,
+    are no readers: their weights keep every bit. Moments are measured if what they would be measured on is `wanted`.
+    Layers of which a normalization is `inferred` are corrected, too.
     """
     graph = channels.tracker.graph
     patterns, twin = [re.compile(p) for p in exclude], dict[str, Array]()
     found, depthwise = readers(channels, patterns), depthwise_readers(channels, patterns)
-    by_channel, depthwise = separable(found, depthwise), [] if anchored else depthwise
+    anchored, by_channel = known is None, separable(found, depthwise)
     walk, moments = Walk(graph, channels.tracker.probe.stand_in, twin, batches), list[Future[Moments]]()
     free = (i for i, n in enumerate(graph.protos) if anchored and free_norm(graph, n) and i not in walk.whole)
     norms = {i: graph.protos[i].input[0] for i in free}
@@ -140,7 +140,8 @@ def study(
     norms = {i: name for i, name in norms.items() if name not in missing}
     anchors = dict(anchors_of(graph, folded)) if anchored else {}
     pins = pinned(found, len(anchors) + len(norms))
-    source = _drawn(channels, pins, by_channel, bool(inferred)) if anchored else Source.DATA
+    source = known or _drawn(channels, pins, by_channel, bool(inferred))
+    depthwise = depthwise if source.value.real else []
     parts, at = Parts(graph, found), dict[int, list[Reader]]()
     for reader in found:
         at.setdefault(reader.slot.edge.node, []).append(reader)
@@ -155,7 +156,7 @@ def study(
                 anchor_norm(graph, twin, walk, node)
             elif position in inferred:
                 anchor_inferred(graph, twin, walk, node, inferred[position])
-            if source is Source.DATA and source in wanted:
+            if source.value.real and source in wanted:
                 parts.see(walk, node)
     measured, shares = tuple(m.result() for m in moments), tuple(parts.of(r) for r in found)
     left |= hindered(channels)

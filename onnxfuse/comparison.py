@@ -30,10 +30,10 @@ class OutputError:
 
     Attributes:
         name: the output.
-        cosine: similarity of the flattened tensors, 1 if both are zero; NaN if their shapes differ, or where
-            they are not finite. Of single numbers as `of_numbers` has it.
-        max_abs: largest absolute difference.
-        relative: L2 norm of the difference over L2 norm of the original.
+        cosine: similarity of the flattened tensors, 1 if both are zero; NaN where they are not finite, or have other
+            numbers of axes. Of single numbers as `of_numbers` has it; of other sizes what one has not counts as zero.
+        max_abs: largest absolute difference; infinite if sizes are others.
+        relative: L2 norm of the difference over L2 norm of the original; alike.
     """
 
     name: str
@@ -62,9 +62,10 @@ class Comparison:
 
 def difference(name: str, a: Array, b: Array) -> OutputError:
     """How `b` differs from `a`."""
+    if a.shape != b.shape:
+        cosine = difference(name, *filled_up(a, b)).cosine if a.ndim == b.ndim else float("nan")
+        return OutputError(name, cosine, float("inf"), float("inf"))
     x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
-    if x.shape != y.shape:
-        return OutputError(name, float("nan"), float("inf"), float("inf"))
     x, y = cleared(x, y)
     if np.array_equal(x, y):
         return OutputError(name, 1.0, 0.0, 0.0)
@@ -73,6 +74,12 @@ def difference(name: str, a: Array, b: Array) -> OutputError:
     nx, ny, gap = (float(np.linalg.norm(v)) for v in (x, y, x - y))
     cosine = of_numbers(x, y) if x.size == 1 else float(x @ y) / (nx * ny) if nx and ny else 0.0
     return OutputError(name, cosine, float(np.abs(x - y).max()), gap / nx if nx else float("inf"))
+
+
+def filled_up(*arrays: Array) -> list[Array]:
+    """Arrays of as many axes with zeros behind what they have, up to one size: what a decoder makes may end later."""
+    size = np.max([a.shape for a in arrays], axis=0)
+    return [np.pad(a, [(0, most - n) for most, n in zip(size, a.shape, strict=True)]) for a in arrays]
 
 
 def cleared(x: Vector, y: Vector) -> tuple[Vector, Vector]:

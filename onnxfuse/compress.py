@@ -25,6 +25,7 @@ from .measuring import repair_notes, survey
 from .merge import Merge, TransportOptions
 from .merging import merge_all
 from .options import Options
+from .picking import behind_picks
 from .plan import Plan
 from .prepare import prepare
 from .probe import Probe
@@ -41,6 +42,7 @@ from .scheme import Lowered
 from .scores import feature_of
 from .settle import settle, settle_lossless
 from .tensors import set_values
+from .trust import Source
 from .unshare import rejoin
 from .weights import Weights, check_finite
 
@@ -56,6 +58,7 @@ class Small:
 
     Attributes:
         others: synthetic samples that nothing was fitted to, if it was fitted to such.
+        read: whether the network reads, or finds, what is written in these: random input tells nothing beside them.
     """
 
     model: ModelProto
@@ -67,6 +70,7 @@ class Small:
     notes: tuple[str, ...] = ()
     free: Mapping[str, int] | None = None
     others: Batches = field(default_factory=list)
+    read: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +207,11 @@ def _finish(
     merged = [g for g, _ in merges]
     notes += repair_notes(model, repairs, options, measured, merged) + _selection_notes(merged)
     notes += _budget_notes(options, merges)
-    others = measured.others if measured is not None else []
-    return Small(model, *sizes, rows, channels.locked, plan, notes, others=others)
+    small = Small(model, *sizes, rows, channels.locked, plan, notes)
+    if measured is None:
+        return small
+    read = measured.source is Source.READ and not behind_picks(model.graph)  # what is picked is compared elsewhere
+    return replace(small, others=measured.others, read=read)
 
 
 def _refitted(repairs: Sequence[Repair]) -> set[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from onnx import ModelProto
 
@@ -16,13 +17,17 @@ from .ends import LEAST, ended, recorded_ranges
 from .folding import Folded
 from .heldout import a_few, samples_in
 from .inferred import Correction, Inferred, infer, looked_at
+from .leaves import leaves
 from .levels import levelled, recorded
+from .pages import page
 from .probe import Probe
 from .ranges import Range
 from .readers import depthwise_readers, readers
-from .samples import others_count, pictures, sample_count, synthetic, written
+from .reading import finds, reads, with_room
+from .samples import Scenes, others_count, pictures, sample_count, synthetic, written
 from .states import is_state, waveforms
 from .tensors import Array
+from .trust import Source
 
 TEXTURE = 0.3
 """Deviation of what lies over synthetic images, at most, in networks of depthwise separable convolutions with their
@@ -39,6 +44,7 @@ class Drawn:
         marks: what is done to layers whose normalizations were folded, by their positions.
         ranges: of inputs that are not of mean 0 and deviation 1.
         unknown: images of which nothing tells whether they should be.
+        known: what they are, if the network says so.
     """
 
     fitted: Batches
@@ -46,12 +52,21 @@ class Drawn:
     marks: Mapping[int, Correction]
     ranges: Mapping[str, Range]
     unknown: tuple[str, ...]
+    known: Source | None = None
 
 
-def draw(channels: Channels, folded: Sequence[Folded], macs: int, seed: int, exclude: Sequence[str] = ()) -> Drawn:
+def draw(
+    channels: Channels,
+    folded: Sequence[Folded],
+    macs: int,
+    seed: int,
+    given: Collection[str],
+    exclude: Sequence[str] = (),
+) -> Drawn:
     """Samples for a network of so many multiply-accumulates in its probing run.
 
-    Nodes that match one of `exclude`, regular expressions, are left out where its kind is asked for.
+    Inputs whose shapes the user has `given` have these. Nodes that match one of `exclude`, regular expressions, are
+    left out where its kind is asked for.
 
     Raises:
         Unsound: onnxruntime cannot run the model on them.
@@ -63,14 +78,26 @@ def draw(channels: Channels, folded: Sequence[Folded], macs: int, seed: int, exc
     probe, marks = _with_ranges(channels, folded, pins, macs, seed)
     rough = (pins or marks.layers) and separable(layers, depthwise_readers(channels, patterns))
     texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
-    made, others = synthetic(model, probe, sample_count(macs), seed, texture), others_count(macs)
-    more = synthetic(model, probe, others, (seed, 1), texture) if others else []
+    paged, small = finds(model, probe, seed), probe
+    known = Source.READ if paged or reads(model, probe, seed) else None
+    if paged and not given:
+        probe = with_room(model, probe)
+        macs = macs * _places(probe) // _places(small)
+    scenes = Scenes(picture=page if paged else partial(leaves, texture=texture))
+    made, others = synthetic(model, probe, sample_count(macs), seed, scenes), others_count(macs)
+    more = synthetic(model, probe, others, (seed, 1), scenes) if others else []
     drawn = levelled(channels, folded, [*made, *more], waveforms(model) - probe.ranges.keys())
     images = pictures(model, probe)
-    drawn = ended(channels, folded, drawn, images - written(model, probe), macs, probe.ranges)
+    if not known:
+        drawn = ended(channels, folded, drawn, images - written(model, probe), macs, probe.ranges)
     drawn = carried_over(model, probe, drawn)
-    unknown = () if norms or marks.sure else tuple(sorted(images - probe.ranges.keys()))
-    return Drawn(drawn[: len(made)], drawn[len(made) :], marks.layers, probe.ranges, unknown)
+    unknown = () if norms or marks.sure or known else tuple(sorted(images - probe.ranges.keys()))
+    return Drawn(drawn[: len(made)], drawn[len(made) :], {} if known else marks.layers, probe.ranges, unknown, known)
+
+
+def _places(probe: Probe) -> int:
+    """Numbers in all inputs."""
+    return sum(values.size for values in probe.inputs.values())
 
 
 def _with_ranges(

@@ -218,7 +218,7 @@ def _batches(
         return []
     if o.prune.calib is not None:
         return _given(model, reference, o.prune, providers)
-    drawn = draw(channels, first.folded, macs(model, reference.shapes), o.prune.seed)
+    drawn = draw(channels, first.folded, macs(model, reference.shapes), o.prune.seed, o.prune.input_shapes or ())
     return a_few(drawn.fitted, SAMPLES)
 
 

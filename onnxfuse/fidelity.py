@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .calibdata import Batches, Samples
-from .comparison import OutputError, Vector, cleared, of_numbers
+from .comparison import OutputError, Vector, cleared, filled_up, of_numbers
 from .errors import ModelError, OnnxFuseError, Unsound, one_line
 from .heldout import a_few, samples_in
 from .joined import taken_apart
@@ -44,7 +44,7 @@ class Fidelity:
         same_top: share of samples for which the same class has the largest score in the first output; None if that is
             not (samples, classes).
         outputs: of each output that no picks by value lie before the mean similarity, the largest absolute difference,
-            and the L2 norm of the difference over that of the original; NaN and infinite if its shape is another.
+            and the L2 norm of the difference over that of the original; of other sizes as `comparison` has it.
         still: outputs of the original, of real numbers, that are the same for all samples, and so tell nothing.
     """
 
@@ -145,7 +145,8 @@ def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
 
 def _sums(a: Array, b: Array, n: int) -> _Sums:
     if a.shape != b.shape:
-        return _Sums(np.full(n, np.nan), None, float("inf"), float("inf"), 1.0, b"")
+        cosines = _cosines(*(_rows(v, n) for v in filled_up(a, b))) if a.ndim == b.ndim else np.full(n, np.nan)
+        return _Sums(cosines, None, float("inf"), float("inf"), 1.0, b"")
     x, y = _rows(a, n), _rows(b, n)
     x, y = cleared(x, y)
     gap = np.abs(x - y) if np.isfinite(x).all() and np.isfinite(y).all() else np.full_like(x, np.inf)

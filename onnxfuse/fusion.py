@@ -125,7 +125,7 @@ def _twins(
     for i, (p, channels) in enumerate(zip(parents, found, strict=True)):
         tell("measure", i, len(parents))
         marks = marks_on(channels, p.folded, batches, macs(p.graph.model, p.probe.shapes))
-        twins.append(dict(study(channels, p.folded, batches, True, inferred=marks).twin))
+        twins.append(dict(study(channels, p.folded, batches, None, inferred=marks).twin))
     return twins
 
 

@@ -6,8 +6,8 @@ mean over `count` places of m samples varies as much as that over
     1 / ((1 − ρ) / count + ρ / m)
 
 independent ones would (the design effect of samples in clusters: Kish, Survey Sampling, 1965, section 5.4). As many
-are counted where a ridge is chosen on the user's data: the 49 places of a deep layer's images are worth three or four.
-Of synthetic samples it is not their number that limits what they tell.
+are counted where a ridge is chosen on real samples: the 49 places of a deep layer's images are worth three or four.
+Of other synthetic samples it is not their number that limits what they tell.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Likeness:
 def likeness(reader: Reader, chunks: Chunks, source: Source) -> Likeness:
     """Of what a reader sees in every batch, samples along the first axis; none if that is the channels' own."""
     samples, axis = sum(map(len, chunks)), reader.axis % chunks[0].ndim
-    if source is not Source.DATA or not axis:
+    if not source.value.real or not axis:
         return Likeness(samples, 0)
     sums = [_of_samples(chunk, axis) for chunk in chunks]
     means, squares = (np.concatenate(part)[:, reader.layout].mean(axis=2) for part in zip(*sums, strict=True))

@@ -41,6 +41,7 @@ UNKNOWN = (
     "nothing tells between what values images lie: they are drawn with mean 0 and deviation 1, as normalised ones are; "
     "give {} if yours are not"
 )
+WRITTEN = "it reads, or finds, the writing that is drawn for it, and is fitted to that as to samples of yours"
 NAMED = 3
 """Weights that a note names."""
 LARGE = 250_000_000
@@ -101,7 +102,7 @@ def survey(
         wanted = frozenset(Source)  # weights alone tell less of what a layer costs than any samples do
     if batches is not None:
         look_at(channels, folded, batches)
-        return study(channels, folded, batches, False, options.exclude, wanted)
+        return study(channels, folded, batches, Source.DATA, options.exclude, wanted)
     try:
         return _on_drawn(channels, folded, options, size[1], wanted)
     except Unsound as error:
@@ -119,11 +120,11 @@ def _on_drawn(
     Raises:
         Unsound: onnxruntime cannot run the model on them.
     """
-    drawn = draw(channels, folded, macs, options.seed, options.exclude)
+    drawn = draw(channels, folded, macs, options.seed, options.input_shapes or (), options.exclude)
     if drawn.marks:
         count = len(drawn.marks)
         log.info("by their biases %d layers had normalizations: what samples make there is corrected", count)
-    found = study(channels, folded, drawn.fitted, True, options.exclude, wanted, drawn.marks)
+    found = study(channels, folded, drawn.fitted, drawn.known, options.exclude, wanted, drawn.marks)
     return replace(found, others=drawn.others, ranges=drawn.ranges, unknown=drawn.unknown)
 
 
@@ -143,7 +144,7 @@ def repair_notes(
     if repairs and options.calib is None and (sizes := _guessed(model, measured.batches[0], options)):
         done += (f"sizes that the model leaves open were guessed: {sizes}; give those it is used with",)
     if repairs and options.calib is None:
-        done += _range_notes(measured)
+        done += _drawn_notes(measured)
     if repairs and measured.one_sided:
         done += (ONE_SIDED.format(", ".join(measured.one_sided)),)
     slots = [s for g in merged for s in g.slots if s.role is Role.CONSUMES]
@@ -163,11 +164,13 @@ def _guessed(model: ModelProto, batch: Mapping[str, Array], options: Options) ->
     return " ".join(found)
 
 
-def _range_notes(measured: Study) -> tuple[str, ...]:
-    """Between what values samples are drawn that are not of mean 0 and deviation 1, or may have had to be others."""
+def _drawn_notes(measured: Study) -> tuple[str, ...]:
+    """That samples are writing; between what values those are that are not of mean 0 and deviation 1, or may have had
+    to be others."""
     notes = tuple(f"{name!r} is drawn {known.words}: {known.by}" for name, known in measured.ranges.items())
     given = " ".join(f"--input-range {name}:LOW,HIGH" for name in measured.unknown)
-    return notes + ((UNKNOWN.format(given),) if given else ())
+    written = (WRITTEN,) if measured.source is Source.READ else ()
+    return written + notes + ((UNKNOWN.format(given),) if given else ())
 
 
 def _left_notes(left: Mapping[Key, str], count: int) -> tuple[str, ...]:

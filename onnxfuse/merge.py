@@ -103,14 +103,14 @@ def auto(task: Task) -> Merge:
     """What keeps most with the moments there are (README, "What it does to accuracy").
 
     Without moments, or on synthetic inputs alone, `fold-variance`, which does not depend on them; on anchored ones, on
-    sound and text of words `surgeon`; on the user's data `fold`, `surgeon` or, where channels are mere coordinates,
+    sound and text of words `surgeon`; on real samples `fold`, `surgeon` or, where channels are mere coordinates,
     `mixture`: the one that leaves least error after repair. What the user has called important stays, in any case.
     """
     if task.scored:
         return important(task)
     if not task.views or not task.source.value.chooses:
         return _least_error(task, {UNMEASURED: fold_variance})
-    if task.source is not Source.DATA:
+    if not task.source.value.real:
         return _least_error(task, {"surgeon": surgeon})
     mixing: dict[str, Strategy] = {"mixture": mixture} if task.mixes else {}
     return _least_error(task, {"fold": fold, "surgeon": surgeon, **mixing})
@@ -203,7 +203,7 @@ MEASURING: Mapping[str, frozenset[Source]] = {
     "surgeon": frozenset(Source),
 }
 """Methods that are repaired unless that is forbidden, and the kinds of moments that they look at."""
-MIXING: Mapping[str, frozenset[Source]] = {"auto": frozenset({Source.DATA})}
+MIXING: Mapping[str, frozenset[Source]] = {"auto": frozenset(s for s in Source if s.value.real)}
 """Methods that mix channels where these are mere coordinates, and the kinds of moments that they trust for it."""
 SCORED = ("auto", "intra-fusion", "barycentric", "drop")
 """Methods that go by importance."""

@@ -45,7 +45,7 @@ class Moments:
 def enough(variables: int, source: Source) -> int:
     """How many samples the moments of so many variables are taken from."""
     n = max(variables, FEWEST)
-    return max(ROWS * n, min(MANY * n, WORK // n**2) if source is Source.DATA else 0)
+    return max(ROWS * n, min(MANY * n, WORK // n**2) if source.value.real else 0)
 
 
 def rows(

@@ -119,7 +119,7 @@ def fuse_with(
             source.name, None if output is None else str(output), options.recorded(), before, after, small.groups,
             small.locked, done.comparison, time.perf_counter() - start, done.latency, done.quality,
             (*small.notes, *growth(before, after), *drawn(small.model)), small.free, done.fidelity,
-            done.synthetic,
+            done.synthetic, small.read,
         )  # fmt: skip
         beside.write(report, small.plan)
         return report

@@ -7,10 +7,11 @@ original network and y what it sees in the small one (`leastsquares`). The least
 A least-squares prediction varies less than what it predicts, and layer after layer that adds up until nothing passes
 a ReLU any more. So what a reader makes is then scaled and shifted to the mean and deviation it had (REPAIR: Jordan et
 al., ICLR 2023), in its own weights and bias. What goes into a sum or the next layer as it is (`CARRYING`) passes all
-the same, and on the user's data is only shifted, which leaves its error least.
+the same, and on real samples is only shifted, which leaves its error least.
 
-Readers are repaired in graph order: each sees what the repairs before it have left. On the user's data, depthwise
-kernels are refitted among them (`depthwise`), and what is added to a shortcut makes up for what it has lost (`joins`).
+Readers are repaired in graph order: each sees what the repairs before it have left. On real samples, and such as are
+like them (`Trust.real`), depthwise kernels are refitted among them (`depthwise`), and what is added to a shortcut makes
+up for what it has lost (`joins`).
 """
 
 from __future__ import annotations
@@ -131,13 +132,13 @@ def _repair(
     after = Walk(graph, stand_in, ChainMap(twin.arrays, dict(measured.twin)), batches)
     done = []
     order = sorted([*measured.readers, *measured.depthwise], key=lambda r: r.slot.edge.node)
-    sums = joins(channels, order) if measured.source is Source.DATA else {}
+    sums = joins(channels, order) if measured.source.value.real else {}
     originals = ahead(partial(_original, before, measured, sums), order)
     for i, (reader, original) in enumerate(zip(order, originals, strict=True)):
         tell(i, len(order))
         own, join = np.flatnonzero(kept[reader.slot.ids[reader.layout[:, 0]]]), sums.get(reader)
         if reader in measured.depthwise:
-            done.append(_refitted(reader, original, after, own, real, merges, join))
+            done.append(_refitted(reader, original, after, own, real, merges, measured.source, join))
         else:
             done.append(_repaired(reader, original, after, own, both, merges, measured.source, join))
     return real, done
@@ -167,15 +168,15 @@ def _repaired(
 
 def _refitted(
     reader: Reader, original: Original, after: Walk, kept: NDArray[np.int64], weights: Weights, merges: Merges,
-    join: Join | None,
+    source: Source, join: Join | None,
 ) -> Repair:  # fmt: skip
-    """Depthwise kernels, on the user's data: merged as their group is, each is then made to say what it said."""
+    """Depthwise kernels, on real samples: merged as their group is, each is then made to say what it said."""
     node, name = after.nodes[reader.slot.edge.node], reader.slot.tensor
     wanted, seen = _wanted(reader, original, after, merges, join, Role.SCALE), after.value(reader.value)
-    change = correction(reader, node, weights[name], seen, wanted, kept, original.alike, Source.DATA.value.ridge)
+    change = correction(reader, node, weights[name], seen, wanted, kept, original.alike, source.value.ridge)
     weights[name][kept, 0] += change
     del seen  # the walk may let it go
-    gain, offset = _restore(reader, *sizes_of(wanted), after, (weights,), Source.DATA)
+    gain, offset = _restore(reader, *sizes_of(wanted), after, (weights,), source)
     n = len(reader.layout)
     as_merged = np.eye(n, dtype=change.dtype)[:, kept]
     return Repair(reader, kept, as_merged, np.zeros(n), change[:, None, None], gain, offset, out_axis(node))
@@ -199,7 +200,7 @@ def _original(walk: Walk, measured: Study, sums: Mapping[Reader, Join], reader: 
     seen = () if reader in measured.depthwise else tuple(blocks(reader, walk.value(reader.value), measured.source))
     kernel, nothing = walk.constants[reader.slot.tensor].dims[2:], (np.zeros(0), np.zeros(0))
     value = reader.made if join is None else join.total
-    cut = limits(walk, value) if measured.source is Source.DATA else NONE
+    cut = limits(walk, value) if measured.source.value.real else NONE
     if join is not None:
         return Original(seen, alike, made(reader, kernel, walk.value(value), measured.source, cut), *nothing)
     refitted, restored = refittable(node, kernel), _is_restored(reader)
@@ -278,7 +279,7 @@ def _restore(
     axis = made_axis(node)
     new_mean, new = statistics(after.value(reader.made), axis)
     alive = new > SILENT * deviation
-    if source is Source.DATA and _is_carried(reader.made, after):
+    if source.value.real and _is_carried(reader.made, after):
         deviation = new
     with np.errstate(invalid="ignore"):  # what overflows is not alive
         gain = np.where(alive, np.clip(deviation / np.where(alive, new, 1), 1 / GAIN, GAIN), 1)

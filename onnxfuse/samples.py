@@ -8,7 +8,8 @@ matter more than the spectrum. Images are therefore *dead leaves*, whose statist
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -44,6 +45,26 @@ NOISE = (0.01, 0.5)
 """Its noise in units of the tone's deviation, at least and at most."""
 
 
+Scene = Callable[[tuple[int, int, int], np.random.Generator], Array]
+"""(C, H, W) one image."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What images show.
+
+    Attributes:
+        line: that are as low and long as a line of writing, from −1 to 1.
+        picture: others, whatever their mean and deviation is.
+    """
+
+    line: Scene = line
+    picture: Scene = leaves
+
+
+SCENES = Scenes()
+
+
 def sample_count(macs: int) -> int:
     """How many samples a model of this many multiply-accumulates for one of them is measured on."""
     count = WORK / max(macs, 1)
@@ -55,14 +76,16 @@ def others_count(macs: int) -> int:
     return int(min(OTHERS, WATCHED / max(macs, 1)))
 
 
-def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[int], texture: float = 0.0) -> Batches:
+def synthetic(
+    model: ModelProto, probe: Probe, count: int, seed: int | Sequence[int], scenes: Scenes = SCENES
+) -> Batches:
     """Batches with `count` samples or a few more, shaped like the probe's inputs except for an open batch size.
 
-    Images are dead leaves or lines of writing; signals and recorded sound are harmonics in noise, of deviation 1;
-    tokens are drawn from the rows of the embedding that they index, bytes are those of texts and binary files, and all
-    of it is to be seen: masks beside it are ones, positions count; a recurrent network starts from zero, as on its
-    first call; other inputs are normal, or what the probe used if they are not floats. What has a range is in that.
-    `texture`: of leaves.
+    Images are dead leaves or lines of writing, or show what `scenes` tells; signals and recorded sound are harmonics in
+    noise, of deviation 1; tokens are drawn from the rows of the embedding that they index, bytes are those of texts and
+    binary files, and all of it is to be seen: masks beside it are ones, positions count; a recurrent network starts
+    from zero, as on its first call; other inputs are normal, or what the probe used if they are not floats. What has a
+    range is in that.
     """
     rng, inputs = np.random.default_rng(seed), [v for v in model.graph.input if v.name in probe.inputs]
     open_batch = all(batch_is_open(v) for v in inputs)
@@ -75,7 +98,7 @@ def synthetic(model: ModelProto, probe: Probe, count: int, seed: int | Sequence[
     masks = beside({n: (s, probe.inputs[n].dtype) for n, s in shapes.items() if n not in states}, codes)
     drawn, sounds = [v.name for v in inputs if v.name not in states.keys() | masks.keys()], waveforms(model)
     return [
-        {n: _sample(n, probe, shapes[n], codes.get(n), n in sounds, rng, texture) for n in drawn} | masks | states
+        {n: _sample(n, probe, shapes[n], codes.get(n), n in sounds, rng, scenes) for n in drawn} | masks | states
         for _ in range(math.ceil(count / size))
     ]
 
@@ -88,10 +111,10 @@ def pictures(model: ModelProto, probe: Probe) -> set[str]:
 
 def written(model: ModelProto, probe: Probe) -> set[str]:
     """Those of these that are drawn as lines of writing."""
-    return {n for n in pictures(model, probe) if is_line(_planes(probe.inputs[n].shape))}
+    return {n for n in pictures(model, probe) if is_line(planes(probe.inputs[n].shape))}
 
 
-def _planes(shape: Sequence[int]) -> tuple[int, int, int]:
+def planes(shape: Sequence[int]) -> tuple[int, int, int]:
     """(C, H, W) of a batch of images, which may have their channels last, or of one in colours."""
     first, second, third = shape[-3:]
     last = third in COLOURS and first not in COLOURS
@@ -120,7 +143,7 @@ def _sample(
     vocabulary: int | None,
     sound: bool,
     rng: np.random.Generator,
-    texture: float,
+    scenes: Scenes,
 ) -> Array:
     like, known = probe.inputs[name], probe.ranges.get(name)
     if vocabulary is not None:
@@ -132,7 +155,7 @@ def _sample(
     if sound and shape and shape[-1] > 1:
         made = np.stack([_signal(shape[1:], rng) for _ in range(shape[0])])
     else:
-        made = _floats(shape, rng, texture)
+        made = _floats(shape, rng, scenes)
     return made.astype(like.dtype) if known is None else known.as_type(made, like.dtype)
 
 
@@ -142,20 +165,20 @@ FLOATING = tuple(
 )
 
 
-def _floats(shape: tuple[int, ...], rng: np.random.Generator, texture: float) -> Array:
+def _floats(shape: tuple[int, ...], rng: np.random.Generator, scenes: Scenes) -> Array:
     """(samples, …) values of mean 0 and deviation 1."""
     if len(shape) == 4 and shape[3] in COLOURS and shape[1] not in COLOURS:  # (N, H, W, C)
-        return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng, texture), 1, 3))
+        return np.ascontiguousarray(np.moveaxis(_floats((shape[0], shape[3], *shape[1:3]), rng, scenes), 1, 3))
     if len(shape) == 4 and min(shape[2:]) > 1:
         one = (shape[1], *shape[2:])
         if is_line(one):
-            return np.stack([line(one, rng) for _ in range(shape[0])])
-        return _standard(np.stack([leaves(one, rng, texture) for _ in range(shape[0])]))
+            return np.stack([scenes.line(one, rng) for _ in range(shape[0])])
+        return _standard(np.stack([scenes.picture(one, rng) for _ in range(shape[0])]))
     if is_image(np.broadcast_to(0.0, shape)):  # one that is no batch
-        return np.asarray(_floats((1, *shape), rng, texture)[0])
+        return np.asarray(_floats((1, *shape), rng, scenes)[0])
     side = math.isqrt(shape[-1]) if shape else 0
     if len(shape) == 2 and side**2 == shape[-1] and side % 4 == 0 and side < SIGNAL // 2:  # an image, flattened
-        return _floats((shape[0], 1, side, side), rng, texture).reshape(shape)
+        return _floats((shape[0], 1, side, side), rng, scenes).reshape(shape)
     if len(shape) in (2, 3) and shape[-1] >= SIGNAL:
         return np.stack([_signal(shape[1:], rng) for _ in range(shape[0])])
     return rng.standard_normal(shape)

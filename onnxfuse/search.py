@@ -79,6 +79,8 @@ class Judge:
         if self.samples is not None and comparable(self.original):
             return fidelity(self.original, small.model, self.samples, providers, self.reference).outputs
         drawn = fidelity_on_drawn(self.original, small.model, small.others, providers, self.reference)
+        if drawn and small.read:
+            return drawn.outputs
         on_random = verify(small.model, self.reference, providers, None, None, lambda: self.original).outputs
         return (*on_random, *(drawn.outputs if drawn else ()))
 

@@ -17,6 +17,8 @@ class Trust:
         chooses: whether `auto` goes by them when it chooses channels.
         evenly: whether all outputs of a layer count alike in costs, instead of by how much they vary.
         doubt: the share of costs that goes by the weights alone.
+        real: whether samples are like those that the network will see, so that all is done that gains on such, and not
+            on others: depthwise kernels refitted, sums made up for, what an activation cuts off left out.
     """
 
     on: str
@@ -24,6 +26,7 @@ class Trust:
     chooses: bool = True
     evenly: bool = False
     doubt: float = 0.0
+    real: bool = False
 
 
 class Source(Enum):
@@ -42,7 +45,8 @@ class Source(Enum):
     40% of what it reads at ridges of 0.1, 0.3, 1 and 3, a sixth one 89, 91, 92 and 91 (`tools/results/README.md`).
     """
 
-    DATA = Trust("the user's data")
+    DATA = Trust("the user's data", real=True)
+    READ = Trust("synthetic writing, which the network reads or finds", doubt=0.25, real=True)
     ANCHORED = Trust("synthetic inputs, most layers anchored to what their BatchNormalization has seen", evenly=True)
     SEPARABLE = Trust("the same, or told by biases, where many kernels are depthwise", ridge=0.5, evenly=True)
     INFERRED = Trust("the same, anchored in part, as biases tell", ridge=0.3, chooses=False, evenly=True, doubt=0.5)

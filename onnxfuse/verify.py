@@ -126,7 +126,7 @@ def _comparison(runs: Runs) -> Comparison:
 def _doubtful(runs: Runs, agreement: float) -> bool:
     """Or the original makes nothing, as a detector that finds no box: that tells nothing."""
     nothing = not any(a.size for a in numeric(runs.original).values())
-    return nothing or not runs.agreement <= agreement or any(math.isnan(e.cosine) for e in _comparison(runs).outputs)
+    return nothing or not runs.agreement <= agreement or any(math.isinf(e.max_abs) for e in _comparison(runs).outputs)
 
 
 def _checked(model: Path | ModelProto, original: Callable[[], ModelProto], running: Callable[[], Runs]) -> Runs:

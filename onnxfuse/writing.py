@@ -62,12 +62,23 @@ def is_line(shape: Sequence[int]) -> bool:
 
 def line(shape: tuple[int, int, int], rng: np.random.Generator) -> Array:
     """(C, H, W) one line from −1, black, to 1, white; behind a short one there is what is half-way between them."""
+    return counted_line(shape, rng)[0]
+
+
+def counted_line(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, int]:
+    """The same, and how many signs it has, none if it is upside down."""
     channels, rows, columns = shape
-    face, end = _face(rows, rng), int(columns * (rng.uniform(0.4, 0.95) if rng.random() < SHORT else 1))
-    segments = _placed(_set(end / face.unit[0], face, rng), face, (rows, end), rng)
-    image = _printed(_ink(segments, face, (rows, end), rng), channels, rng)
-    image = image[:, ::-1, ::-1] if rng.random() < TURNED else image
-    return np.pad(np.clip(image, -1, 1), ((0, 0), (0, 0), (0, columns - end)))
+    face, end = face_for(rows, rng), int(columns * (rng.uniform(0.4, 0.95) if rng.random() < SHORT else 1))
+    ink, signs = inked((rows, end), face, rng)
+    image, turned = _printed(ink, channels, rng), rng.random() < TURNED
+    image = image[:, ::-1, ::-1] if turned else image
+    return np.pad(np.clip(image, -1, 1), ((0, 0), (0, 0), (0, columns - end))), 0 if turned else signs
+
+
+def inked(size: tuple[int, int], face: Face, rng: np.random.Generator) -> tuple[Array, int]:
+    """(H, W) 0 to 1: how much of each pixel a line covers, as long as there is room; and how many signs it has."""
+    segments, signs = _set(size[1] / face.unit[0], face, rng)
+    return _ink(_placed(segments, face, size, rng), face, size, rng), signs
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,8 @@ class Face:
     dense: bool
 
 
-def _face(rows: int, rng: np.random.Generator) -> Face:
+def face_for(rows: int, rng: np.random.Generator) -> Face:
+    """One for lines of so many rows."""
     size = rows / HEIGHT * rng.uniform(0.6, 0.95)
     return Face(
         unit=(size * rng.uniform(0.7, 1.25), size),
@@ -122,15 +134,15 @@ def _text(rng: np.random.Generator) -> Iterator[str]:
             yield word + (MARKS[rng.integers(len(MARKS))] if rng.random() < MARKED else "")
 
 
-def _set(length: float, face: Face, rng: np.random.Generator) -> Array:
-    """(segments, 4) x, y of both ends of each piece of all strokes, of as many signs as find room, in units."""
+def _set(length: float, face: Face, rng: np.random.Generator) -> tuple[Array, int]:
+    """(segments, 4) x, y of both ends of each piece of all strokes, in units, of as many signs as find room."""
     found, x, signs = [np.empty((0, 4))], rng.uniform(0, 2), _signs(face, rng)
     while True:
         space, segments = next(signs)
         left, right = segments[:, 0::2].min(), segments[:, 0::2].max()
         x += space
         if x + right - left > length:
-            return np.concatenate(found)
+            return np.concatenate(found), len(found) - 1
         found.append(segments + np.array([x - left, 0, x - left, 0]))
         x += right - left + face.gap
 

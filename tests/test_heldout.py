@@ -13,7 +13,7 @@ import pytest
 import onnxfuse
 from onnxfuse.calibdata import Batches, Samples, calibration
 from onnxfuse.cli import main
-from onnxfuse.comparison import floor_missed, of_numbers
+from onnxfuse.comparison import difference, floor_missed, of_numbers
 from onnxfuse.fidelity import fidelity
 from onnxfuse.heldout import parted
 from onnxfuse.probe import probe
@@ -183,8 +183,18 @@ def test_errors_over_several_runs_are_those_of_all_samples() -> None:
     assert fidelity(scaled(1), scaled(1), Samples([], infinite), CPU, probe(scaled(1), CPU)).outputs[0].max_abs == 0
     turned = from_text("(float[N,2] x) => (float[M,K] y) { y = Transpose(x) }")
     other = fidelity(scaled(1), turned, Samples([], runs), CPU, probe(scaled(1), CPU))
-    assert np.isnan(other.cosine)
-    assert floor_missed(other.outputs, -1, None) == "output 'y' has cosine similarity nan, below the minimum -1"
+    assert other.cosine == pytest.approx(np.mean([9 / 25, 0, 0])), "what the one has and the other has not is zero"
+    assert floor_missed(other.outputs, 0.5, None) == "output 'y' has cosine similarity 0.12, below the minimum 0.5"
+    assert floor_missed(other.outputs, None, 99) == "output 'y' has an absolute error of inf, above the maximum 99"
+
+
+def test_outputs_of_other_sizes_are_alike_as_far_as_both_go() -> None:
+    """As of a decoder that ends later; but nothing is lossless about them, not if what one has is zeros."""
+    longer = difference("y", np.array([[3.0, 4.0]]), np.array([[3.0, 4.0], [0.0, 5.0]]))
+    assert longer.cosine == pytest.approx(np.sqrt(0.5))
+    assert (longer.max_abs, longer.relative) == (np.inf, np.inf)
+    assert difference("y", np.ones((1, 2)), np.pad(np.ones((1, 2)), 1)).relative == np.inf
+    assert np.isnan(difference("y", np.ones(2), np.ones((1, 2))).cosine)
 
 
 SCORE = """(float[N,64] x) => (float[N,1] y) <float[32,64] w1, float[32] b1, float[1,32] w2, float[1] b2> {

@@ -116,7 +116,7 @@ def test_a_trained_network_is_known_and_corrected_towards_what_it_was() -> None:
         wide = [np.mean(np.log(deviation / f.deviation) ** 2) for (_, deviation), f in apart]
         return float(np.mean(means)), float(np.mean(wide))
 
-    before, after = off(study(channels, [], batches, True)), off(study(channels, [], batches, True, inferred=found))
+    before, after = off(study(channels, [], batches, None)), off(study(channels, [], batches, None, inferred=found))
     assert after[0] < 0.5 * before[0]
     assert after[1] < 0.5 * before[1]
 
@@ -168,7 +168,7 @@ def corrected(bias: Sequence[float], how: Correction, batches: Batches) -> tuple
     """After a convolution that doubles the first of two channels and takes the second threefold."""
     weights = {"w1": np.diag([2.0, 3.0])[:, :, None, None].astype(np.float32), "b1": np.array(bias, np.float32)}
     channels = channels_of(from_text(ONE, weights))
-    found = study(channels, [], batches, True, inferred={0: how})
+    found = study(channels, [], batches, None, inferred={0: how})
     return found, made(found, "c", channels)
 
 

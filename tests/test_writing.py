@@ -150,7 +150,7 @@ def test_what_is_measured_on_lines_chooses() -> None:
         prepare(model)
         probed = probe(model, CPU)
         channels = find_channels(Graph(model), probed)
-        assert study(channels, [], synthetic(model, probed, 16, seed=1), True).source is source
+        assert study(channels, [], synthetic(model, probed, 16, seed=1), None).source is source
 
 
 def test_the_report_tells_what_was_guessed() -> None:

