@@ -19,11 +19,10 @@ from .heldout import a_few, samples_in
 from .inferred import Correction, Inferred, infer, looked_at
 from .leaves import leaves
 from .levels import levelled, recorded
-from .pages import page
 from .probe import Probe
 from .ranges import Range
 from .readers import depthwise_readers, readers
-from .reading import finds, reads, with_room
+from .reading import Question, what_it_reads, with_room
 from .samples import Scenes, others_count, pictures, sample_count, synthetic, written
 from .states import is_state, waveforms
 from .tensors import Array
@@ -78,21 +77,25 @@ def draw(
     probe, marks = _with_ranges(channels, folded, pins, macs, seed)
     rough = (pins or marks.layers) and separable(layers, depthwise_readers(channels, patterns))
     texture = TEXTURE if rough else 0.0  # many networks that nothing pins lose by it
-    paged, small = finds(model, probe, seed), probe
-    known = Source.READ if paged or reads(model, probe, seed) else None
-    if paged and not given:
-        probe = with_room(model, probe)
-        macs = macs * _places(probe) // _places(small)
-    scenes = Scenes(picture=page if paged else partial(leaves, texture=texture))
-    made, others = synthetic(model, probe, sample_count(macs), seed, scenes), others_count(macs)
-    more = synthetic(model, probe, others, (seed, 1), scenes) if others else []
+    read, large = _asked(model, probe, seed, given)
+    macs, probe = macs * _places(large) // _places(probe), large
+    scenes = read.scenes() if read else Scenes(picture=partial(leaves, texture=texture))
+    made, count = synthetic(model, probe, sample_count(macs), seed, scenes), others_count(macs)
+    more = synthetic(model, probe, count, (seed, 1), scenes) if count else []
     drawn = levelled(channels, folded, [*made, *more], waveforms(model) - probe.ranges.keys())
     images = pictures(model, probe)
-    if not known:
+    if not read:
         drawn = ended(channels, folded, drawn, images - written(model, probe), macs, probe.ranges)
     drawn = carried_over(model, probe, drawn)
-    unknown = () if norms or marks.sure or known else tuple(sorted(images - probe.ranges.keys()))
-    return Drawn(drawn[: len(made)], drawn[len(made) :], {} if known else marks.layers, probe.ranges, unknown, known)
+    unknown = () if norms or marks.sure or read else tuple(sorted(images - probe.ranges.keys()))
+    marked, known = ({}, Source.READ) if read else (marks.layers, None)
+    return Drawn(drawn[: len(made)], drawn[len(made) :], marked, probe.ranges, unknown, known)
+
+
+def _asked(model: ModelProto, probe: Probe, seed: int, given: Collection[str]) -> tuple[Question | None, Probe]:
+    """What the network proves to read, and the probe with room for that."""
+    read = what_it_reads(model, probe, seed)
+    return read, with_room(model, probe, read.side) if read and read.side and not given else probe
 
 
 def _places(probe: Probe) -> int:

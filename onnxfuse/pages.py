@@ -24,6 +24,8 @@ LINES = (2, 25)
 """On a page, as far as there is room."""
 EVEN = 0.3
 """Share of pages whose lines are all alike, and begin below each other."""
+TURNS = 4
+"""Ways to lay a page."""
 GROUNDS = (0.0, 0.02, 0.1, 0.3, 0.6)
 """Deviations of what is behind: paper, or anything else."""
 
@@ -48,6 +50,12 @@ def marked_page(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[
         part += ink * (written - part)
         _mark(where, place, ink)
     return image + rng.uniform(0, 0.1) * (rng.random() < 0.5) * rng.standard_normal(shape), where
+
+
+def turned_page(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, int]:
+    """A square one, turned, and by how many quarters, to the left."""
+    turn = int(rng.integers(TURNS))
+    return np.rot90(page(shape, rng), turn, (1, 2)), turn
 
 
 @dataclass(frozen=True)

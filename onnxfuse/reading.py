@@ -1,91 +1,102 @@
 """Whether a network reads what is written, or finds where something is: samples of it are like what it will see then.
 
-What other networks look for is not known, and hardly to be drawn. Of those that read it is: they say so of writing that
-was drawn for it, where it is, or how much, so what is measured on such is worth what is measured on the user's samples.
+What other networks look for is not known, and hardly to be drawn. Those that read can be asked: of writing that is
+drawn for them they tell how much it is, where it is, or which way up. What is measured on such is worth what is
+measured on the user's samples.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
-from .calibdata import Batches
 from .errors import Unsound
 from .feeds import free_axes
 from .heldout import samples_in
-from .pages import SIDE, has_room, marked_page
+from .pages import SIDE, TURNS, has_room, marked_page, turned_page
 from .probe import Probe
-from .samples import FLOATING, Scenes, all_writing, pictures, planes, synthetic
+from .samples import FLOATING, Scenes, Shape, all_writing, pictures, planes, synthetic
 from .tensors import Array
 from .upto import up_to
 from .writing import counted_line
 
 log = logging.getLogger("onnxfuse")
-LINES, PAGES = 32, 8
-"""That are looked at."""
-TOLD = 0.7
-"""Correlation, over lines, of how many signs an output tells with how many were written, from which on it reads."""
-FOUND = 0.5
-"""Mean correlation, over the places of pages, of a channel of an output with where lines are, from which it finds
-them."""
 COARSE = 8
 """Rows and columns of an image for each one of a map of it, at most."""
-Truth = TypeVar("Truth")
-Size = tuple[int, int]
 
 
-def reads(model: ModelProto, probe: Probe, seed: int) -> bool:
-    """Whether all that is drawn for a network is lines of writing, and it tells how many signs each has.
+@dataclass(frozen=True)
+class Question:
+    """What is shown to a network, and how it tells that it reads it.
+
+    Attributes:
+        draw: an image (C, H, W), and what is to be told of it.
+        outputs: those that may tell, by name.
+        told: how surely one output tells it, 1 at most: of what it is for each batch, how many samples these have, and
+            what is to be told of each sample.
+        enough: from where on it does.
+        count: of images.
+        lines: whether these are as low and long as lines of writing.
+        side: rows and columns of images where the model leaves them open, if that is more than were probed.
+    """
+
+    draw: Callable[[Shape, np.random.Generator], tuple[Array, Any]]
+    outputs: Callable[[ModelProto, Probe], list[str]]
+    told: Callable[[Sequence[Array], Sequence[int], Sequence[Any]], float]
+    enough: float
+    count: int
+    lines: bool = False
+    side: int = 0
+
+    def scenes(self, truths: list[Any] | None = None) -> Scenes:
+        """Images that show it; what is to be told of each is added to `truths`."""
+
+        def scene(shape: Shape, rng: np.random.Generator) -> Array:
+            image, truth = self.draw(shape, rng)
+            if truths is not None:
+                truths.append(truth)
+            return image
+
+        return Scenes(line=scene) if self.lines else Scenes(picture=scene)
+
+    def is_answered(self, model: ModelProto, probe: Probe, seed: int) -> bool:
+        """Whether one of the outputs tells what is shown.
+
+        Raises:
+            Unsound: onnxruntime cannot run the model on it.
+        """
+        names, truths = self.outputs(model, probe), list[Any]()
+        if not names:
+            return False
+        batches = synthetic(model, probe, self.count, (seed, 2), self.scenes(truths))
+        run, sizes = up_to(model, probe.stand_in, names), [samples_in(batch) for batch in batches]
+        outputs = zip(*map(run, batches), strict=True)
+        return any(self.told(made, sizes, truths) > self.enough for made in outputs)
+
+
+def what_it_reads(model: ModelProto, probe: Probe, seed: int) -> Question | None:
+    """What a network proves to read, or to find, of what is drawn for it.
 
     Raises:
-        Unsound: onnxruntime cannot run the model on them.
+        Unsound: onnxruntime cannot run the model on it.
     """
-    names = [n for n, a in probe.outputs.items() if _is_real(a) and a.ndim == 3]
-    if not names or not all_writing(model, probe):
-        return False
-    noted = _Noted(counted_line)
-    batches = synthetic(model, probe, LINES, (seed, 2), Scenes(line=noted))
-    signs, counts = np.array(noted.truths), [samples_in(batch) for batch in batches]
-    told = [np.concatenate(list(map(_emitted, made, counts))) for made in _made(model, probe, names, batches)]
-    return any(len(own) == len(signs) and _alike(own[signs > 0], signs[signs > 0]) > TOLD for own in told)
+    return next((question for question in QUESTIONS if question.is_answered(model, probe, seed)), None)
 
 
-def finds(model: ModelProto, probe: Probe, seed: int) -> bool:
-    """Whether a network takes one image, and an output is a map of it that tells where lines of writing are.
-
-    Raises:
-        Unsound: onnxruntime cannot run the model on them.
-    """
-    images = pictures(model, probe)
-    shapes = [planes(probe.inputs[n].shape) for n in probe.inputs.keys() & images]
-    if len(probe.inputs) != 1 or not shapes or not has_room(shapes[0]):
-        return False
-    size = shapes[0][1:]
-    names = [n for n, a in probe.outputs.items() if _is_real(a) and any(True for _ in _maps(a, size))]
-    if not names:
-        return False
-    noted = _Noted(marked_page)
-    batches = synthetic(model, probe, PAGES, (seed, 2), Scenes(picture=noted))
-    made = _made(model, probe, names, batches)
-    maps = (m for output in made for m in zip(*(_maps(batch, size) for batch in output), strict=True))
-    return any(_found(np.concatenate(m), noted.truths) > FOUND for m in maps)
-
-
-def with_room(model: ModelProto, probe: Probe) -> Probe:
-    """The probe as if its only input had `SIDE` rows and columns, if the model leaves both open, it had fewer, and the
+def with_room(model: ModelProto, probe: Probe, side: int) -> Probe:
+    """The probe as if its only input had so many rows and columns, if the model leaves both open, it had fewer, and the
     model runs so."""
     ((name, like),) = probe.inputs.items()
     axes = next([i for i in free_axes(v) if i > 0] for v in model.graph.input if v.name == name)
-    if len(axes) < 2 or max(like.shape[i] for i in axes) >= SIDE:
+    if len(axes) < 2 or max(like.shape[i] for i in axes) >= side:
         return probe
-    large = replace(
-        probe, inputs={name: np.zeros([SIDE if i in axes else n for i, n in enumerate(like.shape)], like.dtype)}
-    )
+    shape = [side if i in axes else n for i, n in enumerate(like.shape)]
+    large = replace(probe, inputs={name: np.zeros(shape, like.dtype)})
     try:
         up_to(model, probe.stand_in, list(probe.outputs)[:1])(synthetic(model, large, 1, 0)[0])
     except Unsound as error:
@@ -94,30 +105,29 @@ def with_room(model: ModelProto, probe: Probe) -> Probe:
     return large
 
 
-class _Noted(Generic[Truth]):
-    """A scene, and what is to be told of each image that shows it."""
-
-    def __init__(self, draw: Callable[[tuple[int, int, int], np.random.Generator], tuple[Array, Truth]]) -> None:
-        self.draw = draw
-        self.truths: list[Truth] = []
-
-    def __call__(self, shape: tuple[int, int, int], rng: np.random.Generator) -> Array:
-        image, truth = self.draw(shape, rng)
-        self.truths.append(truth)
-        return image
+def _of_rank(probe: Probe, rank: int) -> list[str]:
+    """Outputs of real numbers."""
+    real = {n: a for n, a in probe.outputs.items() if isinstance(a, np.ndarray) and a.dtype in FLOATING}
+    return [n for n, a in real.items() if a.ndim == rank]
 
 
-def _is_real(values: object) -> bool:
-    return isinstance(values, np.ndarray) and values.dtype in FLOATING
-
-
-def _made(model: ModelProto, probe: Probe, names: Sequence[str], batches: Batches) -> Iterator[Sequence[Array]]:
-    """Of each output what it is for every batch."""
-    run = up_to(model, probe.stand_in, names)
-    return zip(*map(run, batches), strict=True)
+def _of_a_page(model: ModelProto, probe: Probe) -> Shape | None:
+    """(C, H, W) of the only input, if that is an image with room for a page."""
+    shapes = [planes(probe.inputs[n].shape) for n in pictures(model, probe)]
+    return shapes[0] if len(probe.inputs) == 1 and shapes and has_room(shapes[0]) else None
 
 
 # --- how many signs -------------------------------------------------------------------------------------------------
+def _steps(model: ModelProto, probe: Probe) -> list[str]:
+    return _of_rank(probe, 3) if all_writing(model, probe) else []
+
+
+def _counted(made: Sequence[Array], sizes: Sequence[int], signs: Sequence[int]) -> float:
+    """Correlation, over upright lines, of how many signs are told with how many were written."""
+    told, written = np.concatenate(list(map(_emitted, made, sizes))), np.array(signs)
+    return _alike(told[written > 0], written[written > 0]) if len(told) == len(written) else 0.0
+
+
 def _emitted(scores: Array, samples: int) -> Array:
     """(samples,) how many signs are told, by scores of them for every step.
 
@@ -132,10 +142,22 @@ def _emitted(scores: Array, samples: int) -> Array:
 
 
 # --- where lines are ------------------------------------------------------------------------------------------------
-def _maps(values: Array, size: Size) -> Iterator[Array]:
+def _maps(model: ModelProto, probe: Probe) -> list[str]:
+    shape = _of_a_page(model, probe)
+    names = [] if shape is None else [*_of_rank(probe, 3), *_of_rank(probe, 4)]
+    return [n for n in names if shape is not None and any(True for _ in _planes(probe.outputs[n], shape[1:]))]
+
+
+def _placed(made: Sequence[Array], sizes: Sequence[int], where: Sequence[Array]) -> float:
+    """Mean correlation, over the places of a page, of a channel of maps with where lines are: of the best channel."""
+    channels = zip(*(_planes(batch, where[0].shape) for batch in made), strict=True)
+    return max(_found(np.concatenate(channel), where) for channel in channels)
+
+
+def _planes(values: Array, size: Sequence[int]) -> Iterator[Array]:
     """(samples, h, w) every channel of an output that is a map of images of this size, which may have its channels
     first or last, or none; each place for as many rows as columns."""
-    found = [values[:, None]] if values.ndim == 3 else [values, np.moveaxis(values, 3, 1)] if values.ndim == 4 else []
+    found = [values[:, None]] if values.ndim == 3 else [values, np.moveaxis(values, 3, 1)]
     for one in found:
         (h, w), (rows, columns) = one.shape[2:], size
         if h and w and rows % h == 0 == columns % w and rows // h == columns // w <= COARSE:
@@ -155,3 +177,27 @@ def _alike(a: Array, b: Array) -> float:
     x, y = (np.asarray(v, np.float64) - np.mean(v, dtype=np.float64) for v in (a, b))
     size = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / size if np.isfinite(size) and size > 0 else 0.0
+
+
+# --- which way up ---------------------------------------------------------------------------------------------------
+def _classes(model: ModelProto, probe: Probe) -> list[str]:
+    """As many as there are quarter turns, of square images."""
+    shape = _of_a_page(model, probe)
+    square = shape is not None and shape[1] == shape[2]
+    return [n for n in _of_rank(probe, 2) if square and probe.outputs[n].shape[1] == TURNS]
+
+
+def _upright(made: Sequence[Array], sizes: Sequence[int], turns: Sequence[int]) -> float:
+    """Share of pages that have the class which most of their turn have; 0 if turns share a class."""
+    classes = np.concatenate(made).argmax(axis=1)
+    table = np.zeros((TURNS, TURNS))
+    np.add.at(table, (np.array(turns), classes), 1)
+    return float(table.max(axis=1).sum() / table.sum()) if len(set(table.argmax(axis=1))) == TURNS else 0.0
+
+
+QUESTIONS = (
+    Question(counted_line, _steps, _counted, enough=0.7, count=32, lines=True),
+    Question(marked_page, _maps, _placed, enough=0.5, count=8, side=SIDE),
+    Question(turned_page, _classes, _upright, enough=0.75, count=32),
+)
+"""What networks are asked, until they answer."""

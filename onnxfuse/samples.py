@@ -45,7 +45,9 @@ NOISE = (0.01, 0.5)
 """Its noise in units of the tone's deviation, at least and at most."""
 
 
-Scene = Callable[[tuple[int, int, int], np.random.Generator], Array]
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+Scene = Callable[[Shape, np.random.Generator], Array]
 """(C, H, W) one image."""
 
 
@@ -114,7 +116,7 @@ def written(model: ModelProto, probe: Probe) -> set[str]:
     return {n for n in pictures(model, probe) if is_line(planes(probe.inputs[n].shape))}
 
 
-def planes(shape: Sequence[int]) -> tuple[int, int, int]:
+def planes(shape: Sequence[int]) -> Shape:
     """(C, H, W) of a batch of images, which may have their channels last, or of one in colours."""
     first, second, third = shape[-3:]
     last = third in COLOURS and first not in COLOURS

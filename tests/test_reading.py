@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,34 @@ from onnx import ModelProto
 import onnxfuse
 from onnxfuse import reading
 from onnxfuse.cli import main
-from onnxfuse.pages import SIDE, has_room, marked_page, page
+from onnxfuse.pages import SIDE, has_room, marked_page, page, turned_page
 from onnxfuse.probe import Probe, probe
-from onnxfuse.reading import finds, reads, with_room
+from onnxfuse.reading import QUESTIONS, Question, what_it_reads, with_room
 from onnxfuse.tensors import Array
 from onnxfuse.writing import counted_line, line
 
 from .graphs import from_text, weights
 
 CPU = ["CPUExecutionProvider"]
+LINES, PAGES, TURNED = QUESTIONS
 FINDER = """(float[N,3,ROWS,COLUMNS] x) => (float[N,1,A,B] y)
     <float[12,3,3,3] w1, float[12] b1, float[1,12,7,25] w2, float[1] b2> {
     c = Conv<pads=[1,1,1,1]>(x, w1, b1)
     r = Relu(c)
     y = Conv<pads=[3,12,3,12]>(r, w2, b2)
+}"""
+SIDES = """(float[N,3,120,120] x) => (float[N,4] y) <int64[1] zero = {0}, int64[1] low = {40}, int64[1] high = {80},
+    int64[1] end = {120}, int64[1] two = {2}, int64[1] three = {3}> {
+    t = Slice(x, zero, low, two)
+    b = Slice(x, high, end, two)
+    l = Slice(x, zero, low, three)
+    r = Slice(x, high, end, three)
+    top = ReduceMean<axes=[1,2,3], keepdims=1>(t)
+    bottom = ReduceMean<axes=[1,2,3], keepdims=1>(b)
+    left = ReduceMean<axes=[1,2,3], keepdims=1>(l)
+    right = ReduceMean<axes=[1,2,3], keepdims=1>(r)
+    c = Concat<axis=1>(NAMES)
+    y = Flatten(c)
 }"""
 DARKEST = "ReduceMin<axes=[1,2], keepdims=0>(d)"
 READER = """(float[N,3,48,W] x) => (float[N,M,2] y)
@@ -67,6 +82,10 @@ def reader(steps_first: bool = False, low: str = DARKEST, edge: str = "0.5") -> 
         text = text.replace("sign)\n}", "sign)\n    y = Transpose<perm=[1,0,2]>(z)\n}")
     arrays = {"w1": np.full((8, 3, 1, 1), 1 / 3), "b1": np.full(8, 1.0), "w2": np.full((1, 8, 1, 1), 1 / 8)}
     return from_text(text, {name: values.astype(np.float32) for name, values in arrays.items()})
+
+
+def asked(model: ModelProto, probed: Probe | None = None) -> Question | None:
+    return what_it_reads(model, probed or probe(model, CPU), seed=0)
 
 
 def lines_in(model: ModelProto) -> Probe:
@@ -133,43 +152,64 @@ def bars(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, 
 @pytest.mark.parametrize("steps_first", [False, True])
 def test_a_network_that_tells_signs_reads(steps_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = reader(steps_first)
-    assert not reads(model, lines_in(model), 0)  # letters that touch are one to it
-    monkeypatch.setattr(reading, "counted_line", bars)
-    assert reads(model, lines_in(model), 0)
-    assert not finds(model, lines_in(model), 0)
+    assert not asked(model, lines_in(model))  # letters that touch are one to it
+    shown = replace(LINES, draw=bars)
+    monkeypatch.setattr(reading, "QUESTIONS", (shown, PAGES, TURNED))
+    assert asked(model, lines_in(model)) is shown
 
 
 @pytest.mark.parametrize("model", [reader(low=DARKEST.replace("Min", "Max")), reader(edge="99.0")])
 def test_one_that_tells_nothing_does_not(model: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "counted_line", bars)
-    assert not reads(model, lines_in(model), 0)
+    monkeypatch.setattr(reading, "QUESTIONS", (replace(LINES, draw=bars), PAGES, TURNED))
+    assert not asked(model, lines_in(model))
 
 
-def test_a_network_whose_output_is_where_lines_are_finds_them() -> None:
-    model = finder()
-    assert finds(model, probe(model, CPU), 0)
-    last = finder("128", "160", last=True)
-    assert finds(last, probe(last, CPU), 0)
+@pytest.mark.parametrize("model", [finder(), finder("128", "160", last=True)])
+def test_a_network_whose_output_is_where_lines_are_finds_them(model: ModelProto) -> None:
+    assert asked(model) is PAGES
 
 
-def test_a_network_that_tells_how_bright_it_is_finds_nothing() -> None:
-    model = finder(w1=np.full((12, 3, 3, 3), 0.1), b1=np.full(12, 9.0))
-    assert not finds(model, probe(model, CPU), 0)
-    small = finder("64", "64")
-    assert not finds(small, probe(small, CPU), 0)
+@pytest.mark.parametrize("model", [finder(w1=np.full((12, 3, 3, 3), 0.1), b1=np.full(12, 9.0)), finder("64", "64")])
+def test_one_that_tells_how_bright_it_is_finds_nothing_nor_one_without_room(model: ModelProto) -> None:
+    assert not asked(model)
+
+
+def corner(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, int]:
+    """White at the top, to the left, ...: a page that anybody tells the right way up."""
+    turn, image = int(rng.integers(4)), rng.standard_normal(shape) * 0.1
+    image[:, : shape[1] // 3] += 2
+    return np.rot90(image, turn, (1, 2)), turn
+
+
+@pytest.mark.parametrize(("names", "tells"), [("top, left, bottom, right", True), ("top, left, top, right", False)])
+def test_a_network_that_tells_which_way_up_a_page_is(names: str, tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = from_text(SIDES.replace("NAMES", names))
+    assert not asked(model)
+    shown = replace(TURNED, draw=corner)
+    monkeypatch.setattr(reading, "QUESTIONS", (LINES, PAGES, shown))
+    assert (asked(model) is shown) == tells
+
+
+def test_turned_pages() -> None:
+    rng, again = np.random.default_rng(0), np.random.default_rng(0)
+    made = [turned_page((3, 128, 128), rng) for _ in range(40)]
+    assert {turn for _, turn in made} == {0, 1, 2, 3}
+    for image, turn in made:
+        assert int(again.integers(4)) == turn
+        assert np.array_equal(np.rot90(image, -turn, (1, 2)), page((3, 128, 128), again))
 
 
 def test_open_sizes_have_room_for_lines() -> None:
     model = finder()
-    assert with_room(model, probe(model, CPU)).inputs["x"].shape[1:] == (3, SIDE, SIDE)
+    assert with_room(model, probe(model, CPU), SIDE).inputs["x"].shape[1:] == (3, SIDE, SIDE)
     for known in (finder("128", "160"), finder("128", "W")):
         found = probe(known, CPU)
-        assert with_room(known, found) is found
+        assert with_room(known, found, SIDE) is found
     large = probe(model, CPU, {"x": (1, 3, 400, 200)})
-    assert with_room(model, large) is large
+    assert with_room(model, large, SIDE) is large
     fixed = from_text("(float[N,3,H,W] x) => (float[N,K] y) <float[150528,2] w> { f = Flatten(x)\n y = MatMul(f, w) }")
     small = probe(fixed, CPU, {"x": (1, 3, 224, 224)})
-    assert with_room(fixed, small) is small
+    assert with_room(fixed, small, SIDE) is small
 
 
 # --- what is done for them ------------------------------------------------------------------------------------------
