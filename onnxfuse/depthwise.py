@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +49,19 @@ def correction(
     kernel, found = weight.shape[2:], []
     for own in np.split(kept, range(AT_ONCE, len(kept), AT_ONCE)):
         parts = [patches(c, own, m.at, window(node, kernel), m.size) for c, m in zip(seen, wanted, strict=True)]
-        y = _by_channel(parts, len(own), math.prod(kernel))
         t = np.concatenate([m.values[:, own] for m in wanted]).T[:, None]
+        y = _by_channel(parts, len(own), math.prod(kernel), t.dtype)
         found.append(_nearer(y, t, weight[own].reshape(len(own), -1), bool(reader.bias), alike, least))
     change = np.concatenate(found) - weight[kept].reshape(len(kept), -1)
     return change.reshape(len(kept), *kernel).astype(weight.dtype)
 
 
-def _by_channel(parts: Sequence[Array], channels: int, taps: int) -> Array:
-    """(k, taps, P) of all (p, taps·k) parts, each turned while it is in the cache: BLAS wants rows of memory."""
-    y = np.empty((channels, taps, sum(map(len, parts))), parts[0].dtype)
+def _by_channel(parts: Sequence[Array], channels: int, taps: int, dtype: np.dtype[Any]) -> Array:
+    """(k, taps, P) of all (p, taps·k) parts, each turned while it is in the cache: BLAS wants rows of memory.
+
+    Of the type of what should be made: sums of squares are beyond float16.
+    """
+    y = np.empty((channels, taps, sum(map(len, parts))), dtype)
     start = 0
     for part in parts:
         y[:, :, start : start + len(part)] = part.reshape(-1, taps, channels).transpose(2, 1, 0)

@@ -365,3 +365,22 @@ def test_recorded_shapes_of_quantized_constants_follow() -> None:
     assert "x_step" in recorded
     assert "w1_q" not in recorded
     assert all(dims == true[name] for name, dims in recorded.items() if name in true)
+
+
+def test_depthwise_kernels_are_refitted_in_half_precision() -> None:
+    """Sums of the squares of what they see are beyond float16."""
+    text = """(float[N,3,16,16] x) => (float[N,4,16,16] y)
+        <float[16,3,1,1] w1, float[16] b1, float[16,1,3,3] w2, float[16] b2, float[4,16,1,1] w3> {
+        a = Conv(x, w1, b1)
+        c = Relu(a)
+        d = Conv<group=16, pads=[1,1,1,1]>(c, w2, b2)
+        e = Relu(d)
+        y = Conv(e, w3)
+    }"""
+    samples = 30 * np.random.default_rng(0).standard_normal((64, 3, 16, 16))
+    cosines = []
+    for model in (from_text(text), FORMATS["float16"](from_text(text))):
+        report = onnxfuse.fuse(model, sparsity=0.25, round_to=1, calib={"x": samples.astype(np.float32)}).report
+        assert report.fidelity is not None
+        cosines.append(report.fidelity.cosine)
+    assert cosines[1] == pytest.approx(cosines[0], abs=5e-3)
