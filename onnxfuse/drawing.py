@@ -23,7 +23,7 @@ from .probe import Probe
 from .ranges import Range
 from .readers import depthwise_readers, readers
 from .reading import Question, what_it_reads, with_room
-from .samples import Scenes, others_count, pictures, sample_count, synthetic, written
+from .samples import MANY, Scenes, others_count, pictures, sample_count, synthetic, written
 from .states import is_state, waveforms
 from .tensors import Array
 from .trust import Source
@@ -80,7 +80,8 @@ def draw(
     read, large = _asked(model, probe, seed, given)
     macs, probe = macs * _places(large) // _places(probe), large
     scenes = read.scenes() if read else Scenes(picture=partial(leaves, texture=texture))
-    made, count = synthetic(model, probe, sample_count(macs), seed, scenes), others_count(macs)
+    count = min(sample_count(macs), read.most if read else MANY)
+    made, count = synthetic(model, probe, count, seed, scenes), others_count(macs)
     more = synthetic(model, probe, count, (seed, 1), scenes) if count else []
     drawn = levelled(channels, folded, [*made, *more], waveforms(model) - probe.ranges.keys())
     images = pictures(model, probe)

@@ -20,12 +20,14 @@ from .feeds import free_axes
 from .heldout import samples_in
 from .pages import SIDE, TURNS, has_room, marked_page, turned_page
 from .probe import Probe
-from .samples import FLOATING, Scenes, Shape, all_writing, pictures, planes, synthetic
+from .samples import FLOATING, MANY, Scenes, Shape, all_writing, pictures, planes, synthetic
 from .tensors import Array
 from .upto import up_to
 from .writing import counted_line
 
 log = logging.getLogger("onnxfuse")
+QUIET = 0.1
+"""Of what a map is on pages, in the mean: on random input one that finds writing is less. PP-OCR's four have 0.002."""
 COARSE = 8
 """Rows and columns of an image for each one of a map of it, at most."""
 
@@ -37,19 +39,21 @@ class Question:
     Attributes:
         draw: an image (C, H, W), and what is to be told of it.
         outputs: those that may tell, by name.
-        told: how surely one output tells it, 1 at most: of what it is for each batch, how many samples these have, and
-            what is to be told of each sample.
+        told: how surely one output tells it, 1 at most: of what it is for each batch, how many samples these have, what
+            is to be told of each sample, and what it is on random input.
         enough: from where on it does.
         count: of images.
+        most: as many are enough to be measured on.
         lines: whether these are as low and long as lines of writing.
         side: rows and columns of images where the model leaves them open, if that is more than were probed.
     """
 
     draw: Callable[[Shape, np.random.Generator], tuple[Array, Any]]
     outputs: Callable[[ModelProto, Probe], list[str]]
-    told: Callable[[Sequence[Array], Sequence[int], Sequence[Any]], float]
+    told: Callable[[Sequence[Array], Sequence[int], Sequence[Any], Array], float]
     enough: float
     count: int
+    most: int = MANY
     lines: bool = False
     side: int = 0
 
@@ -76,7 +80,8 @@ class Question:
         batches = synthetic(model, probe, self.count, (seed, 2), self.scenes(truths))
         run, sizes = up_to(model, probe.stand_in, names), [samples_in(batch) for batch in batches]
         outputs = zip(*map(run, batches), strict=True)
-        return any(self.told(made, sizes, truths) > self.enough for made in outputs)
+        seen = zip(outputs, (probe.outputs[n] for n in names), strict=True)
+        return any(self.told(made, sizes, truths, noise) > self.enough for made, noise in seen)
 
 
 def what_it_reads(model: ModelProto, probe: Probe, seed: int) -> Question | None:
@@ -122,7 +127,7 @@ def _steps(model: ModelProto, probe: Probe) -> list[str]:
     return _of_rank(probe, 3) if all_writing(model, probe) else []
 
 
-def _counted(made: Sequence[Array], sizes: Sequence[int], signs: Sequence[int]) -> float:
+def _counted(made: Sequence[Array], sizes: Sequence[int], signs: Sequence[int], noise: Array) -> float:
     """Correlation, over upright lines, of how many signs are told with how many were written."""
     told, written = np.concatenate(list(map(_emitted, made, sizes))), np.array(signs)
     return _alike(told[written > 0], written[written > 0]) if len(told) == len(written) else 0.0
@@ -148,10 +153,14 @@ def _maps(model: ModelProto, probe: Probe) -> list[str]:
     return [n for n in names if shape is not None and any(True for _ in _planes(probe.outputs[n], shape[1:]))]
 
 
-def _placed(made: Sequence[Array], sizes: Sequence[int], where: Sequence[Array]) -> float:
-    """Mean correlation, over the places of a page, of a channel of maps with where lines are: of the best channel."""
+def _placed(made: Sequence[Array], sizes: Sequence[int], where: Sequence[Array], noise: Array) -> float:
+    """Mean correlation, over the places of a page, of a channel of maps with where lines are: of the best channel that
+    says nothing of random input, of which edges, and what stands out, are full."""
     channels = zip(*(_planes(batch, where[0].shape) for batch in made), strict=True)
-    return max(_found(np.concatenate(channel), where) for channel in channels)
+    found = [np.concatenate(channel) for channel in channels]
+    silent = (np.abs(own).mean() for own in _planes(noise, where[0].shape))
+    told = [_found(maps, where) for maps, own in zip(found, silent, strict=True) if own < QUIET * np.abs(maps).mean()]
+    return max(told, default=0.0)
 
 
 def _planes(values: Array, size: Sequence[int]) -> Iterator[Array]:
@@ -187,7 +196,7 @@ def _classes(model: ModelProto, probe: Probe) -> list[str]:
     return [n for n in _of_rank(probe, 2) if square and probe.outputs[n].shape[1] == TURNS]
 
 
-def _upright(made: Sequence[Array], sizes: Sequence[int], turns: Sequence[int]) -> float:
+def _upright(made: Sequence[Array], sizes: Sequence[int], turns: Sequence[int], noise: Array) -> float:
     """Share of pages that have the class which most of their turn have; 0 if turns share a class."""
     classes = np.concatenate(made).argmax(axis=1)
     table = np.zeros((TURNS, TURNS))
@@ -197,7 +206,7 @@ def _upright(made: Sequence[Array], sizes: Sequence[int], turns: Sequence[int]) 
 
 QUESTIONS = (
     Question(counted_line, _steps, _counted, enough=0.7, count=32, lines=True),
-    Question(marked_page, _maps, _placed, enough=0.5, count=8, side=SIDE),
+    Question(marked_page, _maps, _placed, enough=0.5, count=8, most=96, side=SIDE),
     Question(turned_page, _classes, _upright, enough=0.75, count=32),
 )
 """What networks are asked, until they answer."""
