@@ -81,8 +81,8 @@ def draw(
     macs, probe = macs * _places(large) // _places(probe), large
     scenes = read.scenes() if read else Scenes(picture=partial(leaves, texture=texture))
     count = min(sample_count(macs), read.most if read else MANY)
-    made, count = synthetic(model, probe, count, seed, scenes), others_count(macs)
-    more = synthetic(model, probe, count, (seed, 1), scenes) if count else []
+    made, others = synthetic(model, probe, count, seed, scenes), max(others_count(macs), 1 if read else 0)
+    more = synthetic(model, probe, others, (seed, 1), scenes) if others else []
     drawn = levelled(channels, folded, [*made, *more], waveforms(model) - probe.ranges.keys())
     images = pictures(model, probe)
     if not read:

@@ -18,7 +18,7 @@ from onnx import ModelProto
 from .errors import Unsound
 from .feeds import free_axes
 from .heldout import samples_in
-from .pages import SIDE, TURNS, has_room, marked_page, turned_page
+from .pages import SIDE, SMALLEST, TURNS, has_room, marked_page, turned_page
 from .probe import Probe
 from .samples import FLOATING, MANY, Scenes, Shape, all_writing, pictures, planes, synthetic
 from .tensors import Array
@@ -97,7 +97,8 @@ def with_room(model: ModelProto, probe: Probe, side: int) -> Probe:
     """The probe as if its only input had so many rows and columns, if the model leaves both open, it had fewer, and the
     model runs so."""
     ((name, like),) = probe.inputs.items()
-    axes = next([i for i in free_axes(v) if i > 0] for v in model.graph.input if v.name == name)
+    free = next(free_axes(v) for v in model.graph.input if v.name == name)
+    axes = [i for i in free if like.shape[i] >= SMALLEST]
     if len(axes) < 2 or max(like.shape[i] for i in axes) >= side:
         return probe
     shape = [side if i in axes else n for i, n in enumerate(like.shape)]

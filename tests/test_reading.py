@@ -209,6 +209,9 @@ def test_turned_pages() -> None:
 def test_open_sizes_have_room_for_lines() -> None:
     model = finder()
     assert with_room(model, probe(model, CPU), SIDE).inputs["x"].shape[1:] == (3, SIDE, SIDE)
+    free = finder()
+    free.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "C"
+    assert with_room(free, probe(free, CPU, {"x": (1, 3, 224, 224)}), SIDE).inputs["x"].shape == (1, 3, SIDE, SIDE)
     for known in (finder("128", "160"), finder("128", "W")):
         found = probe(known, CPU)
         assert with_room(known, found, SIDE) is found
