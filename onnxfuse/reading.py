@@ -23,7 +23,7 @@ from .probe import Probe
 from .samples import FLOATING, MANY, Scenes, Shape, all_writing, pictures, planes, synthetic
 from .tensors import Array
 from .upto import up_to
-from .writing import counted_line
+from .writing import counted_line, turned_line
 
 log = logging.getLogger("onnxfuse")
 QUIET = 0.1
@@ -190,24 +190,31 @@ def _alike(a: Array, b: Array) -> float:
 
 
 # --- which way up ---------------------------------------------------------------------------------------------------
-def _classes(model: ModelProto, probe: Probe) -> list[str]:
-    """As many as there are quarter turns, of square images."""
+def _quarters(model: ModelProto, probe: Probe) -> list[str]:
+    """Classes, as many as there are quarter turns, of square images."""
     shape = _of_a_page(model, probe)
     square = shape is not None and shape[1] == shape[2]
     return [n for n in _of_rank(probe, 2) if square and probe.outputs[n].shape[1] == TURNS]
 
 
+def _halves(model: ModelProto, probe: Probe) -> list[str]:
+    """Two classes of lines."""
+    two = [n for n in _of_rank(probe, 2) if probe.outputs[n].shape[1] == 2]
+    return two if two and all_writing(model, probe) else []
+
+
 def _upright(made: Sequence[Array], sizes: Sequence[int], turns: Sequence[int], noise: Array) -> float:
-    """Share of pages that have the class which most of their turn have; 0 if turns share a class."""
-    classes = np.concatenate(made).argmax(axis=1)
-    table = np.zeros((TURNS, TURNS))
-    np.add.at(table, (np.array(turns), classes), 1)
-    return float(table.max(axis=1).sum() / table.sum()) if len(set(table.argmax(axis=1))) == TURNS else 0.0
+    """Share of images that have the class which most of their turn have; 0 if turns share a class."""
+    scores = np.concatenate(made)
+    table = np.zeros((scores.shape[1], scores.shape[1]))
+    np.add.at(table, (np.array(turns), scores.argmax(axis=1)), 1)
+    return float(table.max(axis=1).sum() / table.sum()) if len(set(table.argmax(axis=1))) == len(table) else 0.0
 
 
 QUESTIONS = (
     Question(counted_line, _steps, _counted, enough=0.7, count=32, lines=True),
     Question(marked_page, _maps, _placed, enough=0.5, count=8, most=96, side=SIDE),
-    Question(turned_page, _classes, _upright, enough=0.75, count=32),
+    Question(turned_page, _quarters, _upright, enough=0.75, count=32),
+    Question(turned_line, _halves, _upright, enough=0.75, count=64, lines=True),
 )
 """What networks are asked, until they answer."""

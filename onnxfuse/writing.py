@@ -7,7 +7,7 @@ ground of another. They are drawn with strokes of our own, in faces of all kinds
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ COLOURS, HIGHEST, LONG = (1, 3), 64, 3
 TURNED, SHORT, DENSE, NUMBERS, MARKED, SERIFS, SLANTED = 0.3, 0.2, 0.25, 0.15, 0.1, 0.4, 0.3
 """Shares: of lines upside down, lines that end early, with nothing behind, lines of dense signs; of words that are
 numbers, that end with a mark; of faces with serifs, and slanted ones."""
+SQUEEZED = (0.25, 1.25)
+"""How wide a unit of a line that may be squeezed is for its height: an image holds four times its height of a line, and
+most are longer."""
 MARKS, FIGURES = ".,:-/()", "0123456789"
 BASE, ENDS = 6, (0, 2, 6)
 """Where letters stand, and where serifs are: on top of capitals and of small letters, and where letters stand."""
@@ -67,12 +70,27 @@ def line(shape: tuple[int, int, int], rng: np.random.Generator) -> Array:
 
 def counted_line(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, int]:
     """The same, and how many signs it has, none if it is upside down."""
+    image, signs, turned = _line(shape, face_for(shape[1], rng), TURNED, rng)
+    return image, 0 if turned else signs
+
+
+def turned_line(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, int]:
+    """One whose letters may be narrow, as long lines are squeezed to the size of an image; and 1 if it is upside down,
+    as half of them are, else 0."""
+    face = face_for(shape[1], rng)
+    face = replace(face, unit=(face.unit[1] * float(np.exp(rng.uniform(*np.log(SQUEEZED)))), face.unit[1]))
+    image, _, turned = _line(shape, face, 0.5, rng)
+    return image, int(turned)
+
+
+def _line(shape: tuple[int, int, int], face: Face, share: float, rng: np.random.Generator) -> tuple[Array, int, bool]:
+    """(C, H, W) one line, how many signs it has, and whether it is upside down, as a share of them is."""
     channels, rows, columns = shape
-    face, end = face_for(rows, rng), int(columns * (rng.uniform(0.4, 0.95) if rng.random() < SHORT else 1))
+    end = int(columns * (rng.uniform(0.4, 0.95) if rng.random() < SHORT else 1))
     ink, signs = inked((rows, end), face, rng)
-    image, turned = _printed(ink, channels, rng), rng.random() < TURNED
+    image, turned = _printed(ink, channels, rng), bool(rng.random() < share)
     image = image[:, ::-1, ::-1] if turned else image
-    return np.pad(np.clip(image, -1, 1), ((0, 0), (0, 0), (0, columns - end))), 0 if turned else signs
+    return np.pad(np.clip(image, -1, 1), ((0, 0), (0, 0), (0, columns - end))), signs, turned
 
 
 def inked(size: tuple[int, int], face: Face, rng: np.random.Generator) -> tuple[Array, int]:

@@ -18,12 +18,12 @@ from onnxfuse.pages import SIDE, has_room, marked_page, page, turned_page
 from onnxfuse.probe import Probe, probe
 from onnxfuse.reading import QUESTIONS, Question, what_it_reads, with_room
 from onnxfuse.tensors import Array
-from onnxfuse.writing import counted_line, line
+from onnxfuse.writing import counted_line, line, turned_line
 
 from .graphs import from_text, weights
 
 CPU = ["CPUExecutionProvider"]
-LINES, PAGES, TURNED = QUESTIONS
+LINES, PAGES, TURNED, HALVES = QUESTIONS
 FINDER = """(float[N,3,ROWS,COLUMNS] x) => (float[N,1,A,B] y)
     <float[12,3,7,7] w1, float[12] b1, float[1,12,1,1] w2, float[1] b2, float none = {0.0}, float some = {0.2}> {
     c = Conv<pads=[3,3,3,3]>(x, w1, b1)
@@ -161,13 +161,13 @@ def test_a_network_that_tells_signs_reads(steps_first: bool, monkeypatch: pytest
     model = reader(steps_first)
     assert not asked(model, lines_in(model))  # letters that touch are one to it
     shown = replace(LINES, draw=bars)
-    monkeypatch.setattr(reading, "QUESTIONS", (shown, PAGES, TURNED))
+    monkeypatch.setattr(reading, "QUESTIONS", (shown, PAGES, TURNED, HALVES))
     assert asked(model, lines_in(model)) is shown
 
 
 @pytest.mark.parametrize("model", [reader(low=DARKEST.replace("Min", "Max")), reader(edge="99.0")])
 def test_one_that_tells_nothing_does_not(model: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "QUESTIONS", (replace(LINES, draw=bars), PAGES, TURNED))
+    monkeypatch.setattr(reading, "QUESTIONS", (replace(LINES, draw=bars), PAGES, TURNED, HALVES))
     assert not asked(model, lines_in(model))
 
 
@@ -193,8 +193,38 @@ def test_a_network_that_tells_which_way_up_a_page_is(names: str, tells: bool, mo
     model = from_text(SIDES.replace("NAMES", names))
     assert not asked(model)
     shown = replace(TURNED, draw=corner)
-    monkeypatch.setattr(reading, "QUESTIONS", (LINES, PAGES, shown))
+    monkeypatch.setattr(reading, "QUESTIONS", (LINES, PAGES, shown, HALVES))
     assert (asked(model) is shown) == tells
+
+
+def half(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Array, int]:
+    turned, image = int(rng.integers(2)), rng.standard_normal(shape) * 0.1
+    image[:, : shape[1] // 3] += 2
+    return image[:, ::-1] if turned else image, turned
+
+
+@pytest.mark.parametrize(("names", "tells"), [("top, bottom", True), ("top, top", False), ("left, right", False)])
+def test_a_network_that_tells_which_way_up_a_line_is(names: str, tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SIDES.replace("NAMES", names).replace("120,120", "48,192").replace("float[N,4]", "float[N,2]")
+    model = from_text(text.replace("{40}", "{16}").replace("{80}", "{32}").replace("{120}", "{48}"))
+    assert not asked(model)
+    shown = replace(HALVES, draw=half)
+    monkeypatch.setattr(reading, "QUESTIONS", (LINES, PAGES, TURNED, shown))
+    assert (asked(model) is shown) == tells
+
+
+def test_turned_lines() -> None:
+    """Half of them; letters are narrower than others."""
+    rng, again = np.random.default_rng(0), np.random.default_rng(0)
+    made = [turned_line((3, 48, 192), rng) for _ in range(60)]
+    assert 0.3 < np.mean([turned for _, turned in made]) < 0.7
+    assert all(np.array_equal(image, turned_line((3, 48, 192), again)[0]) for image, _ in made)
+    edges = [np.mean([_edges(draw((3, 48, 192), rng)).mean() for _ in range(60)]) for draw in (line, narrow)]
+    assert edges[1] > 1.1 * edges[0]
+
+
+def narrow(shape: tuple[int, int, int], rng: np.random.Generator) -> Array:
+    return turned_line(shape, rng)[0]
 
 
 def test_turned_pages() -> None:
