@@ -20,7 +20,7 @@ from .feeds import free_axes
 from .heldout import samples_in
 from .pages import SIDE, SMALLEST, TURNS, has_room, marked_page, turned_page
 from .probe import Probe
-from .samples import FLOATING, MANY, Scenes, Shape, all_writing, pictures, planes, synthetic
+from .samples import FLOATING, MANY, Scenes, Shape, all_writing, pictures, planes, synthetic, written
 from .tensors import Array
 from .upto import up_to
 from .writing import counted_line, turned_line
@@ -114,7 +114,7 @@ def with_room(model: ModelProto, probe: Probe, side: int) -> Probe:
 def _of_rank(probe: Probe, rank: int) -> list[str]:
     """Outputs of real numbers."""
     real = {n: a for n, a in probe.outputs.items() if isinstance(a, np.ndarray) and a.dtype in FLOATING}
-    return [n for n, a in real.items() if a.ndim == rank]
+    return [n for n, a in real.items() if a.ndim == rank and a.size]
 
 
 def _of_a_page(model: ModelProto, probe: Probe) -> Shape | None:
@@ -123,15 +123,20 @@ def _of_a_page(model: ModelProto, probe: Probe) -> Shape | None:
     return shapes[0] if len(probe.inputs) == 1 and shapes and has_room(shapes[0]) else None
 
 
+def _is_a_line(model: ModelProto, probe: Probe) -> bool:
+    """Whether all that is drawn for it is one line of writing."""
+    return all_writing(model, probe) and len(written(model, probe)) == 1
+
+
 # --- how many signs -------------------------------------------------------------------------------------------------
 def _steps(model: ModelProto, probe: Probe) -> list[str]:
-    return _of_rank(probe, 3) if all_writing(model, probe) else []
+    return _of_rank(probe, 3) if _is_a_line(model, probe) else []
 
 
 def _counted(made: Sequence[Array], sizes: Sequence[int], signs: Sequence[int], noise: Array) -> float:
     """Correlation, over upright lines, of how many signs are told with how many were written."""
-    told, written = np.concatenate(list(map(_emitted, made, sizes))), np.array(signs)
-    return _alike(told[written > 0], written[written > 0]) if len(told) == len(written) else 0.0
+    told, drawn = np.concatenate(list(map(_emitted, made, sizes))), np.array(signs)
+    return _alike(told[drawn > 0], drawn[drawn > 0]) if len(told) == len(drawn) else 0.0
 
 
 def _emitted(scores: Array, samples: int) -> Array:
@@ -159,6 +164,8 @@ def _placed(made: Sequence[Array], sizes: Sequence[int], where: Sequence[Array],
     says nothing of random input, of which edges, and what stands out, are full."""
     channels = zip(*(_planes(batch, where[0].shape) for batch in made), strict=True)
     found = [np.concatenate(channel) for channel in channels]
+    if len(found[0]) != len(where):
+        return 0.0
     silent = (np.abs(own).mean() for own in _planes(noise, where[0].shape))
     told = [_found(maps, where) for maps, own in zip(found, silent, strict=True) if own < QUIET * np.abs(maps).mean()]
     return max(told, default=0.0)
@@ -200,12 +207,14 @@ def _quarters(model: ModelProto, probe: Probe) -> list[str]:
 def _halves(model: ModelProto, probe: Probe) -> list[str]:
     """Two classes of lines."""
     two = [n for n in _of_rank(probe, 2) if probe.outputs[n].shape[1] == 2]
-    return two if two and all_writing(model, probe) else []
+    return two if _is_a_line(model, probe) else []
 
 
 def _upright(made: Sequence[Array], sizes: Sequence[int], turns: Sequence[int], noise: Array) -> float:
     """Share of images that have the class which most of their turn have; 0 if turns share a class."""
     scores = np.concatenate(made)
+    if len(scores) != len(turns):
+        return 0.0
     table = np.zeros((scores.shape[1], scores.shape[1]))
     np.add.at(table, (np.array(turns), scores.argmax(axis=1)), 1)
     return float(table.max(axis=1).sum() / table.sum()) if len(set(table.argmax(axis=1))) == len(table) else 0.0

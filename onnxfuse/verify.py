@@ -72,8 +72,7 @@ def verify(
     """
     check_defined(reference)
     opened = _stand_in(model) if reference.stand_in else model
-    running: Callable[[], Runs] = partial(run_both, opened, reference, providers)
-    runs = _checked(model, original, running)
+    runs = _checked(model, original, partial(run_both, opened, reference, providers))
     _same_interface(runs.original, runs.plain)
     agreement = WARY if wary else AGREEMENT
     if reference.noted and not runs.agreement <= agreement:

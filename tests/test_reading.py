@@ -213,6 +213,32 @@ def test_a_network_that_tells_which_way_up_a_line_is(names: str, tells: bool, mo
     assert (asked(model) is shown) == tells
 
 
+MEANS = """(float[N,3,48,192] x OTHER) => (SHAPE y) <int64[1] one = {1}> {
+    a = ReduceMean<axes=[1,2,3], keepdims=0>(x)
+    b = ReduceMean<axes=[1,2,3], keepdims=0>(LAST)
+    c = Unsqueeze(a, one)
+    d = Unsqueeze(b, one)
+    e = Concat<axis=1>(c, d)
+    y = LIKE(e)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("other", "last", "like", "shape"),
+    [(", float[N,3,48,192] z", "z", "Identity", "float[N,2]"), ("", "x", "ReduceMean<axes=[0]>", "float[1,2]")],
+)
+def test_two_lines_at_once_and_what_is_of_all_samples_are_not_asked_for(
+    other: str, last: str, like: str, shape: str
+) -> None:
+    text = MEANS.replace("OTHER", other).replace("LAST", last).replace("LIKE", like).replace("SHAPE", shape)
+    assert not asked(from_text(text))
+
+
+def test_a_map_of_all_samples_is_none_of_each() -> None:
+    text = "(float[N,3,128,128] x) => (float[1,3,128,128] y) { y = ReduceMean<axes=[0]>(x) }"
+    assert not asked(from_text(text))
+
+
 def test_turned_lines() -> None:
     """Half of them; letters are narrower than others."""
     rng, again = np.random.default_rng(0), np.random.default_rng(0)
