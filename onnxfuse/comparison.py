@@ -63,8 +63,7 @@ class Comparison:
 def difference(name: str, a: Array, b: Array) -> OutputError:
     """How `b` differs from `a`."""
     if a.shape != b.shape:
-        cosine = difference(name, *filled_up(a, b)).cosine if a.ndim == b.ndim else float("nan")
-        return OutputError(name, cosine, float("inf"), float("inf"))
+        return OutputError(name, shared_cosine(a, b), float("inf"), float("inf"))
     x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     x, y = cleared(x, y)
     if np.array_equal(x, y):
@@ -76,10 +75,17 @@ def difference(name: str, a: Array, b: Array) -> OutputError:
     return OutputError(name, cosine, float(np.abs(x - y).max()), gap / nx if nx else float("inf"))
 
 
-def filled_up(*arrays: Array) -> list[Array]:
-    """Arrays of as many axes with zeros behind what they have, up to one size: what a decoder makes may end later."""
-    size = np.max([a.shape for a in arrays], axis=0)
-    return [np.pad(a, [(0, most - n) for most, n in zip(size, a.shape, strict=True)]) for a in arrays]
+def shared_cosine(a: Array, b: Array) -> float:
+    """Similarity of arrays of other sizes, as of a decoder that ends later: what one has not counts as zero.
+
+    NaN if they have other numbers of axes, or are not finite.
+    """
+    if a.ndim != b.ndim:
+        return float("nan")
+    both = tuple(slice(min(n, m)) for n, m in zip(a.shape, b.shape, strict=True))
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    size = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(np.sum(x[both] * y[both])) / (size or 1.0) if np.isfinite(size) else float("nan")
 
 
 def cleared(x: Vector, y: Vector) -> tuple[Vector, Vector]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from .calibdata import Batches, Samples
-from .comparison import OutputError, Vector, cleared, filled_up, of_numbers
+from .comparison import OutputError, Vector, cleared, of_numbers, shared_cosine
 from .errors import ModelError, OnnxFuseError, Unsound, one_line
 from .heldout import a_few, samples_in
 from .joined import taken_apart
@@ -145,8 +145,7 @@ def _error(name: str, sums: Sequence[_Sums]) -> OutputError:
 
 def _sums(a: Array, b: Array, n: int) -> _Sums:
     if a.shape != b.shape:
-        cosines = _cosines(*(_rows(v, n) for v in filled_up(a, b))) if a.ndim == b.ndim else np.full(n, np.nan)
-        return _Sums(cosines, None, float("inf"), float("inf"), 1.0, b"")
+        return _Sums(np.full(n, shared_cosine(a, b)), None, float("inf"), float("inf"), 1.0, b"")
     x, y = _rows(a, n), _rows(b, n)
     x, y = cleared(x, y)
     gap = np.abs(x - y) if np.isfinite(x).all() and np.isfinite(y).all() else np.full_like(x, np.inf)

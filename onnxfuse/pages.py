@@ -10,14 +10,12 @@ import numpy as np
 
 from .leaves import leaves
 from .tensors import Array
-from .writing import face_for, inked
+from .writing import COLOURS, face_for, inked
 
 SMALLEST = 96
 """Rows and columns of an image that has room for a page, at least."""
 SIDE = 320
 """Rows and columns of a page, where a model leaves them open: what is fitted to smaller ones is fitted to borders."""
-COLOURS = (1, 3)
-"""Channels of one."""
 HEIGHTS, LONG, APART = (10, 48), (2, 25), (1.0, 2.5)
 """Of a line: rows, at least and at most, columns and the distance to the next one for each of these."""
 LINES = (2, 25)

@@ -194,7 +194,11 @@ def test_outputs_of_other_sizes_are_alike_as_far_as_both_go() -> None:
     assert longer.cosine == pytest.approx(np.sqrt(0.5))
     assert (longer.max_abs, longer.relative) == (np.inf, np.inf)
     assert difference("y", np.ones((1, 2)), np.pad(np.ones((1, 2)), 1)).relative == np.inf
+    assert difference("y", np.ones((1 << 18, 1)), np.ones((1, 1 << 18))).cosine == pytest.approx(
+        2.0**-18
+    )  # not filled up
     assert np.isnan(difference("y", np.ones(2), np.ones((1, 2))).cosine)
+    assert np.isnan(difference("y", np.array([1.0, np.inf]), np.ones(3)).cosine)
 
 
 SCORE = """(float[N,64] x) => (float[N,1] y) <float[32,64] w1, float[32] b1, float[1,32] w2, float[1] b2> {
